@@ -1,0 +1,2 @@
+//! The `mp-cli` binary.
+fn main() {}

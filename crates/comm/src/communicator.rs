@@ -1,0 +1,120 @@
+//! The seam: what every process group can do, whatever carries the bytes.
+
+use std::fmt;
+use std::sync::Arc;
+
+use crate::{Buffer, BufferMut, OwnedBuffer, Result};
+
+/// A process's index in a group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Rank(pub usize);
+
+/// Tells apart the messages between one pair of ranks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Tag(pub u16);
+
+/// How elements of several ranks become one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ReduceOp {
+    /// Sum.
+    Sum,
+    /// Largest.
+    Max,
+    /// Smallest.
+    Min,
+    /// Sum divided by the group's size; floating-point kinds only.
+    Avg,
+}
+
+/// A group of ranks that communicate together.
+///
+/// Calls on one group must be made in the same order by all its ranks; non-blocking collectives count where they are
+/// started.
+pub trait Communicator: Send + Sync + fmt::Debug {
+    /// Returns the group's name, `"tp"` for instance.
+    fn name(&self) -> &str;
+    /// Returns this process's index in the group.
+    fn rank(&self) -> Rank;
+    /// Returns the group's length.
+    fn size(&self) -> usize;
+    /// Returns this process's index among those of the group on the same node.
+    fn local_rank(&self) -> Rank;
+    /// Returns how many processes of the group share this node.
+    fn local_size(&self) -> usize;
+
+    /// Reduces elementwise in place; every rank ends with the result.
+    fn all_reduce(&self, buffer: BufferMut<'_>, op: ReduceOp) -> Result<()>;
+    /// Reduces `size · n` elements elementwise; rank `i` receives the `i`-th run of `n`.
+    fn reduce_scatter(&self, send: Buffer<'_>, receive: BufferMut<'_>, op: ReduceOp) -> Result<()>;
+    /// Joins every rank's `n` elements, in rank order, on every rank.
+    fn all_gather(&self, send: Buffer<'_>, receive: BufferMut<'_>) -> Result<()>;
+    /// Sends the `i`-th of `size` equal runs to rank `i`.
+    fn all_to_all(&self, send: Buffer<'_>, receive: BufferMut<'_>) -> Result<()>;
+    /// Sends `send_counts[i]` elements to rank `i` and receives `receive_counts[i]` from it, runs packed in rank order.
+    fn all_to_all_v(
+        &self,
+        send: Buffer<'_>,
+        send_counts: &[usize],
+        receive: BufferMut<'_>,
+        receive_counts: &[usize],
+    ) -> Result<()>;
+    /// Copies the root's elements to every rank.
+    fn broadcast(&self, buffer: BufferMut<'_>, root: Rank) -> Result<()>;
+    /// Sends to one rank; may return before the peer has received.
+    fn send(&self, buffer: Buffer<'_>, to: Rank, tag: Tag) -> Result<()>;
+    /// Receives from one rank exactly `buffer.len()` elements.
+    fn receive(&self, buffer: BufferMut<'_>, from: Rank, tag: Tag) -> Result<()>;
+    /// Returns once every rank has called it.
+    fn barrier(&self) -> Result<()>;
+
+    /// Starts an [`all_reduce`](Self::all_reduce); the request gives the buffer back.
+    fn start_all_reduce(&self, buffer: OwnedBuffer, op: ReduceOp) -> Result<Request>;
+    /// Starts a [`reduce_scatter`](Self::reduce_scatter); the request gives `receive` back.
+    fn start_reduce_scatter(&self, send: OwnedBuffer, receive: OwnedBuffer, op: ReduceOp) -> Result<Request>;
+    /// Starts an [`all_gather`](Self::all_gather); the request gives `receive` back.
+    fn start_all_gather(&self, send: OwnedBuffer, receive: OwnedBuffer) -> Result<Request>;
+    /// Starts a [`send`](Self::send); the request gives the buffer back.
+    fn start_send(&self, buffer: OwnedBuffer, to: Rank, tag: Tag) -> Result<Request>;
+    /// Starts a [`receive`](Self::receive); the request gives the buffer back.
+    fn start_receive(&self, buffer: OwnedBuffer, from: Rank, tag: Tag) -> Result<Request>;
+
+    /// Cuts the group: ranks with the same color form a new one, ordered by `key` then old rank.
+    ///
+    /// Collective over the group. `None` joins no new group and gets `None`.
+    fn split(&self, color: Option<u32>, key: u32, name: &str) -> Result<Option<Arc<dyn Communicator>>>;
+}
+
+/// What a backend keeps of an operation under way. It owns the buffers.
+pub trait Pending: Send {
+    /// Moves the operation forward without blocking; says whether it is complete.
+    fn poll(&mut self) -> Result<bool>;
+    /// Blocks until complete and gives the buffer back.
+    fn finish(self: Box<Self>) -> Result<OwnedBuffer>;
+}
+
+/// An operation under way, with its buffers.
+#[must_use = "an operation completes when its request is waited for"]
+pub struct Request(Box<dyn Pending>);
+
+impl fmt::Debug for Request {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Request")
+    }
+}
+
+impl Request {
+    /// Wraps a backend's own state.
+    pub fn new(pending: impl Pending + 'static) -> Self {
+        Self(Box::new(pending))
+    }
+
+    /// Says whether the operation is complete, and moves it forward.
+    pub fn is_complete(&mut self) -> Result<bool> {
+        self.0.poll()
+    }
+
+    /// Waits for completion and gives the buffer back.
+    pub fn wait(self) -> Result<OwnedBuffer> {
+        self.0.finish()
+    }
+}

@@ -1,0 +1,152 @@
+//! The `[model]` and `[parallel]` sections of a configuration, as typed by the user.
+//!
+//! Zero and "auto" mean "choose for me". What they resolve to is decided in [`crate::architecture`] and
+//! [`crate::mesh`]; nothing here checks one value against another.
+
+use serde::{Deserialize, Serialize};
+
+/// The model families that can be built.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum ArchitectureName {
+    /// RMSNorm, rotary positions, SwiGLU, grouped-query attention.
+    Llama,
+    /// LayerNorm, learned positions, GELU, biases.
+    Gpt2,
+}
+
+/// A rotary-position scaling rule.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "lowercase", deny_unknown_fields)]
+#[non_exhaustive]
+pub enum RopeScaling {
+    /// Every angle divided by `factor`.
+    Linear {
+        /// The divisor of positions.
+        factor: f64,
+    },
+}
+
+/// `[model]`: a model's shape.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ModelConfig {
+    /// The family.
+    pub architecture: ArchitectureName,
+    /// Width `d`.
+    pub hidden: usize,
+    /// Number of transformer layers.
+    pub layers: usize,
+    /// Number of query heads.
+    pub heads: usize,
+    /// Number of key/value heads; 0: as many as `heads`.
+    pub kv_heads: usize,
+    /// Hidden width of the MLP; 0: `4·hidden` (gpt2), or two thirds of that rounded up to a multiple of 32 (llama).
+    pub ffn: usize,
+    /// Vocabulary size; 0: the tokenizer's.
+    pub vocab: usize,
+    /// Longest sequence; 0: `train.seq`.
+    pub max_seq: usize,
+    /// Whether the head is the embedding's matrix; unset: true for gpt2, false for llama.
+    pub tie_embeddings: Option<bool>,
+    /// Dropout probability.
+    pub dropout: f64,
+    /// Width of one head; 0: `hidden / heads`.
+    pub head_dim: usize,
+    /// Whether linear layers (and LayerNorm) carry a bias; unset: true for gpt2, false for llama.
+    pub bias: Option<bool>,
+    /// Base of the rotary angles.
+    pub rope_theta: f64,
+    /// Scaling of the rotary angles.
+    pub rope_scaling: Option<RopeScaling>,
+    /// Epsilon of the norms; unset: 1e-5.
+    pub norm_eps: f64,
+    /// A run folder (or model folder) that architecture, weights and tokenizer come from.
+    pub from: Option<String>,
+}
+
+impl Default for ModelConfig {
+    fn default() -> Self {
+        Self {
+            architecture: ArchitectureName::Llama,
+            hidden: 128,
+            layers: 4,
+            heads: 4,
+            kv_heads: 0,
+            ffn: 0,
+            vocab: 0,
+            max_seq: 0,
+            tie_embeddings: None,
+            dropout: 0.0,
+            head_dim: 0,
+            bias: None,
+            rope_theta: 10_000.0,
+            rope_scaling: None,
+            norm_eps: 1e-5,
+            from: None,
+        }
+    }
+}
+
+/// A value, or "auto".
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Switch<T> {
+    /// Chosen by the user.
+    Set(T),
+    /// Chosen by the planner.
+    #[default]
+    #[serde(with = "auto")]
+    Auto,
+}
+
+mod auto {
+    //! The word "auto".
+    use serde::{de::Error, Deserialize, Deserializer, Serializer};
+
+    pub fn serialize<S: Serializer>(serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str("auto")
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<(), D::Error> {
+        match String::deserialize(deserializer)?.as_str() {
+            "auto" => Ok(()),
+            other => Err(D::Error::custom(format!("`{other}` is neither a value nor \"auto\""))),
+        }
+    }
+}
+
+impl<T> Switch<T> {
+    /// Returns the user's choice, or `default`.
+    pub fn unwrap_or(self, default: T) -> T {
+        match self {
+            Switch::Set(value) => value,
+            Switch::Auto => default,
+        }
+    }
+}
+
+/// `[parallel]`: how model and batch are cut.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ParallelConfig {
+    /// Tensor-parallel degree; 0: 2 on an even world size, else 1.
+    pub tp: usize,
+    /// Pipeline degree; 0: 1.
+    pub pp: usize,
+    /// Data-parallel degree; 0: the ranks that the other degrees leave.
+    pub dp: usize,
+    /// Context-parallel degree; 0: 1.
+    pub cp: usize,
+    /// Whether activations between the tensor-parallel regions are cut along the sequence; auto: with `tp` > 1 where it divides.
+    pub sequence_parallel: Switch<bool>,
+    /// Sequences in a micro-batch; 0: the global batch divided by `dp`.
+    pub micro_batch: usize,
+}
+
+impl Default for ParallelConfig {
+    fn default() -> Self {
+        Self { tp: 0, pp: 0, dp: 0, cp: 0, sequence_parallel: Switch::Auto, micro_batch: 0 }
+    }
+}

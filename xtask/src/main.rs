@@ -1,0 +1,2 @@
+//! Set-up, tests, benches.
+fn main() {}

@@ -1,0 +1,274 @@
+// What tch does not give: custom autograd functions called back in Rust, backward with given gradients,
+// gradient-ready hooks, fused AdamW, generator state, streams, events and memory statistics.
+//
+// Rules. No exception leaves an `extern "C"` function: each returns null, or a message that the caller frees with
+// `mp_free`. Tensors cross as pointers to heap-allocated `at::Tensor`; a null pointer is an undefined tensor. Only
+// libtorch's device-generic interface is used, so that one binary serves machines with and without CUDA.
+
+#include <ATen/ATen.h>
+#include <ATen/Context.h>
+#include <ATen/DeviceAccelerator.h>
+#include <ATen/ops/_fused_adamw.h>
+#include <c10/core/Event.h>
+#include <c10/core/Stream.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
+#include <torch/csrc/autograd/autograd.h>
+#include <torch/csrc/autograd/function.h>
+#include <torch/csrc/autograd/function_hook.h>
+#include <torch/csrc/autograd/functions/utils.h>
+#include <torch/csrc/autograd/variable.h>
+
+#include <malloc.h>
+
+#include <atomic>
+#include <cstring>
+#include <exception>
+#include <memory>
+#include <string>
+#include <vector>
+
+extern "C" {
+// Implemented in Rust. Each takes ownership of what its arguments say, and never unwinds.
+char *mp_rust_backward(void *context, at::Tensor **gradients, size_t count, at::Tensor **results, size_t inputs);
+char *mp_rust_ready(void *context);
+void mp_rust_drop_backward(void *context);
+void mp_rust_drop_ready(void *context);
+}
+
+namespace {
+
+char *copy_message(const char *message) {
+  char *copy = static_cast<char *>(std::malloc(std::strlen(message) + 1));
+  if (copy) std::strcpy(copy, message);
+  return copy;
+}
+
+// Runs `body`; an exception becomes its message.
+template <typename Body> char *guarded(Body body) {
+  try {
+    body();
+    return nullptr;
+  } catch (const c10::Error &error) {
+    return copy_message(error.what_without_backtrace());
+  } catch (const std::exception &error) {
+    return copy_message(error.what());
+  } catch (...) {
+    return copy_message("an exception of unknown type in libtorch");
+  }
+}
+
+void raise(char *message) {
+  if (!message) return;
+  std::string text(message);
+  std::free(message);
+  throw std::runtime_error(text);
+}
+
+at::Tensor take(at::Tensor *pointer) {
+  if (!pointer) return at::Tensor();
+  std::unique_ptr<at::Tensor> owned(pointer);
+  return std::move(*owned);
+}
+
+std::vector<at::Tensor> list(at::Tensor *const *tensors, size_t count) {
+  std::vector<at::Tensor> result;
+  result.reserve(count);
+  for (size_t i = 0; i < count; ++i) result.push_back(tensors[i] ? *tensors[i] : at::Tensor());
+  return result;
+}
+
+// A node of the autograd graph whose backward is a Rust closure, which the node owns.
+struct RustNode : public torch::autograd::Node {
+  std::atomic<void *> context;
+  explicit RustNode(void *context) : context(context) {}
+  ~RustNode() override { drop(); }
+
+  void drop() {
+    if (void *owned = context.exchange(nullptr)) mp_rust_drop_backward(owned);
+  }
+
+  std::string name() const override { return "RustNode"; }
+
+  // The engine calls this when the graph will not be walked again.
+  void release_variables() override { drop(); }
+
+  torch::autograd::variable_list apply(torch::autograd::variable_list &&gradients) override {
+    void *held = context.load();
+    TORCH_CHECK(held, "backward through a custom function a second time: its saved tensors are gone");
+    std::vector<at::Tensor *> arguments(gradients.size(), nullptr);
+    for (size_t i = 0; i < gradients.size(); ++i) {
+      if (gradients[i].defined()) arguments[i] = new at::Tensor(std::move(gradients[i]));
+    }
+    std::vector<at::Tensor *> results(num_outputs(), nullptr);
+    raise(mp_rust_backward(held, arguments.data(), arguments.size(), results.data(), results.size()));
+    torch::autograd::variable_list out;
+    out.reserve(results.size());
+    for (at::Tensor *result : results) out.push_back(take(result));
+    return out;
+  }
+};
+
+struct ReadyHook : public torch::autograd::PostAccumulateGradHook {
+  void *context;
+  explicit ReadyHook(void *context) : context(context) {}
+  ~ReadyHook() override { mp_rust_drop_ready(context); }
+  void operator()(const at::Tensor &) override { raise(mp_rust_ready(context)); }
+};
+
+c10::DeviceType accelerator() {
+  auto device = at::accelerator::getAccelerator(/*checked=*/false);
+  TORCH_CHECK(device.has_value(), "no accelerator: streams, events and memory statistics exist only on one");
+  return *device;
+}
+
+}  // namespace
+
+extern "C" {
+
+void mp_free(char *message) { std::free(message); }
+
+// Makes `outputs` (computed without gradients) results of a function of `inputs` whose backward is `context`.
+// Takes ownership of `context` in every case.
+char *mp_attach(at::Tensor *const *inputs, size_t input_count, at::Tensor *const *outputs, size_t output_count,
+                void *context) {
+  std::shared_ptr<RustNode> node(new RustNode(context), torch::autograd::deleteNode);
+  return guarded([&] {
+    auto sources = list(inputs, input_count);
+    if (!at::GradMode::is_enabled() || !torch::autograd::any_variable_requires_grad(sources)) return;
+    node->set_next_edges(torch::autograd::collect_next_edges(sources));
+    for (size_t i = 0; i < output_count; ++i) torch::autograd::set_history(*outputs[i], node);
+  });
+}
+
+// `gradients[i]` may be null for a scalar output.
+char *mp_backward(at::Tensor *const *outputs, at::Tensor *const *gradients, size_t count, bool retain) {
+  return guarded([&] { torch::autograd::backward(list(outputs, count), list(gradients, count), retain); });
+}
+
+char *mp_on_gradient_ready(at::Tensor *leaf, void *context) {
+  auto hook = std::make_unique<ReadyHook>(context);
+  return guarded([&] {
+    TORCH_CHECK(leaf->is_leaf() && leaf->requires_grad(), "a gradient-ready hook needs a leaf that requires a gradient");
+    // Makes the accumulator now, so that the hook has a node to sit on.
+    torch::autograd::impl::grad_accumulator(*leaf);
+    torch::autograd::impl::set_post_acc_grad_hooks(*leaf, std::move(hook));
+  });
+}
+
+char *mp_fused_adamw(at::Tensor *const *parameters, at::Tensor *const *gradients, at::Tensor *const *first,
+                     at::Tensor *const *second, size_t count, double step, double lr, double beta1, double beta2,
+                     double decay, double epsilon) {
+  return guarded([&] {
+    at::NoGradGuard no_gradients;
+    auto values = list(parameters, count);
+    std::vector<at::Tensor> steps;
+    for (const auto &value : values) steps.push_back(at::full({}, step, value.options().dtype(at::kFloat)));
+    at::_fused_adamw_(values, list(gradients, count), list(first, count), list(second, count), {}, steps, lr, beta1,
+                      beta2, decay, epsilon, /*amsgrad=*/false, /*maximize=*/false);
+  });
+}
+
+char *mp_generator_state(bool on_accelerator, at::Tensor **state) {
+  return guarded([&] {
+    c10::Device device(on_accelerator ? accelerator() : c10::DeviceType::CPU);
+    auto generator = at::globalContext().defaultGenerator(device);
+    std::lock_guard<std::mutex> lock(generator.mutex());
+    *state = new at::Tensor(generator.get_state());
+  });
+}
+
+char *mp_set_generator_state(bool on_accelerator, at::Tensor *state) {
+  return guarded([&] {
+    c10::Device device(on_accelerator ? accelerator() : c10::DeviceType::CPU);
+    auto generator = at::globalContext().defaultGenerator(device);
+    std::lock_guard<std::mutex> lock(generator.mutex());
+    generator.set_state(*state);
+  });
+}
+
+bool mp_has_accelerator() { return at::accelerator::getAccelerator(false).has_value(); }
+
+char *mp_memory(int device, int64_t *current, int64_t *peak, int64_t *reserved) {
+  return guarded([&] {
+    accelerator();
+    auto stats = at::accelerator::getDeviceStats(static_cast<c10::DeviceIndex>(device));
+    *current = stats.allocated_bytes[0].current;
+    *peak = stats.allocated_bytes[0].peak;
+    *reserved = stats.reserved_bytes[0].peak;
+  });
+}
+
+char *mp_reset_peak(int device) {
+  return guarded([&] {
+    accelerator();
+    at::accelerator::resetPeakStats(static_cast<c10::DeviceIndex>(device));
+  });
+}
+
+// Streams travel as libtorch's own three numbers.
+char *mp_stream_from_pool(int device, bool high_priority, int64_t *id) {
+  return guarded([&] {
+    auto type = accelerator();
+    c10::impl::VirtualGuardImpl implementation(type);
+    auto stream = implementation.getStreamFromGlobalPool(
+        c10::Device(type, static_cast<c10::DeviceIndex>(device)), high_priority);
+    *id = stream.id();
+  });
+}
+
+char *mp_current_stream(int device, int64_t *id) {
+  return guarded([&] {
+    accelerator();
+    *id = at::accelerator::getCurrentStream(static_cast<c10::DeviceIndex>(device)).id();
+  });
+}
+
+char *mp_set_current_stream(int device, int64_t id) {
+  return guarded([&] {
+    c10::Device place(accelerator(), static_cast<c10::DeviceIndex>(device));
+    at::accelerator::setCurrentStream(c10::Stream(c10::Stream::UNSAFE, place, id));
+  });
+}
+
+char *mp_synchronize_stream(int device, int64_t id) {
+  return guarded([&] {
+    c10::Device place(accelerator(), static_cast<c10::DeviceIndex>(device));
+    c10::Stream(c10::Stream::UNSAFE, place, id).synchronize();
+  });
+}
+
+char *mp_event_create(void **event) {
+  return guarded([&] { *event = new c10::Event(accelerator()); });
+}
+
+char *mp_event_record(void *event, int device, int64_t id) {
+  return guarded([&] {
+    c10::Device place(accelerator(), static_cast<c10::DeviceIndex>(device));
+    static_cast<c10::Event *>(event)->record(c10::Stream(c10::Stream::UNSAFE, place, id));
+  });
+}
+
+char *mp_event_block(void *event, int device, int64_t id) {
+  return guarded([&] {
+    c10::Device place(accelerator(), static_cast<c10::DeviceIndex>(device));
+    static_cast<c10::Event *>(event)->block(c10::Stream(c10::Stream::UNSAFE, place, id));
+  });
+}
+
+char *mp_event_synchronize(void *event) {
+  return guarded([&] { static_cast<c10::Event *>(event)->synchronize(); });
+}
+
+void mp_event_free(void *event) { delete static_cast<c10::Event *>(event); }
+
+// Memory that libtorch frees within a step is wanted again in the next one: giving it back to the system costs a page
+// fault for each of its pages.
+void mp_keep_freed_memory() {
+#ifdef __GLIBC__
+  mallopt(M_MMAP_THRESHOLD, 1 << 30);
+  mallopt(M_TRIM_THRESHOLD, -1);
+  mallopt(M_TOP_PAD, 64 << 20);
+#endif
+}
+
+}  // extern "C"

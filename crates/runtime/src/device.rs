@@ -1,0 +1,153 @@
+//! Devices, precisions, threads and memory figures.
+
+use std::sync::OnceLock;
+
+use crate::{ffi, Result};
+
+pub use tch::Device;
+
+/// The element kinds of a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Precision {
+    /// Everything in single precision.
+    Fp32,
+    /// Activations and weights in bfloat16; master weights, gradients and optimizer state in single precision.
+    Bf16,
+    /// Everything in double precision: how a wrong layout is told from rounding.
+    Fp64,
+}
+
+impl Precision {
+    /// Returns the kind of weights and activations.
+    pub fn compute(self) -> tch::Kind {
+        match self {
+            Precision::Fp32 => tch::Kind::Float,
+            Precision::Bf16 => tch::Kind::BFloat16,
+            Precision::Fp64 => tch::Kind::Double,
+        }
+    }
+
+    /// Returns the kind of gradients, master weights, optimizer state, losses and statistics.
+    pub fn master(self) -> tch::Kind {
+        match self {
+            Precision::Fp32 | Precision::Bf16 => tch::Kind::Float,
+            Precision::Fp64 => tch::Kind::Double,
+        }
+    }
+}
+
+/// Prepares the process for tensor work: call once, after MPI is initialised and before the first tensor.
+///
+/// Opens libtorch's CUDA library where there is one (a CUDA question asked earlier would disable CUDA for good), gives
+/// each tensor operation `threads` threads, and tells malloc to keep what tensors free.
+pub fn prepare(threads: usize) {
+    cuda_library();
+    set_threads(threads);
+    ffi::keep_freed_memory();
+}
+
+/// Opens `libtorch_cuda.so` once; says what came of it.
+fn cuda_library() -> &'static std::result::Result<(), String> {
+    static OPENED: OnceLock<std::result::Result<(), String>> = OnceLock::new();
+    OPENED.get_or_init(|| ffi::open_library("libtorch_cuda.so").map_err(|error| error.to_string()))
+}
+
+/// Says why libtorch's CUDA library is absent, or `None` where it was opened.
+pub fn cuda_absence() -> Option<&'static str> {
+    cuda_library().as_ref().err().map(String::as_str)
+}
+
+/// Says whether tensors can be put on a CUDA device.
+pub fn cuda_available() -> bool {
+    cuda_library().is_ok() && tch::Cuda::is_available()
+}
+
+/// Returns the number of CUDA devices.
+pub fn cuda_devices() -> usize {
+    if cuda_available() {
+        tch::Cuda::device_count().max(0) as usize
+    } else {
+        0
+    }
+}
+
+/// Gives every tensor operation of this process `threads` threads.
+pub fn set_threads(threads: usize) {
+    tch::set_num_threads(threads.max(1) as i32);
+}
+
+/// Returns how many threads a tensor operation uses.
+pub fn threads() -> usize {
+    tch::get_num_threads().max(1) as usize
+}
+
+/// Returns the libtorch release that this crate was compiled against, `"2.11.0"` for instance.
+pub fn libtorch_version() -> &'static str {
+    env!("MP_LIBTORCH_VERSION")
+}
+
+/// Memory of a device, as its allocator counts it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MemoryStats {
+    /// Bytes allocated now.
+    pub current_bytes: u64,
+    /// Bytes allocated at most since the last [`reset_peak`].
+    pub peak_bytes: u64,
+    /// Bytes taken from the device at most.
+    pub reserved_bytes: u64,
+}
+
+/// Asks an accelerator's allocator.
+///
+/// # Errors
+/// [`Error::Torch`](crate::Error::Torch) where there is no accelerator.
+pub fn memory(index: usize) -> Result<MemoryStats> {
+    let (current, peak, reserved) = ffi::memory(index as i32)?;
+    Ok(MemoryStats { current_bytes: current as u64, peak_bytes: peak as u64, reserved_bytes: reserved as u64 })
+}
+
+/// Starts a new peak.
+///
+/// # Errors
+/// [`Error::Torch`](crate::Error::Torch) where there is no accelerator.
+pub fn reset_peak(index: usize) -> Result<()> {
+    ffi::reset_peak(index as i32)
+}
+
+/// Returns the most memory that this process has held, in bytes: the allocator's peak on a device, the resident set's
+/// on the host, 0 where the system does not say.
+pub fn peak_bytes(device: Device) -> u64 {
+    match device {
+        Device::Cuda(index) => memory(index).map_or(0, |stats| stats.peak_bytes),
+        _ => resident_peak().unwrap_or(0),
+    }
+}
+
+/// Reads the resident set's peak from the kernel.
+fn resident_peak() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib * 1024)
+}
+
+/// Returns the state of libtorch's own generator on the host, or on the accelerator.
+///
+/// # Errors
+/// [`Error::Torch`](crate::Error::Torch) where there is no accelerator.
+pub fn generator_state(on_accelerator: bool) -> Result<crate::Tensor> {
+    ffi::generator_state(on_accelerator)
+}
+
+/// Puts a state of [`generator_state`] back.
+///
+/// # Errors
+/// [`Error::Torch`](crate::Error::Torch) where there is no accelerator, or the state is not one.
+pub fn set_generator_state(on_accelerator: bool, state: &crate::Tensor) -> Result<()> {
+    ffi::set_generator_state(on_accelerator, state)
+}
+
+/// Says whether libtorch sees an accelerator.
+pub fn has_accelerator() -> bool {
+    cuda_library().is_ok() && ffi::has_accelerator()
+}

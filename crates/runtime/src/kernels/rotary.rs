@@ -1,0 +1,74 @@
+//! Rotary positions.
+
+use crate::{autograd, Device, Kind, Result, Tensor};
+
+/// The cosines and sines of every position's angles.
+#[derive(Debug)]
+pub struct Angles {
+    cosines_sk: Tensor,
+    sines_sk: Tensor,
+}
+
+impl Angles {
+    /// Tabulates the angles `p/factor · theta^(−2i/k)` for positions `p < length` and `i < k/2`, computed in double
+    /// precision.
+    ///
+    /// # Errors
+    /// [`Error::Torch`](crate::Error::Torch) where libtorch refuses.
+    ///
+    /// # Source
+    /// Su et al. 2021, arXiv:2104.09864, eq. 15; halves paired as in Llama's published weights. Linear scaling: Chen et
+    /// al. 2023, arXiv:2306.15595.
+    pub fn new(length: usize, width: usize, theta: f64, factor: f64, kind: Kind, device: Device) -> Result<Self> {
+        let half = width / 2;
+        let inverse: Vec<f64> = (0..half).map(|i| theta.powf(-2.0 * i as f64 / width as f64)).collect();
+        let positions: Vec<f64> = (0..length).map(|position| position as f64 / factor).collect();
+        let angles = Tensor::from_slice(&positions).f_outer(&Tensor::from_slice(&inverse))?;
+        Ok(Self {
+            cosines_sk: angles.f_cos()?.f_to_kind(kind)?.f_to_device(device)?,
+            sines_sk: angles.f_sin()?.f_to_kind(kind)?.f_to_device(device)?,
+        })
+    }
+
+    /// Returns how many positions are tabulated.
+    pub fn length(&self) -> usize {
+        self.cosines_sk.size()[0] as usize
+    }
+}
+
+/// Turns the pairs `(x_i, x_{i+k/2})` of each head by the angles of its position: `y₁ = x₁·cos − x₂·sin`,
+/// `y₂ = x₂·cos + x₁·sin`. The gradient is turned back.
+///
+/// # Shapes
+/// - `x_bshk`: `[b, s, h, k]`, positions 0 to `s − 1` of `angles`
+/// - returns the same shape, contiguous
+///
+/// # Errors
+/// [`Error::Torch`](crate::Error::Torch) where the shapes do not fit.
+pub fn rotate(x_bshk: &Tensor, angles: &Angles) -> Result<Tensor> {
+    let length = x_bshk.size()[1];
+    // [s, 1, k/2]: the same for every head.
+    let cosines = angles.cosines_sk.f_narrow(0, 0, length)?.f_unsqueeze(1)?;
+    let sines = angles.sines_sk.f_narrow(0, 0, length)?.f_unsqueeze(1)?;
+    let turned = {
+        let _off = autograd::no_grad();
+        turn(x_bshk, &cosines, &sines, 1.0)?
+    };
+    autograd::attach(&[x_bshk], &[turned.shallow_clone()], move |gradients| {
+        let Some(gradient) = &gradients[0] else { return Ok(vec![None]) };
+        Ok(vec![Some(turn(gradient, &cosines, &sines, -1.0)?)])
+    })?;
+    Ok(turned)
+}
+
+/// Turns by the angles times `sign`.
+fn turn(x: &Tensor, cosines: &Tensor, sines: &Tensor, sign: f64) -> Result<Tensor> {
+    let half = x.size()[3] / 2;
+    let (x1, x2) = (x.f_narrow(3, 0, half)?, x.f_narrow(3, half, half)?);
+    let y = Tensor::f_empty(x.size(), (x.kind(), x.device()))?;
+    let y1 = y.f_narrow(3, 0, half)?;
+    let y2 = y.f_narrow(3, half, half)?;
+    let _ = x1.f_mul_out(&y1, cosines)?.f_addcmul_(&x2, &sines.f_mul_scalar(-sign)?)?;
+    let _ = x2.f_mul_out(&y2, cosines)?.f_addcmul_(&x1, &sines.f_mul_scalar(sign)?)?;
+    Ok(y)
+}

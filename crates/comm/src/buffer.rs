@@ -3,6 +3,8 @@
 //! Blocking calls borrow ([`Buffer`], [`BufferMut`]); non-blocking calls own ([`OwnedBuffer`]), since a request that
 //! is forgotten must never leave the library writing into freed memory.
 
+pub(crate) mod lent;
+
 use crate::{Error, Result};
 
 /// The element kinds that travel.
@@ -141,6 +143,11 @@ impl<'a> BufferMut<'a> {
 
     /// Returns the memory itself.
     pub fn bytes_mut(&mut self) -> &mut [u8] {
+        self.bytes
+    }
+
+    /// Gives the memory up for as long as it was borrowed.
+    pub fn into_bytes(self) -> &'a mut [u8] {
         self.bytes
     }
 }

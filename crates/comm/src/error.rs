@@ -1,6 +1,6 @@
 //! The one error type of this crate.
 
-use crate::Kind;
+use crate::{Call, Kind, Rank, ReduceOp};
 
 /// Shorthand for results of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -19,4 +19,175 @@ pub enum Error {
         /// The largest power of two that divides the address.
         align: usize,
     },
+    /// A buffer of another length than the call needs.
+    #[error("{call} in group {group}: {what} holds {found} elements instead of {expected}")]
+    Length {
+        /// The call.
+        call: Call,
+        /// The group's name.
+        group: String,
+        /// Which buffer or list of counts.
+        what: &'static str,
+        /// How many elements the call needs there.
+        expected: usize,
+        /// How many there are.
+        found: usize,
+    },
+    /// A buffer that does not divide into one equal run a rank.
+    #[error("{call} in group {group}: {len} elements do not divide into {size} equal runs")]
+    NotDivisible {
+        /// The call.
+        call: Call,
+        /// The group's name.
+        group: String,
+        /// The buffer's length in elements.
+        len: usize,
+        /// The group's size.
+        size: usize,
+    },
+    /// Two buffers of one call, or the two ends of a message, of different element kinds.
+    #[error("{call} in group {group}: elements of {found:?} where {expected:?} was expected")]
+    Kind {
+        /// The call.
+        call: Call,
+        /// The group's name.
+        group: String,
+        /// The kind of the first buffer.
+        expected: Kind,
+        /// The kind of the other one.
+        found: Kind,
+    },
+    /// A rank that is not in the group.
+    #[error("{call} in group {group}: rank {} is not below the group's size {size}", rank.0)]
+    NoSuchRank {
+        /// The call.
+        call: Call,
+        /// The group's name.
+        group: String,
+        /// The rank asked for.
+        rank: Rank,
+        /// The group's size.
+        size: usize,
+    },
+    /// A blocking send to the sender itself, which could wait for ever; a started one is fine.
+    #[error("{call} in group {group}: rank {} blocks on a message to itself", rank.0)]
+    ToItself {
+        /// The call.
+        call: Call,
+        /// The group's name.
+        group: String,
+        /// The rank.
+        rank: Rank,
+    },
+    /// A reduction that is not defined for the element kind.
+    #[error("{call} in group {group}: {op:?} is not defined for elements of {kind:?}")]
+    UnsupportedOp {
+        /// The call.
+        call: Call,
+        /// The group's name.
+        group: String,
+        /// The reduction.
+        op: ReduceOp,
+        /// The element kind.
+        kind: Kind,
+    },
+    /// Two ranks that met in one collective but meant different ones.
+    #[error("group {group}: rank {} called {first_call} while rank {} called {second_call}", first.0, second.0)]
+    Mismatch {
+        /// The group's name.
+        group: String,
+        /// One rank.
+        first: Rank,
+        /// What it called, with kind, length, reduction and root where they apply.
+        first_call: String,
+        /// Another rank.
+        second: Rank,
+        /// What that one called.
+        second_call: String,
+    },
+    /// A peer whose own arguments to the same collective were refused.
+    #[error("group {group}: rank {} could not take part: {reason}", peer.0)]
+    PeerRefused {
+        /// The group's name.
+        group: String,
+        /// The peer.
+        peer: Rank,
+        /// Why it was refused.
+        reason: Box<Error>,
+    },
+    /// A peer that panicked, ended or dropped its handle and will never take part.
+    #[error("{call} in group {group}: rank {} is gone", peer.0)]
+    PeerGone {
+        /// The call that waited.
+        call: Call,
+        /// The group's name.
+        group: String,
+        /// The peer.
+        peer: Rank,
+    },
+    /// A receive that nothing can answer, since the only rank that could is the one that waits.
+    #[error("{call} in group {group}: nothing was sent with tag {tag}, and nobody else could send it")]
+    NeverSent {
+        /// The call.
+        call: Call,
+        /// The group's name.
+        group: String,
+        /// The message's tag.
+        tag: u16,
+    },
+    /// An error that the MPI library reported.
+    #[error("{call} in group {group}{}: {function} of {bytes} bytes failed with {message} (code {code})", with(peer))]
+    Mpi {
+        /// The call.
+        call: Call,
+        /// The group's name.
+        group: String,
+        /// The other rank of a message, or a broadcast's root.
+        peer: Option<Rank>,
+        /// How many bytes this rank handed over.
+        bytes: usize,
+        /// The MPI function.
+        function: &'static str,
+        /// MPI's error code.
+        code: i32,
+        /// MPI's own words.
+        message: String,
+    },
+    /// MPI could not be started as this crate needs it.
+    #[error("{function} failed with {message} (code {code})")]
+    Start {
+        /// The MPI function.
+        function: &'static str,
+        /// MPI's error code.
+        code: i32,
+        /// MPI's own words.
+        message: String,
+    },
+    /// An MPI library that does not let several threads of a process call it in turn.
+    #[error("the MPI library grants {provided} where MPI_THREAD_SERIALIZED or better is needed")]
+    ThreadLevel {
+        /// What it grants.
+        provided: &'static str,
+    },
+    /// MPI was started, or ended, already in this process.
+    #[error("MPI was already {what} in this process")]
+    Lifecycle {
+        /// `"initialized"` or `"finalized"`.
+        what: &'static str,
+    },
+    /// A failure made on purpose by [`Faulty`](crate::faulty::Faulty).
+    #[error("{call} in group {group}: failed on purpose at call {count}")]
+    Injected {
+        /// The call.
+        call: Call,
+        /// The group's name.
+        group: String,
+        /// Its position among the calls of the handle, from 1.
+        count: u64,
+    },
+}
+
+/// Names the peer of an MPI call that has one.
+fn with(peer: &Option<Rank>) -> String {
+    peer.map(|peer| format!(" with rank {}", peer.0)).unwrap_or_default()
 }

@@ -1,9 +1,16 @@
 //! Communication between ranks: one object-safe trait, several backends.
 
+mod arguments;
 pub mod buffer;
+pub mod call;
 pub mod communicator;
 pub mod error;
+mod reduce;
+pub mod solo;
+mod sync;
+pub mod threads;
 
 pub use buffer::{Buffer, BufferMut, ByteBuffer, Element, Kind, OwnedBuffer};
+pub use call::Call;
 pub use communicator::{Communicator, Rank, ReduceOp, Request, Tag};
 pub use error::{Error, Result};

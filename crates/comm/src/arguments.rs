@@ -1,0 +1,98 @@
+//! Checks of one rank's own arguments, the same for every backend.
+
+use crate::{Buffer, Call, Error, Kind, Rank, ReduceOp, Result};
+
+/// Where a call is made: what its errors name.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Site<'a> {
+    pub(crate) call: Call,
+    pub(crate) group: &'a str,
+    pub(crate) size: usize,
+}
+
+impl Site<'_> {
+    /// Checks that a reduction is defined for a kind.
+    pub(crate) fn op(&self, kind: Kind, op: ReduceOp) -> Result<()> {
+        let integers = matches!(kind, Kind::I64 | Kind::I32 | Kind::U8);
+        if op == ReduceOp::Avg && integers {
+            return Err(Error::UnsupportedOp { call: self.call, group: self.group.into(), op, kind });
+        }
+        Ok(())
+    }
+
+    /// Checks that a rank is of this group.
+    pub(crate) fn rank(&self, rank: Rank) -> Result<()> {
+        if rank.0 < self.size {
+            return Ok(());
+        }
+        Err(Error::NoSuchRank { call: self.call, group: self.group.into(), rank, size: self.size })
+    }
+
+    /// Checks that a blocking send goes to somebody else.
+    pub(crate) fn peer(&self, own: Rank, to: Rank) -> Result<()> {
+        self.rank(to)?;
+        if own == to {
+            return Err(Error::ToItself { call: self.call, group: self.group.into(), rank: own });
+        }
+        Ok(())
+    }
+
+    /// Checks a length.
+    pub(crate) fn length(&self, what: &'static str, expected: usize, found: usize) -> Result<()> {
+        if expected == found {
+            return Ok(());
+        }
+        Err(Error::Length { call: self.call, group: self.group.into(), what, expected, found })
+    }
+
+    /// Checks that two buffers hold the same kind.
+    pub(crate) fn kind(&self, expected: Kind, found: Kind) -> Result<()> {
+        if expected == found {
+            return Ok(());
+        }
+        Err(Error::Kind { call: self.call, group: self.group.into(), expected, found })
+    }
+
+    fn divisible(&self, len: usize) -> Result<usize> {
+        if len.is_multiple_of(self.size) {
+            return Ok(len / self.size);
+        }
+        Err(Error::NotDivisible { call: self.call, group: self.group.into(), len, size: self.size })
+    }
+
+    /// Checks a reduce-scatter: `size · n` elements in, `n` out.
+    pub(crate) fn reduce_scatter(&self, send: Buffer<'_>, receive: Buffer<'_>, op: ReduceOp) -> Result<()> {
+        self.kind(send.kind(), receive.kind())?;
+        self.op(send.kind(), op)?;
+        let run = self.divisible(send.len())?;
+        self.length("the receive buffer", run, receive.len())
+    }
+
+    /// Checks an all-gather: `n` elements in, `size · n` out.
+    pub(crate) fn all_gather(&self, send: Buffer<'_>, receive: Buffer<'_>) -> Result<()> {
+        self.kind(send.kind(), receive.kind())?;
+        self.length("the receive buffer", send.len() * self.size, receive.len())
+    }
+
+    /// Checks an even all-to-all: `size · n` elements in and out.
+    pub(crate) fn all_to_all(&self, send: Buffer<'_>, receive: Buffer<'_>) -> Result<()> {
+        self.kind(send.kind(), receive.kind())?;
+        self.divisible(send.len())?;
+        self.length("the receive buffer", send.len(), receive.len())
+    }
+
+    /// Checks an uneven all-to-all: one count a rank, which add up to the buffers' lengths.
+    pub(crate) fn all_to_all_v(
+        &self,
+        own: Rank,
+        send: (Buffer<'_>, &[usize]),
+        receive: (Buffer<'_>, &[usize]),
+    ) -> Result<()> {
+        self.kind(send.0.kind(), receive.0.kind())?;
+        self.length("the list of send counts", self.size, send.1.len())?;
+        self.length("the list of receive counts", self.size, receive.1.len())?;
+        self.length("the send buffer", send.1.iter().sum(), send.0.len())?;
+        self.length("the receive buffer", receive.1.iter().sum(), receive.0.len())?;
+        self.length("the run to itself", send.1[own.0], receive.1[own.0])
+    }
+}

@@ -1,0 +1,179 @@
+//! Batches, and which samples of a step each data-parallel rank takes.
+//!
+//! Shape letters: `b` sequences, `s` target tokens in a sequence.
+
+use std::ops::Range;
+
+use crate::{Error, Result, SampleSource};
+
+/// The target that a loss leaves out.
+pub const IGNORED: i64 = -1;
+
+/// Sequences that go through a model together.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Batch {
+    /// The inputs, row-major `[b, s]`.
+    pub tokens: Vec<i64>,
+    /// For each input the token that follows it, row-major `[b, s]`; [`IGNORED`] where a row is padded.
+    pub targets: Vec<i64>,
+    /// `b`.
+    pub batch: usize,
+    /// `s`.
+    pub seq: usize,
+}
+
+impl Batch {
+    /// Reads the samples of a range of numbers, a row each.
+    ///
+    /// # Errors
+    /// What [`SampleSource::sample`] fails with.
+    pub fn read(source: &dyn SampleSource, samples: Range<u64>) -> Result<Self> {
+        let seq = source.seq();
+        let mut batch = Self::with_capacity((samples.end - samples.start) as usize, seq);
+        let mut sample = vec![0; seq + 1];
+        for number in samples {
+            source.sample(number, &mut sample)?;
+            batch.push(&sample);
+        }
+        Ok(batch)
+    }
+
+    /// Counts the targets that are not padding.
+    pub fn target_count(&self) -> usize {
+        self.targets.iter().filter(|&&target| target != IGNORED).count()
+    }
+
+    pub(crate) fn with_capacity(rows: usize, seq: usize) -> Self {
+        let room = || Vec::with_capacity(rows * seq);
+        Self { tokens: room(), targets: room(), batch: 0, seq }
+    }
+
+    /// Appends a row from at most `seq + 1` consecutive tokens, at least one; the rest of the row is padding.
+    pub(crate) fn push(&mut self, window: &[i64]) {
+        self.batch += 1;
+        self.tokens.extend_from_slice(&window[..window.len() - 1]);
+        self.tokens.resize(self.batch * self.seq, 0);
+        self.targets.extend_from_slice(&window[1..]);
+        self.targets.resize(self.batch * self.seq, IGNORED);
+    }
+}
+
+/// How the samples of a step are dealt out: to data-parallel ranks in contiguous shares, on each in micro-batches.
+///
+/// The global batch of a step holds the same samples under every plan with the same `global_batch`.
+///
+/// # Examples
+/// ```
+/// # fn main() -> mp_data::Result<()> {
+/// let plan = mp_data::BatchPlan::new(12, 3, 2)?;
+/// // Step 5 holds samples 60 to 71; rank 1 has the second half, its second micro-batch the last three.
+/// assert_eq!(plan.samples(5, 1, 1), 69..72);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BatchPlan {
+    global_batch: usize,
+    micro_batch: usize,
+    dp: usize,
+}
+
+impl BatchPlan {
+    /// Deals `global_batch` sequences a step to `dp` ranks in micro-batches of `micro_batch`.
+    ///
+    /// # Errors
+    /// [`Error::Zero`] if a count is 0; [`Error::BatchCut`] unless `micro_batch · dp` divides `global_batch`.
+    pub fn new(global_batch: usize, micro_batch: usize, dp: usize) -> Result<Self> {
+        for (what, count) in
+            [("train.global_batch", global_batch), ("parallel.micro_batch", micro_batch), ("parallel.dp", dp)]
+        {
+            if count == 0 {
+                return Err(Error::Zero { what });
+            }
+        }
+        match micro_batch.checked_mul(dp) {
+            Some(unit) if global_batch % unit == 0 => Ok(Self { global_batch, micro_batch, dp }),
+            _ => Err(Error::BatchCut { global_batch, micro_batch, dp }),
+        }
+    }
+
+    /// Returns the number of sequences in a step, over all ranks.
+    pub fn global_batch(&self) -> usize {
+        self.global_batch
+    }
+
+    /// Returns the number of sequences in a micro-batch.
+    pub fn micro_batch(&self) -> usize {
+        self.micro_batch
+    }
+
+    /// Returns the number of data-parallel ranks.
+    pub fn dp(&self) -> usize {
+        self.dp
+    }
+
+    /// Returns the number of micro-batches that each rank reads in a step.
+    pub fn micro_batches(&self) -> usize {
+        self.global_batch / self.dp / self.micro_batch
+    }
+
+    /// Returns the numbers of the samples in micro-batch `micro` of data-parallel rank `rank`, in the step after `step`
+    /// finished ones: `step·global_batch + rank·(global_batch/dp) + micro·micro_batch ..` and on for `micro_batch`.
+    ///
+    /// # Panics
+    /// If there is no such rank or micro-batch, or if a number passes 2^64.
+    pub fn samples(&self, step: u64, rank: usize, micro: usize) -> Range<u64> {
+        assert!(rank < self.dp, "data-parallel rank {rank} of {}", self.dp);
+        assert!(micro < self.micro_batches(), "micro-batch {micro} of {}", self.micro_batches());
+        let within = rank * (self.global_batch / self.dp) + micro * self.micro_batch;
+        let first = step
+            .checked_mul(self.global_batch as u64)
+            .and_then(|first| first.checked_add(within as u64))
+            .expect("sample numbers are below 2^64");
+        first..first + self.micro_batch as u64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn uneven_cuts_and_zeros_are_refused() {
+        assert!(matches!(BatchPlan::new(12, 5, 1), Err(Error::BatchCut { .. })));
+        assert!(matches!(BatchPlan::new(12, 1, 5), Err(Error::BatchCut { .. })));
+        assert!(matches!(BatchPlan::new(12, 4, 4), Err(Error::BatchCut { .. })));
+        assert!(matches!(BatchPlan::new(12, usize::MAX, 2), Err(Error::BatchCut { .. })));
+        assert!(matches!(BatchPlan::new(0, 1, 1), Err(Error::Zero { what: "train.global_batch" })));
+        assert!(matches!(BatchPlan::new(1, 0, 1), Err(Error::Zero { what: "parallel.micro_batch" })));
+        assert!(matches!(BatchPlan::new(1, 1, 0), Err(Error::Zero { what: "parallel.dp" })));
+    }
+
+    #[test]
+    fn a_short_row_is_padded() {
+        let mut batch = Batch::with_capacity(2, 3);
+        batch.push(&[1, 2, 3, 4]);
+        batch.push(&[5, 6]);
+        assert_eq!(batch.tokens, [1, 2, 3, 5, 0, 0]);
+        assert_eq!(batch.targets, [2, 3, 4, 6, IGNORED, IGNORED]);
+        assert_eq!(batch.target_count(), 4);
+    }
+
+    proptest! {
+        #[test]
+        fn ranks_and_micro_batches_tile_the_global_batch(
+            micro_batch in 1usize..6, micro_batches in 1usize..6, dp in 1usize..6, step in 0u64..1 << 40,
+        ) {
+            let global_batch = micro_batch * micro_batches * dp;
+            let plan = BatchPlan::new(global_batch, micro_batch, dp).unwrap();
+            prop_assert_eq!(plan.micro_batches(), micro_batches);
+            // Rank by rank and micro-batch by micro-batch, the numbers come in order without gap or repetition.
+            let dealt: Vec<u64> = (0..dp)
+                .flat_map(|rank| (0..micro_batches).flat_map(move |micro| plan.samples(step, rank, micro)))
+                .collect();
+            let first = step * global_batch as u64;
+            prop_assert_eq!(dealt, (first..first + global_batch as u64).collect::<Vec<_>>());
+        }
+    }
+}

@@ -1,0 +1,106 @@
+//! Text to train on: the embedded corpus, or a UTF-8 file. What the text means as tokens is in [`crate::tokenizer`].
+
+use std::borrow::Cow;
+use std::path::Path;
+
+use crate::{file, Error, Result, Tokenizer, Tokens};
+
+/// Embeds the named files of `crates/data/corpus`, with their names.
+macro_rules! embed {
+    ($($name:literal),+ $(,)?) => {
+        &[$(($name, include_str!(concat!("../corpus/", $name)))),+]
+    };
+}
+
+/// The embedded texts in the order in which they are joined; a test compares the list with the folder.
+const EMBEDDED: &[(&str, &str)] = embed!["00-opening.txt"];
+
+/// A text, and where it comes from.
+#[derive(Debug, Clone)]
+pub struct Corpus {
+    origin: String,
+    text: Cow<'static, str>,
+}
+
+impl Corpus {
+    /// Returns the corpus that comes with the crate: English prose about training one model on many machines.
+    pub fn embedded() -> Self {
+        let texts: Vec<&str> = EMBEDDED.iter().map(|(_, text)| *text).collect();
+        Self { origin: "the embedded corpus".into(), text: texts.join("\n").into() }
+    }
+
+    /// Reads a file of UTF-8 text, whole.
+    ///
+    /// # Errors
+    /// [`Error::Missing`], [`Error::NotAFile`], [`Error::Unreadable`], [`Error::Empty`], or [`Error::NotUtf8`] with the
+    /// offset of the first bad byte.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let text = String::from_utf8(file::read(path)?).map_err(|error| {
+            let offset = error.utf8_error().valid_up_to();
+            Error::NotUtf8 { path: path.into(), offset, byte: error.as_bytes()[offset] }
+        })?;
+        Ok(Self { origin: format!("`{}`", path.display()), text: text.into() })
+    }
+
+    /// Wraps a text that is already in memory; `origin` names it in messages.
+    pub fn from_text(origin: impl Into<String>, text: impl Into<Cow<'static, str>>) -> Self {
+        Self { origin: origin.into(), text: text.into() }
+    }
+
+    /// Returns the text.
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// Returns where the text comes from, as messages name it.
+    pub fn origin(&self) -> &str {
+        &self.origin
+    }
+
+    /// Turns the whole text into tokens.
+    ///
+    /// # Errors
+    /// [`Error::Encode`] if the tokenizer does not cover the text, [`Error::TokenId`] if it gives an id that its own
+    /// vocabulary does not hold.
+    pub fn tokenize(&self, tokenizer: &Tokenizer) -> Result<Tokens> {
+        self.tokenize_part(tokenizer, &self.text, self.origin.clone())
+    }
+
+    /// Turns `part` of the text into tokens, named `origin`.
+    pub(crate) fn tokenize_part(&self, tokenizer: &Tokenizer, part: &str, origin: String) -> Result<Tokens> {
+        let _span = tracing::debug_span!("tokenize", origin, bytes = part.len()).entered();
+        let tokens = Tokens::new(origin, tokenizer.encode(part)?);
+        tokens.check(tokenizer.vocab_size())?;
+        Ok(tokens)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    #[test]
+    fn the_embedded_list_is_the_folder_in_name_order() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus");
+        let mut names: Vec<String> = fs::read_dir(folder)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .filter(|name| name.ends_with(".txt"))
+            .collect();
+        names.sort();
+        let listed: Vec<&str> = EMBEDDED.iter().map(|(name, _)| *name).collect();
+        assert_eq!(listed, names);
+    }
+
+    #[test]
+    fn the_embedded_corpus_is_plain_prose() {
+        let corpus = Corpus::embedded();
+        for (_, text) in EMBEDDED {
+            assert!(corpus.text().contains(text.trim()));
+        }
+        let control = corpus.text().chars().find(|c| c.is_control() && *c != '\n');
+        assert_eq!(control, None);
+    }
+}

@@ -1,0 +1,267 @@
+//! The one error type of this crate. Every message names the file or value and says what to do about it.
+
+use std::path::PathBuf;
+
+/// Shorthand for results of this crate.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// An error of another library, kept as the cause.
+pub type Cause = Box<dyn std::error::Error + Send + Sync>;
+
+/// What can be wrong with data, or with how it is to be cut.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// Nothing lies at the path.
+    #[error("there is no file `{}`; check the path (a relative one starts at the working directory)", path.display())]
+    Missing {
+        /// The path as given.
+        path: PathBuf,
+    },
+    /// The path leads to a folder, a pipe or a device.
+    #[error("`{}` is {found}, not a file; give the path of a regular file", path.display())]
+    NotAFile {
+        /// The path as given.
+        path: PathBuf,
+        /// What lies there.
+        found: &'static str,
+    },
+    /// The operating system refused to read.
+    #[error("`{}` cannot be read: {source}; check its permissions and the disk", path.display())]
+    Unreadable {
+        /// The path as given.
+        path: PathBuf,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// A file of no bytes.
+    #[error("`{}` is empty; give a file that holds text", path.display())]
+    Empty {
+        /// The path as given.
+        path: PathBuf,
+    },
+    /// A byte that cannot stand where it stands in UTF-8.
+    #[error(
+        "`{}` is not UTF-8 text: byte {offset} is {byte:#04x}; convert it first, for example with `iconv -t UTF-8`",
+        path.display()
+    )]
+    NotUtf8 {
+        /// The path as given.
+        path: PathBuf,
+        /// How many bytes before it are good.
+        offset: usize,
+        /// The offending byte; the first byte of a character that is cut off or malformed.
+        byte: u8,
+    },
+    /// A name that is neither a built-in tokenizer nor a file.
+    #[error("the tokenizer `{spec}` is neither \"bytes\" nor a file; give \"bytes\" or the path of a tokenizer.json")]
+    UnknownTokenizer {
+        /// The name as given.
+        spec: String,
+    },
+    /// A tokenizer file, in a build that cannot read one.
+    #[error(
+        "the tokenizer `{spec}` needs the cargo feature `huggingface` of mp-data, which this build lacks; \
+         build with it, or choose the tokenizer \"bytes\""
+    )]
+    FeatureOff {
+        /// The name as given.
+        spec: String,
+    },
+    /// A file that does not parse as a `tokenizer.json`.
+    #[error("`{spec}` is no usable tokenizer.json: {cause}; export it again from the model it belongs to")]
+    TokenizerFile {
+        /// The path as given.
+        spec: String,
+        /// Why.
+        cause: Cause,
+    },
+    /// The tokenizer gave up on a text.
+    #[error("the tokenizer `{spec}` cannot encode a text of {bytes} bytes: {cause}; choose one that covers the text")]
+    Encode {
+        /// The tokenizer.
+        spec: String,
+        /// The text's length.
+        bytes: usize,
+        /// Why.
+        cause: Cause,
+    },
+    /// The tokenizer gave up on tokens.
+    #[error("the tokenizer `{spec}` cannot decode {tokens} tokens: {cause}; choose the one they were made with")]
+    Decode {
+        /// The tokenizer.
+        spec: String,
+        /// How many tokens.
+        tokens: usize,
+        /// Why.
+        cause: Cause,
+    },
+    /// A token that the vocabulary does not hold.
+    #[error(
+        "token {position} of {origin} is id {id}, beyond the vocabulary of {vocab}; \
+         raise `model.vocab` to at least {}, or choose the tokenizer that fits the model",
+        u64::from(*id) + 1
+    )]
+    TokenId {
+        /// Where the tokens come from.
+        origin: String,
+        /// The id.
+        id: u32,
+        /// Its index in the tokens.
+        position: usize,
+        /// How many ids there are.
+        vocab: usize,
+    },
+    /// A text of too few tokens for one sample.
+    #[error(
+        "{origin} has {tokens} tokens, {need} are needed for a sequence of {seq}; {}",
+        mend_short(*tokens, *held_out)
+    )]
+    TooShort {
+        /// Where the tokens come from, and which part of it.
+        origin: String,
+        /// How many there are.
+        tokens: usize,
+        /// How many there must be.
+        need: usize,
+        /// The sequence length asked for.
+        seq: usize,
+        /// The validation fraction that made the part, if one did.
+        held_out: Option<f64>,
+    },
+    /// A validation fraction outside `[0, 1)`.
+    #[error("a validation fraction of {fraction} is not in [0, 1); 0.1 holds out the last tenth, 0 nothing")]
+    Fraction {
+        /// The fraction.
+        fraction: f64,
+    },
+    /// A count that must be at least one.
+    #[error("`{what}` is 0; give at least 1")]
+    Zero {
+        /// The quantity.
+        what: &'static str,
+    },
+    /// A global batch that does not cut evenly.
+    #[error(
+        "a global batch of {global_batch} sequences does not cut into micro-batches of {micro_batch} on each of {dp} \
+         data-parallel ranks; {}",
+        legal_cuts(*global_batch, *micro_batch, *dp)
+    )]
+    BatchCut {
+        /// Sequences in a step, over all ranks.
+        global_batch: usize,
+        /// Sequences in a micro-batch.
+        micro_batch: usize,
+        /// Data-parallel ranks.
+        dp: usize,
+    },
+    /// A data-parallel rank that the plan does not have.
+    #[error("data-parallel rank {rank} does not exist among {dp}; ranks count from 0 to {}", dp - 1)]
+    Rank {
+        /// The rank asked for.
+        rank: usize,
+        /// How many there are.
+        dp: usize,
+    },
+    /// A buffer whose length is not that of a sample.
+    #[error("a sample of {expected} tokens does not fit a buffer of {found}; give one of exactly that length")]
+    SampleLength {
+        /// `seq + 1`.
+        expected: usize,
+        /// The buffer's length.
+        found: usize,
+    },
+    /// The background reader is gone.
+    #[error("the background reader stopped before step {step}, micro-batch {micro}: {reason}; start a new one there")]
+    ReaderStopped {
+        /// The step that was due.
+        step: u64,
+        /// The micro-batch of it that was due.
+        micro: usize,
+        /// What became of it.
+        reason: String,
+    },
+}
+
+/// Says how to make a text of `tokens` long enough.
+fn mend_short(tokens: usize, held_out: Option<f64>) -> String {
+    let shorter = match tokens.saturating_sub(1) {
+        0 => String::new(),
+        seq => format!("set `train.seq` to at most {seq}, or "),
+    };
+    let other = match held_out {
+        Some(fraction) => format!(", or hold out another fraction than {fraction}"),
+        None => String::new(),
+    };
+    format!("{shorter}give more text{other}")
+}
+
+/// Names the legal values nearest to a cut that fails.
+fn legal_cuts(global_batch: usize, micro_batch: usize, dp: usize) -> String {
+    let mut ways = Vec::new();
+    if let Some(unit) = micro_batch.checked_mul(dp).filter(|&unit| unit > 0) {
+        let below = global_batch / unit * unit;
+        let above = below.saturating_add(unit);
+        ways.push(if below > 0 {
+            format!("a global batch of {below} or {above}")
+        } else {
+            format!("a global batch of {above}")
+        });
+    }
+    if dp > 0 && global_batch % dp == 0 {
+        ways.push(format!("a micro-batch of {}", any_of(&divisors(global_batch / dp))));
+    } else {
+        ways.push(format!("a data-parallel degree of {}", any_of(&divisors(global_batch))));
+    }
+    format!("legal are {}", ways.join(", or "))
+}
+
+/// Lists the divisors of `n`, least first.
+fn divisors(n: usize) -> Vec<usize> {
+    let small: Vec<usize> = (1..=n.isqrt()).filter(|d| n % d == 0).collect();
+    let large = small.iter().rev().map(|d| n / d).filter(|d| d * d != n);
+    small.iter().copied().chain(large).collect()
+}
+
+/// Joins numbers as `1, 2 or 4`.
+fn any_of(numbers: &[usize]) -> String {
+    let words: Vec<String> = numbers.iter().map(usize::to_string).collect();
+    match words.split_last() {
+        Some((last, rest)) if !rest.is_empty() => format!("{} or {last}", rest.join(", ")),
+        _ => words.concat(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bad_cut_names_the_nearest_legal_values() {
+        let text = Error::BatchCut { global_batch: 12, micro_batch: 5, dp: 2 }.to_string();
+        assert!(text.ends_with("legal are a global batch of 10 or 20, or a micro-batch of 1, 2, 3 or 6"), "{text}");
+        let text = Error::BatchCut { global_batch: 4, micro_batch: 2, dp: 3 }.to_string();
+        assert!(text.ends_with("legal are a global batch of 6, or a data-parallel degree of 1, 2 or 4"), "{text}");
+    }
+
+    #[test]
+    fn a_short_text_says_how_to_mend_it() {
+        let short = |tokens, held_out| {
+            let origin = "the validation part of `x`".to_string();
+            Error::TooShort { origin, tokens, need: 65, seq: 64, held_out }.to_string()
+        };
+        assert_eq!(
+            short(12, Some(0.1)),
+            "the validation part of `x` has 12 tokens, 65 are needed for a sequence of 64; \
+             set `train.seq` to at most 11, or give more text, or hold out another fraction than 0.1"
+        );
+        assert!(short(1, None).ends_with("; give more text"));
+    }
+
+    #[test]
+    fn divisors_are_complete_and_sorted() {
+        assert_eq!(divisors(1), [1]);
+        assert_eq!(divisors(12), [1, 2, 3, 4, 6, 12]);
+        assert_eq!(divisors(49), [1, 7, 49]);
+    }
+}

@@ -1,0 +1,39 @@
+//! Reading a whole regular file, with errors that say what lies at the path instead.
+
+use std::fs::{self, FileType};
+use std::io::ErrorKind;
+use std::path::Path;
+
+use crate::{Error, Result};
+
+/// Reads all bytes of the regular file at `path`.
+///
+/// Pipes and devices are refused: every rank reads the file for itself, and a pipe has one reader.
+pub fn read(path: &Path) -> Result<Vec<u8>> {
+    let _span = tracing::debug_span!("read_file", path = %path.display()).entered();
+    let metadata = fs::metadata(path).map_err(|source| unreadable(path, source))?;
+    if !metadata.is_file() {
+        return Err(Error::NotAFile { path: path.into(), found: describe(metadata.file_type()) });
+    }
+    let bytes = fs::read(path).map_err(|source| unreadable(path, source))?;
+    if bytes.is_empty() {
+        return Err(Error::Empty { path: path.into() });
+    }
+    tracing::debug!(bytes = bytes.len(), "read");
+    Ok(bytes)
+}
+
+fn unreadable(path: &Path, source: std::io::Error) -> Error {
+    match source.kind() {
+        ErrorKind::NotFound => Error::Missing { path: path.into() },
+        _ => Error::Unreadable { path: path.into(), source },
+    }
+}
+
+fn describe(kind: FileType) -> &'static str {
+    if kind.is_dir() {
+        "a folder"
+    } else {
+        "a pipe or a device"
+    }
+}

@@ -1,0 +1,174 @@
+//! Text to token ids and back: bytes, or a Hugging Face `tokenizer.json`.
+
+use crate::{Error, Result};
+
+/// Number of byte tokens.
+const BYTES: usize = 256;
+
+/// Turns text into token ids and back.
+#[derive(Debug, Clone)]
+pub struct Tokenizer {
+    spec: String,
+    kind: Kind,
+}
+
+#[derive(Debug, Clone)]
+enum Kind {
+    /// A token is a byte of the UTF-8 text.
+    Bytes,
+    #[cfg(feature = "huggingface")]
+    HuggingFace(Box<huggingface::Model>),
+}
+
+impl Tokenizer {
+    /// Returns the tokenizer whose tokens are the bytes of the text.
+    pub fn bytes() -> Self {
+        Self { spec: "bytes".into(), kind: Kind::Bytes }
+    }
+
+    /// Loads the tokenizer that `spec` names: `"bytes"`, or the path of a Hugging Face `tokenizer.json`.
+    ///
+    /// # Errors
+    /// [`Error::UnknownTokenizer`] if nothing lies at the path, [`Error::TokenizerFile`] if the file does not parse or
+    /// holds no tokens, [`Error::FeatureOff`] if this build has no Hugging Face support, and the errors of reading a file.
+    pub fn load(spec: &str) -> Result<Self> {
+        match spec {
+            "bytes" => Ok(Self::bytes()),
+            path => Self::open(path),
+        }
+    }
+
+    #[cfg(feature = "huggingface")]
+    fn open(path: &str) -> Result<Self> {
+        let bytes = crate::file::read(path.as_ref()).map_err(|error| match error {
+            Error::Missing { .. } => Error::UnknownTokenizer { spec: path.into() },
+            other => other,
+        })?;
+        let model =
+            huggingface::Model::parse(&bytes).map_err(|cause| Error::TokenizerFile { spec: path.into(), cause })?;
+        Ok(Self { spec: path.into(), kind: Kind::HuggingFace(Box::new(model)) })
+    }
+
+    #[cfg(not(feature = "huggingface"))]
+    fn open(path: &str) -> Result<Self> {
+        Err(Error::FeatureOff { spec: path.into() })
+    }
+
+    /// Returns what [`Tokenizer::load`] takes to load this tokenizer again.
+    pub fn spec(&self) -> &str {
+        &self.spec
+    }
+
+    /// Returns the least vocabulary size that holds every id: the largest id plus one, special tokens included.
+    pub fn vocab_size(&self) -> usize {
+        match &self.kind {
+            Kind::Bytes => BYTES,
+            #[cfg(feature = "huggingface")]
+            Kind::HuggingFace(model) => model.vocab_size(),
+        }
+    }
+
+    /// Turns text into token ids. No special tokens are added, nothing is cut off and nothing is padded, whatever a
+    /// `tokenizer.json` asks for.
+    ///
+    /// # Errors
+    /// [`Error::Encode`] if the tokenizer does not cover the text; bytes cover any.
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        match &self.kind {
+            Kind::Bytes => Ok(text.bytes().map(u32::from).collect()),
+            #[cfg(feature = "huggingface")]
+            Kind::HuggingFace(model) => {
+                model.encode(text).map_err(|cause| Error::Encode { spec: self.spec.clone(), bytes: text.len(), cause })
+            }
+        }
+    }
+
+    /// Turns token ids into text, special tokens included. Byte tokens that form no UTF-8 become `U+FFFD`.
+    ///
+    /// # Errors
+    /// [`Error::TokenId`] for an id beyond the vocabulary, [`Error::Decode`] if the tokenizer's decoder gives up.
+    pub fn decode(&self, ids: &[u32]) -> Result<String> {
+        if let Some(position) = ids.iter().position(|&id| id as usize >= self.vocab_size()) {
+            let origin = "the tokens to decode".to_string();
+            return Err(Error::TokenId { origin, id: ids[position], position, vocab: self.vocab_size() });
+        }
+        match &self.kind {
+            // Checked above: every id is below 256.
+            Kind::Bytes => {
+                Ok(String::from_utf8_lossy(&ids.iter().map(|&id| id as u8).collect::<Vec<_>>()).into_owned())
+            }
+            #[cfg(feature = "huggingface")]
+            Kind::HuggingFace(model) => {
+                model.decode(ids).map_err(|cause| Error::Decode { spec: self.spec.clone(), tokens: ids.len(), cause })
+            }
+        }
+    }
+}
+
+#[cfg(feature = "huggingface")]
+mod huggingface {
+    //! The `tokenizers` crate, held to plain text.
+
+    use crate::error::Cause;
+
+    /// A parsed `tokenizer.json`.
+    #[derive(Debug, Clone)]
+    pub struct Model {
+        inner: tokenizers::Tokenizer,
+        vocab_size: usize,
+    }
+
+    impl Model {
+        pub fn parse(json: &[u8]) -> Result<Self, Cause> {
+            let mut inner = tokenizers::Tokenizer::from_bytes(json)?;
+            // Files exported for inference often truncate at the model's length: a corpus would silently shrink to it.
+            inner.with_truncation(None)?;
+            inner.with_padding(None);
+            // The count of entries would be too small where ids have gaps.
+            let vocab_size = inner.get_vocab(true).values().max().map_or(0, |&id| id as usize + 1);
+            if vocab_size == 0 {
+                return Err("its vocabulary is empty".into());
+            }
+            Ok(Self { inner, vocab_size })
+        }
+
+        pub fn vocab_size(&self) -> usize {
+            self.vocab_size
+        }
+
+        pub fn encode(&self, text: &str) -> Result<Vec<u32>, Cause> {
+            Ok(self.inner.encode_fast(text, false)?.get_ids().to_vec())
+        }
+
+        pub fn decode(&self, ids: &[u32]) -> Result<String, Cause> {
+            self.inner.decode(ids, false)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_round_trip_and_cut_characters_are_replaced() {
+        let tokenizer = Tokenizer::load("bytes").unwrap();
+        let ids = tokenizer.encode("naïve €").unwrap();
+        assert_eq!((tokenizer.vocab_size(), ids.len()), (256, 10));
+        assert_eq!(tokenizer.decode(&ids).unwrap(), "naïve €");
+        assert_eq!(tokenizer.decode(&ids[..9]).unwrap(), "naïve \u{fffd}");
+    }
+
+    #[test]
+    fn an_id_beyond_the_bytes_is_refused() {
+        let error = Tokenizer::bytes().decode(&[65, 256]).unwrap_err();
+        assert!(matches!(error, Error::TokenId { id: 256, position: 1, vocab: 256, .. }));
+    }
+
+    #[cfg(not(feature = "huggingface"))]
+    #[test]
+    fn a_file_needs_the_feature() {
+        let text = Tokenizer::load("tokenizer.json").unwrap_err().to_string();
+        assert!(text.contains("needs the cargo feature `huggingface`"), "{text}");
+    }
+}

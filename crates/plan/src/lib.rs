@@ -1,5 +1,70 @@
 //! Planning of model-parallel layouts as pure data: no tensors, no communication, no files.
+//!
+//! Four steps lead from what a user types to what each rank holds, and each is a plain value that can be printed,
+//! compared and serialised:
+//!
+//! 1. [`Architecture`]: a [`ModelConfig`] with every default filled in, and from it the list of all parameters
+//!    ([`ParameterSpec`]): names, full shapes, initial values, and along what they may be cut;
+//! 2. [`Mesh`]: the ranks arranged by axis (pipeline, data, context, tensor), and their groups;
+//! 3. [`Partition`]: for every parameter the [`Placement`] on the tensor axis, that is, exactly which rows or columns
+//!    each rank holds, how often each element is held, and what its gradient needs;
+//! 4. [`Plan`]: all of the above with bytes a rank, as written to `plan.json`, and as a table for people.
+//!
+//! Everything that cannot be cut is refused with an [`Error`] that names the values and the legal degrees.
+//!
+//! # Examples
+//!
+//! A model for bytes, cut over four ranks:
+//!
+//! ```
+//! use mp_plan::{Architecture, Mesh, ModelConfig, ParallelConfig, Partition, Plan, Precision, Storage};
+//!
+//! # fn main() -> mp_plan::Result<()> {
+//! let model = ModelConfig { hidden: 64, layers: 2, heads: 4, kv_heads: 2, ..ModelConfig::default() };
+//! let architecture = Architecture::resolve(&model, 257, 128)?;
+//! let parallel = ParallelConfig { tp: 4, ..ParallelConfig::default() };
+//! let mesh = Mesh::resolve(&parallel, 4, &architecture)?;
+//! let partition = Partition::new(&architecture, &mesh)?;
+//!
+//! // The embedding's 257 rows make four shards of 65: three more rows, on the last rank, are padding.
+//! let embedding = partition.get("embedding.weight").unwrap();
+//! assert_eq!(embedding.local_shape(), [65, 64]);
+//! assert_eq!(embedding.range(0), Some((0, 0..65)));
+//! assert_eq!(embedding.range(3), Some((0, 195..257)));
+//!
+//! // Four ranks share two key heads of width 16, so each is held twice.
+//! let key = partition.get("layers.0.attention.key.weight").unwrap();
+//! assert_eq!(key.range(0), key.range(1));
+//! assert_eq!(key.range(2), Some((0, 16..32)));
+//! assert_eq!(key.replicas(), 2);
+//!
+//! // AdamW keeps two moments for each element.
+//! let plan = Plan::new(&partition, Storage { precision: Precision::Bf16, moments: 2 });
+//! println!("{}", plan.table());
+//! assert_eq!(plan.rank_bytes.parameters, 2 * partition.local_elements());
+//! # Ok(())
+//! # }
+//! ```
 
+pub mod architecture;
 pub mod config;
+pub mod degrees;
+pub mod error;
+pub mod mesh;
+pub mod parameters;
+pub mod partition;
+pub mod placement;
+pub mod plan;
+pub mod storage;
+mod table;
 
+pub use architecture::Architecture;
 pub use config::{ArchitectureName, ModelConfig, ParallelConfig, RopeScaling, Switch};
+pub use degrees::{check_sequence, check_tensor, legal_tensor_degrees, sequence_parallel};
+pub use error::{Error, Result};
+pub use mesh::{Axis, Coordinates, Degrees, Mesh};
+pub use parameters::{Cut, Init, ParameterSpec};
+pub use partition::{GradientSync, Partition, PartitionedParameter};
+pub use placement::Placement;
+pub use plan::{Plan, PlannedParameter};
+pub use storage::{Precision, RankBytes, Storage};

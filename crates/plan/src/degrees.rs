@@ -1,0 +1,88 @@
+//! Which degrees can cut a model: the one place where a layout is refused.
+
+use crate::{mesh::Degrees, Architecture, Error, Result, Switch};
+
+/// The largest tensor degree that is named as an alternative.
+const LARGEST_NAMED: usize = 1024;
+
+/// Refuses degrees above 1 on axes along which models are not cut.
+pub(crate) fn refuse_uncut(degrees: &Degrees) -> Result<()> {
+    for (axis, degree) in [("pipeline", degrees.pp), ("context", degrees.cp), ("expert", degrees.ep)] {
+        if degree > 1 {
+            return Err(Error::Uncut { axis, degree });
+        }
+    }
+    Ok(())
+}
+
+/// Checks that a model's heads and MLP can be cut in `tp` parts.
+///
+/// Query heads and MLP columns must divide. Key/value heads must divide, or be divided: where there are fewer of them
+/// than parts, each is held by `tp / kv_heads` ranks.
+///
+/// # Errors
+/// [`Error::NotDivisible`], which names every tensor degree that would work (up to 1024).
+pub fn check_tensor(architecture: &Architecture, tp: usize) -> Result<()> {
+    if tp == 0 {
+        return Err(Error::Zero { what: "parallel.tp" });
+    }
+    match obstacle(architecture, tp) {
+        None => Ok(()),
+        Some((what, len)) => Err(Error::NotDivisible {
+            what,
+            len,
+            by: "parallel.tp",
+            parts: tp,
+            legal: legal_tensor_degrees(architecture),
+        }),
+    }
+}
+
+/// Lists the tensor degrees up to 1024 that can cut a model.
+pub fn legal_tensor_degrees(architecture: &Architecture) -> Vec<usize> {
+    let largest = architecture.heads.min(LARGEST_NAMED);
+    (1..=largest).filter(|&tp| obstacle(architecture, tp).is_none()).collect()
+}
+
+/// Returns the first size that `tp` parts cannot share, if any.
+fn obstacle(architecture: &Architecture, tp: usize) -> Option<(&'static str, usize)> {
+    let &Architecture { heads, kv_heads, ffn, .. } = architecture;
+    if !heads.is_multiple_of(tp) {
+        Some(("model.heads", heads))
+    } else if !kv_heads.is_multiple_of(tp) && !tp.is_multiple_of(kv_heads) {
+        Some(("model.kv_heads", kv_heads))
+    } else if !ffn.is_multiple_of(tp) {
+        Some(("model.ffn", ffn))
+    } else {
+        None
+    }
+}
+
+/// Checks that sequences of `seq` tokens can be cut in `tp` parts, as sequence parallelism does.
+///
+/// # Errors
+/// [`Error::Sequence`], which names the next longer sequence that can.
+pub fn check_sequence(seq: usize, tp: usize) -> Result<()> {
+    if tp == 0 {
+        return Err(Error::Zero { what: "parallel.tp" });
+    }
+    if seq == 0 {
+        return Err(Error::Zero { what: "train.seq" });
+    }
+    if !seq.is_multiple_of(tp) {
+        return Err(Error::Sequence { seq, tp, nearest: seq.div_ceil(tp).saturating_mul(tp) });
+    }
+    Ok(())
+}
+
+/// Decides whether activations are cut along the sequence: as the user says, or with more than one part where it divides.
+///
+/// # Errors
+/// [`Error::Sequence`] if the user asks for what does not divide.
+pub fn sequence_parallel(choice: Switch<bool>, seq: usize, tp: usize) -> Result<bool> {
+    match choice {
+        Switch::Set(true) => check_sequence(seq, tp).map(|()| true),
+        Switch::Set(false) => Ok(false),
+        Switch::Auto => Ok(tp > 1 && check_sequence(seq, tp).is_ok()),
+    }
+}

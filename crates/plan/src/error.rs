@@ -1,0 +1,169 @@
+//! The one error type of this crate: what cannot be planned, with the values that stand in the way.
+
+use crate::mesh::Degrees;
+
+/// Shorthand for results of this crate.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// What cannot be planned. `what` is a configuration key wherever there is one.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A size that must be at least one.
+    #[error("{what} is 0, and must be at least 1")]
+    Zero {
+        /// The size.
+        what: &'static str,
+    },
+
+    /// A number outside its range.
+    #[error("{what} is {value}, and must be {range}")]
+    OutOfRange {
+        /// The number's key.
+        what: &'static str,
+        /// Its value.
+        value: f64,
+        /// What is allowed, in words.
+        range: &'static str,
+    },
+
+    /// A size beyond what integers of the plan can count.
+    #[error("{what}: {value:e} is more than the {limit:e} that can be planned")]
+    TooLarge {
+        /// The size.
+        what: &'static str,
+        /// Its value, rounded.
+        value: f64,
+        /// The largest value allowed.
+        limit: f64,
+    },
+
+    /// Something that does not come out even.
+    #[error("{what} {len} cannot be cut in {parts} ({by}); {by} may be {}", list(legal))]
+    NotDivisible {
+        /// What was to be cut.
+        what: &'static str,
+        /// How much of it there is.
+        len: usize,
+        /// What asks for that many parts.
+        by: &'static str,
+        /// The number of parts.
+        parts: usize,
+        /// The values of `by` that would work.
+        legal: Vec<usize>,
+    },
+
+    /// Heads of odd width, whose elements rotary positions cannot pair.
+    #[error("model.head_dim {head_dim} is odd, and rotary positions turn pairs of elements")]
+    OddHeadDim {
+        /// The width of one head.
+        head_dim: usize,
+    },
+
+    /// A setting of rotary positions in a family that has none.
+    #[error("model.rope_scaling is set, and gpt2 has no rotary positions")]
+    NoRotary,
+
+    /// A vocabulary too small for the tokenizer.
+    #[error("model.vocab {vocab} is less than the tokenizer's {tokenizer} tokens")]
+    Vocabulary {
+        /// The model's vocabulary.
+        vocab: usize,
+        /// The tokenizer's.
+        tokenizer: usize,
+    },
+
+    /// Training sequences longer than the model's longest.
+    #[error("train.seq {seq} is more than model.max_seq {max_seq}")]
+    SequenceTooLong {
+        /// The length of training sequences.
+        seq: usize,
+        /// The longest sequence of the model.
+        max_seq: usize,
+    },
+
+    /// Sequences that sequence parallelism cannot cut.
+    #[error(
+        "train.seq {seq} cannot be cut in {tp} (parallel.tp); \
+         {nearest} would do, or parallel.sequence_parallel = false"
+    )]
+    Sequence {
+        /// The length of training sequences.
+        seq: usize,
+        /// The tensor degree.
+        tp: usize,
+        /// The next longer sequence that can be cut.
+        nearest: usize,
+    },
+
+    /// Degrees whose product is not the number of ranks.
+    #[error("{} cannot make {world} {}; {legal} would", asked.with_product(), if *world == 1 { "rank" } else { "ranks" })]
+    WorldSize {
+        /// The degrees as typed; 0 is free.
+        asked: Degrees,
+        /// The number of ranks.
+        world: usize,
+        /// The nearest legal degrees.
+        legal: Degrees,
+    },
+
+    /// An expert degree that does not fit into the data and context degrees.
+    #[error("ep {ep} does not divide dp {dp} × cp {cp}")]
+    ExpertDegree {
+        /// The expert degree.
+        ep: usize,
+        /// The data degree.
+        dp: usize,
+        /// The context degree.
+        cp: usize,
+    },
+
+    /// An axis along which nothing is cut yet.
+    #[error("{axis} degree {degree}: models are not cut along this axis, so the degree can only be 1")]
+    Uncut {
+        /// The axis, in words.
+        axis: &'static str,
+        /// The degree asked for.
+        degree: usize,
+    },
+}
+
+/// Writes `1, 2, 4 or 8`.
+fn list(values: &[usize]) -> String {
+    let words: Vec<String> = values.iter().map(usize::to_string).collect();
+    match words.split_last() {
+        None => "nothing".into(),
+        Some((only, [])) => format!("only {only}"),
+        Some((last, rest)) => format!("{} or {last}", rest.join(", ")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_name_values_and_legal_degrees() {
+        let error =
+            Error::NotDivisible { what: "model.heads", len: 12, by: "parallel.tp", parts: 5, legal: vec![1, 2, 3, 4] };
+        assert_eq!(
+            error.to_string(),
+            "model.heads 12 cannot be cut in 5 (parallel.tp); parallel.tp may be 1, 2, 3 or 4"
+        );
+    }
+
+    #[test]
+    fn free_degrees_are_told_from_typed_ones() {
+        let legal = Degrees { dp: 2, tp: 2, ..Degrees::default() };
+        let free = Error::WorldSize { asked: Degrees { dp: 0, tp: 3, ..Degrees::default() }, world: 4, legal };
+        assert_eq!(
+            free.to_string(),
+            "pp 1 × dp any × cp 1 × tp 3 cannot make 4 ranks; pp 1 × dp 2 × cp 1 × tp 2 would"
+        );
+        let typed = Error::WorldSize { asked: Degrees { dp: 2, tp: 3, ..Degrees::default() }, world: 4, legal };
+        assert_eq!(
+            typed.to_string(),
+            "pp 1 × dp 2 × cp 1 × tp 3 = 6 cannot make 4 ranks; pp 1 × dp 2 × cp 1 × tp 2 would"
+        );
+    }
+}

@@ -1,0 +1,189 @@
+//! A model as a list of parameters: names, full shapes, initial values, and along what each may be cut.
+//!
+//! Shapes are torch's storage, `[d_out, d_in]`. Legend: `d` width, `h` query heads, `kv` key/value heads, `k` head width,
+//! `f` MLP width, `v` vocabulary.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Architecture, ArchitectureName};
+
+/// Standard deviation of initial weights.
+const STD: f64 = 0.02;
+
+/// One parameter of the whole model, before any cut.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ParameterSpec {
+    /// The name: `layers.3.mlp.down.weight`.
+    pub name: String,
+    /// The full shape, without padding.
+    pub shape: Vec<usize>,
+    /// Along what the tensor axis cuts it.
+    pub cut: Cut,
+    /// Its values before the first step.
+    pub init: Init,
+    /// Whether weight decay applies: to matrices, not to vectors.
+    pub decays: bool,
+    /// The layer it belongs to, if any.
+    pub layer: Option<usize>,
+}
+
+impl ParameterSpec {
+    /// Counts the elements of the full tensor.
+    pub fn elements(&self) -> usize {
+        self.shape.iter().product()
+    }
+}
+
+/// Along what the tensor axis cuts a parameter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "along")]
+#[non_exhaustive]
+pub enum Cut {
+    /// Not cut. Such parameters meet activations that sequence parallelism cuts: norms, learned positions, and the
+    /// biases of row-parallel layers.
+    Nothing,
+    /// Dim 0 by token, padded where it does not divide.
+    Vocabulary,
+    /// By query heads: dim 0 of the query projection, dim 1 of the output projection.
+    QueryHeads {
+        /// The dim.
+        dim: usize,
+    },
+    /// Dim 0 by key/value heads, which several ranks share where there are more ranks than heads.
+    KeyValueHeads,
+    /// By columns of the MLP's hidden layer: dim 0 of its entrance, dim 1 of its exit.
+    Hidden {
+        /// The dim.
+        dim: usize,
+    },
+}
+
+/// Values before the first step.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "kind")]
+#[non_exhaustive]
+pub enum Init {
+    /// All 0.
+    Zeros,
+    /// All 1.
+    Ones,
+    /// Normal with mean 0.
+    Normal {
+        /// The standard deviation.
+        std: f64,
+    },
+}
+
+impl Architecture {
+    /// Lists all parameters in the order in which a forward pass meets them.
+    ///
+    /// The order is a contract: the query, key and value weights of a layer are neighbours, so are their biases, and
+    /// so are the MLP's gate and up. Laid out in one buffer in this order, each such set is one matrix to multiply by.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use mp_plan::{Architecture, ModelConfig};
+    ///
+    /// let config = ModelConfig { layers: 1, ..ModelConfig::default() };
+    /// let names: Vec<_> = Architecture::resolve(&config, 256, 64)?.parameters().into_iter().map(|p| p.name).collect();
+    /// assert_eq!(names[..2], ["embedding.weight", "layers.0.attention_norm.weight"]);
+    /// assert_eq!(names[names.len() - 2..], ["final_norm.weight", "head.weight"]);
+    /// # Ok::<(), mp_plan::Error>(())
+    /// ```
+    pub fn parameters(&self) -> Vec<ParameterSpec> {
+        let mut list = List { architecture: self, layer: None, parameters: Vec::new() };
+        list.model();
+        list.parameters
+    }
+}
+
+/// Parameters as they are gathered.
+struct List<'a> {
+    architecture: &'a Architecture,
+    layer: Option<usize>,
+    parameters: Vec<ParameterSpec>,
+}
+
+impl List<'_> {
+    fn model(&mut self) {
+        let &Architecture { name, hidden: d, vocab: v, max_seq, layers, tie_embeddings, .. } = self.architecture;
+        let normal = Init::Normal { std: STD };
+        self.push("embedding.weight", &[v, d], Cut::Vocabulary, normal);
+        if name == ArchitectureName::Gpt2 {
+            self.push("positions.weight", &[max_seq, d], Cut::Nothing, normal);
+        }
+        for layer in 0..layers {
+            self.layer = Some(layer);
+            self.attention();
+            self.mlp();
+        }
+        self.layer = None;
+        self.norm("final_norm");
+        if !tie_embeddings {
+            self.push("head.weight", &[v, d], Cut::Vocabulary, normal);
+        }
+    }
+
+    fn attention(&mut self) {
+        let &Architecture { hidden: d, heads: h, kv_heads: kv, head_dim: k, .. } = self.architecture;
+        let queries = ("attention.query", h * k, Cut::QueryHeads { dim: 0 });
+        let keys = ("attention.key", kv * k, Cut::KeyValueHeads);
+        let values = ("attention.value", kv * k, Cut::KeyValueHeads);
+        self.norm("attention_norm");
+        self.entrance(&[queries, keys, values]);
+        self.exit("attention.output", [d, h * k], Cut::QueryHeads { dim: 1 });
+    }
+
+    fn mlp(&mut self) {
+        let &Architecture { name, hidden: d, ffn: f, .. } = self.architecture;
+        let gate = ("mlp.gate", f, Cut::Hidden { dim: 0 });
+        let up = ("mlp.up", f, Cut::Hidden { dim: 0 });
+        self.norm("mlp_norm");
+        match name {
+            ArchitectureName::Llama => self.entrance(&[gate, up]),
+            ArchitectureName::Gpt2 => self.entrance(&[up]),
+        }
+        self.exit("mlp.down", [d, f], Cut::Hidden { dim: 1 });
+    }
+
+    /// Adds column-parallel layers that share their input: all weights, then all biases, each cut like its weight.
+    fn entrance(&mut self, layers: &[(&str, usize, Cut)]) {
+        for &(name, rows, cut) in layers {
+            let shape = [rows, self.architecture.hidden];
+            self.push(&format!("{name}.weight"), &shape, cut, Init::Normal { std: STD });
+        }
+        if self.architecture.bias {
+            for &(name, rows, cut) in layers {
+                self.push(&format!("{name}.bias"), &[rows], cut, Init::Zeros);
+            }
+        }
+    }
+
+    /// Adds a row-parallel layer, whose output joins the residual stream: that stream is a sum of `2·layers` such
+    /// outputs, and the smaller deviation keeps its variance independent of depth.
+    fn exit(&mut self, name: &str, shape: [usize; 2], cut: Cut) {
+        let std = STD / (2.0 * self.architecture.layers as f64).sqrt();
+        self.push(&format!("{name}.weight"), &shape, cut, Init::Normal { std });
+        if self.architecture.bias {
+            self.push(&format!("{name}.bias"), &shape[..1], Cut::Nothing, Init::Zeros);
+        }
+    }
+
+    fn norm(&mut self, name: &str) {
+        let &Architecture { name: family, hidden: d, bias, .. } = self.architecture;
+        self.push(&format!("{name}.weight"), &[d], Cut::Nothing, Init::Ones);
+        if bias && family == ArchitectureName::Gpt2 {
+            self.push(&format!("{name}.bias"), &[d], Cut::Nothing, Init::Zeros);
+        }
+    }
+
+    fn push(&mut self, name: &str, shape: &[usize], cut: Cut, init: Init) {
+        let name = match self.layer {
+            Some(layer) => format!("layers.{layer}.{name}"),
+            None => name.to_owned(),
+        };
+        let decays = shape.len() >= 2;
+        self.parameters.push(ParameterSpec { name, shape: shape.to_vec(), cut, init, decays, layer: self.layer });
+    }
+}

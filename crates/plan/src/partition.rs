@@ -1,0 +1,146 @@
+//! The partition of a whole model: for every parameter, which rows or columns each rank holds.
+
+use std::ops::Range;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    degrees::{check_tensor, refuse_uncut},
+    Architecture, Axis, Cut, Mesh, ParameterSpec, Placement, Result,
+};
+
+pub use crate::degrees::{check_sequence, sequence_parallel};
+
+/// A model's parameters with their placements.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Partition {
+    /// The model.
+    pub architecture: Architecture,
+    /// The ranks.
+    pub mesh: Mesh,
+    /// All parameters, in the order of [`Architecture::parameters`].
+    pub parameters: Vec<PartitionedParameter>,
+    /// The vocabulary with its padding: the next multiple of the tensor degree.
+    pub vocab_padded: usize,
+}
+
+impl Partition {
+    /// Cuts every parameter of a model over the tensor axis of a mesh.
+    ///
+    /// Embedding and head are cut by vocabulary, queries, keys and values by heads, the attention's output by the same
+    /// heads, the MLP by its hidden columns; norms, learned positions and biases of row-parallel layers are whole on
+    /// every rank. All other axes replicate.
+    ///
+    /// # Errors
+    /// What [`Architecture::check`] and [`check_tensor`] refuse, and [`Error::Uncut`](crate::Error::Uncut) for a mesh
+    /// with an axis along which models are not cut.
+    ///
+    /// # Source
+    /// Shoeybi et al. 2019, arXiv:1909.08053, §3; its vocabulary padding is also to a multiple of 128, ours is not.
+    pub fn new(architecture: &Architecture, mesh: &Mesh) -> Result<Self> {
+        let tp = mesh.degree(Axis::Tp);
+        architecture.check()?;
+        refuse_uncut(&mesh.degrees())?;
+        check_tensor(architecture, tp)?;
+        let place = |spec: ParameterSpec| {
+            let placement = place(architecture, &spec, tp);
+            PartitionedParameter { spec, tp: placement }
+        };
+        Ok(Self {
+            architecture: architecture.clone(),
+            mesh: *mesh,
+            parameters: architecture.parameters().into_iter().map(place).collect(),
+            vocab_padded: architecture.vocab.div_ceil(tp) * tp,
+        })
+    }
+
+    /// Finds a parameter by name.
+    pub fn get(&self, name: &str) -> Option<&PartitionedParameter> {
+        self.parameters.iter().find(|parameter| parameter.spec.name == name)
+    }
+
+    /// Counts the elements that every rank stores, padding included.
+    pub fn local_elements(&self) -> usize {
+        self.parameters.iter().map(PartitionedParameter::local_elements).sum()
+    }
+}
+
+/// Cuts one parameter.
+fn place(architecture: &Architecture, spec: &ParameterSpec, tp: usize) -> Placement {
+    let &Architecture { heads, kv_heads, head_dim, ffn, .. } = architecture;
+    match spec.cut {
+        Cut::Nothing => Placement::Replicated { ranks: tp },
+        Cut::Vocabulary => Placement::padded(0, architecture.vocab, tp),
+        Cut::QueryHeads { dim } => Placement::by_units(dim, heads, head_dim, tp),
+        Cut::KeyValueHeads => Placement::by_units(0, kv_heads, head_dim, tp),
+        Cut::Hidden { dim } => Placement::by_units(dim, ffn, 1, tp),
+    }
+}
+
+/// A parameter with its placement.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PartitionedParameter {
+    /// The whole parameter.
+    pub spec: ParameterSpec,
+    /// How it lies on the tensor axis.
+    pub tp: Placement,
+}
+
+impl PartitionedParameter {
+    /// Returns the shape that every rank stores, padding included.
+    pub fn local_shape(&self) -> Vec<usize> {
+        let mut shape = self.spec.shape.clone();
+        if let Placement::Sharded { dim, local_len, .. } = self.tp {
+            shape[dim] = local_len;
+        }
+        shape
+    }
+
+    /// Counts the elements that every rank stores, padding included.
+    pub fn local_elements(&self) -> usize {
+        self.local_shape().iter().product()
+    }
+
+    /// Returns the dim and the range of the full, unpadded tensor that a tensor rank holds, or `None` if all of it.
+    ///
+    /// The range fills the first rows of the shard; what is left up to [`local_shape`](Self::local_shape) is padding.
+    ///
+    /// # Panics
+    /// If `tp_rank` is not below the tensor degree.
+    pub fn range(&self, tp_rank: usize) -> Option<(usize, Range<usize>)> {
+        self.tp.range(tp_rank)
+    }
+
+    /// Returns on how many tensor ranks each element lies.
+    pub fn replicas(&self) -> usize {
+        self.tp.replicas()
+    }
+
+    /// Returns what a gradient still needs on the tensor axis after a backward pass, before any sum over data ranks.
+    pub fn gradient_sync(&self, sequence_parallel: bool) -> GradientSync {
+        match (&self.tp, self.replicas()) {
+            (_, 1) => GradientSync::None,
+            // Each replica saw only its own query heads.
+            (Placement::Sharded { .. }, group_size) => GradientSync::SumOverReplicas { group_size },
+            // Each rank saw only its own part of the sequence; without that cut, all saw the same.
+            (Placement::Replicated { .. }, _) if sequence_parallel => GradientSync::SumOverTp,
+            (Placement::Replicated { .. }, _) => GradientSync::None,
+        }
+    }
+}
+
+/// What a gradient still needs on the tensor axis.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "kind")]
+#[non_exhaustive]
+pub enum GradientSync {
+    /// Nothing: it is complete.
+    None,
+    /// A sum over each set of consecutive tensor ranks that hold the same elements.
+    SumOverReplicas {
+        /// The number of ranks in a set; set `i` is tensor ranks `i·group_size .. (i+1)·group_size`.
+        group_size: usize,
+    },
+    /// A sum over the tensor group.
+    SumOverTp,
+}

@@ -1,0 +1,93 @@
+//! The plan as it is written to `plan.json` and printed.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{table, Architecture, Mesh, Partition, PartitionedParameter, Placement, RankBytes, Storage};
+
+/// A layout of a model over ranks, complete and self-contained.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Plan {
+    /// The model.
+    pub architecture: Architecture,
+    /// The ranks.
+    pub mesh: Mesh,
+    /// What is kept for each element.
+    pub storage: Storage,
+    /// The vocabulary with its padding.
+    pub vocab_padded: usize,
+    /// The elements of the whole model, without padding.
+    pub elements: usize,
+    /// The elements that every rank stores, padding included.
+    pub rank_elements: usize,
+    /// What every rank stores between steps; the cuts are equal, so all store the same.
+    pub rank_bytes: RankBytes,
+    /// All parameters, in the order of [`Architecture::parameters`].
+    pub parameters: Vec<PlannedParameter>,
+}
+
+/// One parameter of a plan.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlannedParameter {
+    /// The name.
+    pub name: String,
+    /// The full shape, without padding.
+    pub shape: Vec<usize>,
+    /// The dim that is cut, if any.
+    pub dim: Option<usize>,
+    /// Each tensor rank's start and end along `dim`, without padding; empty if every rank holds the whole.
+    ///
+    /// Tensor ranks are innermost: rank `r` of the world holds entry `r mod tp`.
+    pub ranges: Vec<[usize; 2]>,
+    /// The shape that every rank stores, padding included.
+    pub local_shape: Vec<usize>,
+    /// On how many tensor ranks each element lies.
+    pub replicas: usize,
+    /// Bytes of the parameter itself on every rank.
+    pub bytes: usize,
+}
+
+impl Plan {
+    /// Writes down a partition with the bytes it takes.
+    pub fn new(partition: &Partition, storage: Storage) -> Self {
+        let rank_elements = partition.local_elements();
+        let planned = |parameter| PlannedParameter::new(parameter, storage);
+        Self {
+            architecture: partition.architecture.clone(),
+            mesh: partition.mesh,
+            storage,
+            vocab_padded: partition.vocab_padded,
+            elements: partition.parameters.iter().map(|parameter| parameter.spec.elements()).sum(),
+            rank_elements,
+            rank_bytes: storage.bytes(rank_elements),
+            parameters: partition.parameters.iter().map(planned).collect(),
+        }
+    }
+
+    /// Writes the plan for people: a line a parameter with its name, full shape, cut dim, each tensor rank's range, and
+    /// bytes a rank; then the sums.
+    ///
+    /// With more than four tensor ranks, only the first two and the last are shown.
+    pub fn table(&self) -> String {
+        table::table(self)
+    }
+}
+
+impl PlannedParameter {
+    fn new(parameter: &PartitionedParameter, storage: Storage) -> Self {
+        let (dim, ranges) = match &parameter.tp {
+            Placement::Replicated { .. } => (None, Vec::new()),
+            Placement::Sharded { dim, ranges, .. } => {
+                (Some(*dim), ranges.iter().map(|range| [range.start, range.end]).collect())
+            }
+        };
+        Self {
+            name: parameter.spec.name.clone(),
+            shape: parameter.spec.shape.clone(),
+            dim,
+            ranges,
+            local_shape: parameter.local_shape(),
+            replicas: parameter.replicas(),
+            bytes: storage.bytes(parameter.local_elements()).parameters,
+        }
+    }
+}

@@ -1,0 +1,82 @@
+//! A plan as text: columns as wide as their widest cell, then the sums.
+
+use std::fmt::Write;
+
+use crate::{Plan, PlannedParameter};
+
+/// With more tensor ranks than this, the middle ones are left out.
+const MOST_RANKS: usize = 4;
+
+const HEADER: [&str; 5] = ["name", "shape", "dim", "range of each tensor rank", "bytes/rank"];
+
+/// Writes the table of a plan.
+pub(crate) fn table(plan: &Plan) -> String {
+    let rows: Vec<[String; 5]> =
+        std::iter::once(HEADER.map(str::to_owned)).chain(plan.parameters.iter().map(row)).collect();
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let widths: [usize; 5] = std::array::from_fn(width);
+    let mut text = String::new();
+    for row in &rows {
+        write_row(&mut text, row, &widths);
+    }
+    write_sums(&mut text, plan);
+    text
+}
+
+fn row(parameter: &PlannedParameter) -> [String; 5] {
+    let PlannedParameter { name, shape, dim, bytes, .. } = parameter;
+    let shape: Vec<String> = shape.iter().map(usize::to_string).collect();
+    let dim = dim.map_or("-".to_owned(), |dim| dim.to_string());
+    [name.clone(), shape.join("×"), dim, ranges(parameter), grouped(*bytes)]
+}
+
+/// Writes `0..10 10..20 … 90..100`, with how often each element is held where it is more than once.
+fn ranges(parameter: &PlannedParameter) -> String {
+    let word = |range: &[usize; 2]| format!("{}..{}", range[0], range[1]);
+    let words: Vec<String> = match parameter.ranges.as_slice() {
+        [] => return "whole".to_owned(),
+        [first, second, .., last] if parameter.ranges.len() > MOST_RANKS => {
+            vec![word(first), word(second), "…".to_owned(), word(last)]
+        }
+        all => all.iter().map(word).collect(),
+    };
+    match parameter.replicas {
+        1 => words.join(" "),
+        replicas => format!("{} (each on {replicas})", words.join(" ")),
+    }
+}
+
+fn write_row(text: &mut String, row: &[String; 5], widths: &[usize; 5]) {
+    let [name, shape, dim, ranges, bytes] = row;
+    let [a, b, c, d, e] = *widths;
+    // Writing to a string cannot fail.
+    let _ = writeln!(text, "{name:<a$}  {shape:>b$}  {dim:>c$}  {ranges:<d$}  {bytes:>e$}");
+}
+
+fn write_sums(text: &mut String, plan: &Plan) {
+    let bytes = &plan.rank_bytes;
+    let ranks = plan.mesh.size();
+    let mut parts = format!("parameters {}, gradients {}", grouped(bytes.parameters), grouped(bytes.gradients));
+    for (name, part) in [("master weights", bytes.master), ("moments", bytes.moments)] {
+        if part > 0 {
+            let _ = write!(parts, ", {name} {}", grouped(part));
+        }
+    }
+    let _ = writeln!(text, "\nmesh            {} on {ranks} {}", plan.mesh, if ranks == 1 { "rank" } else { "ranks" });
+    let _ = writeln!(text, "vocabulary      {} padded to {}", plan.architecture.vocab, plan.vocab_padded);
+    let _ = writeln!(text, "elements        {}, {} on each rank", grouped(plan.elements), grouped(plan.rank_elements));
+    let _ = writeln!(text, "bytes per rank  {} ({parts})", grouped(bytes.total()));
+}
+
+/// Writes a number in groups of three digits: `1,234,567`.
+fn grouped(number: usize) -> String {
+    let digits = number.to_string();
+    let mut text = String::with_capacity(digits.len() * 4 / 3 + 1);
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}

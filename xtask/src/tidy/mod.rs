@@ -1,0 +1,5 @@
+//! Placeholder.
+use crate::workspace::Workspace;
+pub fn command(_: &Workspace) -> anyhow::Result<std::process::ExitCode> {
+    anyhow::bail!("not there")
+}

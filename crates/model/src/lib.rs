@@ -1,1 +1,23 @@
-//! mp-model.
+//! Sharded layers and the models made of them: where a plan, the tensor backend and a communicator meet.
+//!
+//! Reading order: how tensors travel ([`collective`]); what a rank keeps of every parameter ([`parameter`]); the
+//! conjugate [`regions`] between replicated and sharded activations; the sharded [`layers`]; the [`models`]; and
+//! [`build`], which turns a partition into a [`Stage`].
+
+pub mod build;
+pub mod collective;
+pub mod error;
+pub mod gradient;
+pub mod layers;
+pub mod models;
+pub mod parameter;
+pub mod pass;
+pub mod regions;
+pub mod shard;
+pub mod stage;
+
+pub use build::build;
+pub use error::{Error, Result};
+pub use parameter::Parameters;
+pub use pass::Pass;
+pub use stage::Stage;

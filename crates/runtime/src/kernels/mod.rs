@@ -2,4 +2,5 @@
 //! arithmetic in single operations.
 
 pub mod dropout;
+pub mod rms_norm;
 pub mod rotary;

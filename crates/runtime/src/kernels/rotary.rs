@@ -30,6 +30,11 @@ impl Angles {
         })
     }
 
+    /// Makes another handle to the same tables.
+    pub fn share(&self) -> Self {
+        Self { cosines_sk: self.cosines_sk.shallow_clone(), sines_sk: self.sines_sk.shallow_clone() }
+    }
+
     /// Returns how many positions are tabulated.
     pub fn length(&self) -> usize {
         self.cosines_sk.size()[0] as usize

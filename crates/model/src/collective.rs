@@ -1,0 +1,185 @@
+//! Collectives over tensors: the bridge between the tensor backend's memory and a communicator's buffers.
+
+use mp_comm::{Buffer, BufferMut, ByteBuffer, Communicator, OwnedBuffer, ReduceOp, Request};
+use mp_runtime::bytes::{self, Lent};
+use mp_runtime::{Kind, Tensor};
+
+use crate::{Error, Result};
+
+/// A tensor's memory on loan to a communicator.
+struct LentTensor(Lent);
+
+impl ByteBuffer for LentTensor {
+    fn bytes(&self) -> &[u8] {
+        self.0.bytes()
+    }
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        self.0.bytes_mut()
+    }
+}
+
+fn kind(tensor: &Tensor) -> Result<mp_comm::Kind> {
+    Ok(match tensor.kind() {
+        Kind::Double => mp_comm::Kind::F64,
+        Kind::Float => mp_comm::Kind::F32,
+        Kind::BFloat16 => mp_comm::Kind::Bf16,
+        Kind::Int64 => mp_comm::Kind::I64,
+        Kind::Int => mp_comm::Kind::I32,
+        Kind::Uint8 => mp_comm::Kind::U8,
+        other => return Err(Error::Kind(other)),
+    })
+}
+
+/// Views a contiguous tensor to send.
+fn buffer(tensor: &Tensor) -> Result<Buffer<'_>> {
+    Ok(Buffer::from_bytes(kind(tensor)?, bytes::view(tensor)?)?)
+}
+
+/// Views a contiguous tensor to receive into.
+fn buffer_mut(tensor: &mut Tensor) -> Result<BufferMut<'_>> {
+    let kind = kind(tensor)?;
+    Ok(BufferMut::from_bytes(kind, bytes::view_mut(tensor)?)?)
+}
+
+/// Lends a contiguous tensor to a non-blocking operation.
+fn lend(tensor: &Tensor) -> Result<OwnedBuffer> {
+    Ok(OwnedBuffer::new(kind(tensor)?, Box::new(LentTensor(Lent::new(tensor)?)))?)
+}
+
+/// A tensor whose value is on its way.
+#[derive(Debug)]
+#[must_use = "the value is complete when it is waited for"]
+pub struct Arriving {
+    request: Request,
+    tensor: Tensor,
+    /// The dim along which a gathered value is still to be joined, with the number of parts.
+    join: Option<(i64, i64)>,
+}
+
+impl Arriving {
+    /// Waits for the value.
+    ///
+    /// # Errors
+    /// [`Error::Comm`] if the operation failed.
+    pub fn wait(self) -> Result<Tensor> {
+        drop(self.request.wait()?);
+        match self.join {
+            Some((dim, parts)) => join(&self.tensor, dim, parts),
+            None => Ok(self.tensor),
+        }
+    }
+}
+
+/// Reduces a contiguous tensor in place over a group.
+///
+/// # Errors
+/// [`Error::Comm`] if the operation failed, [`Error::Runtime`] if the tensor is not contiguous.
+pub fn all_reduce(group: &dyn Communicator, tensor: &mut Tensor, op: ReduceOp) -> Result<()> {
+    Ok(group.all_reduce(buffer_mut(tensor)?, op)?)
+}
+
+/// Starts reducing a contiguous tensor in place; it must not be touched before the result is waited for.
+///
+/// # Errors
+/// As [`all_reduce`].
+pub fn start_all_reduce(group: &dyn Communicator, tensor: Tensor, op: ReduceOp) -> Result<Arriving> {
+    Ok(Arriving { request: group.start_all_reduce(lend(&tensor)?, op)?, tensor, join: None })
+}
+
+/// Starts joining every rank's tensor along `dim`, in rank order.
+///
+/// # Errors
+/// As [`all_reduce`].
+pub fn start_all_gather(group: &dyn Communicator, shard: &Tensor, dim: i64) -> Result<Arriving> {
+    let parts = group.size() as i64;
+    let shard = shard.f_contiguous()?;
+    let mut shape = shard.size();
+    shape.insert(0, parts);
+    let tensor = Tensor::f_empty(&shape[..], (shard.kind(), shard.device()))?;
+    let request = group.start_all_gather(lend(&shard)?, lend(&tensor)?)?;
+    Ok(Arriving { request, tensor, join: Some((dim, parts)) })
+}
+
+/// Joins every rank's tensor along `dim`, in rank order.
+///
+/// # Errors
+/// As [`all_reduce`].
+pub fn all_gather(group: &dyn Communicator, shard: &Tensor, dim: i64) -> Result<Tensor> {
+    let parts = group.size() as i64;
+    let shard = shard.f_contiguous()?;
+    let mut shape = shard.size();
+    shape.insert(0, parts);
+    let mut gathered = Tensor::f_empty(&shape[..], (shard.kind(), shard.device()))?;
+    group.all_gather(buffer(&shard)?, buffer_mut(&mut gathered)?)?;
+    join(&gathered, dim, parts)
+}
+
+/// Starts summing over a group and keeping this rank's part along `dim`.
+///
+/// # Errors
+/// As [`all_reduce`], and [`Error::Shape`] if the dim does not divide.
+pub fn start_reduce_scatter(group: &dyn Communicator, full: &Tensor, dim: i64) -> Result<Arriving> {
+    let (send, tensor) = scattered(group, full, dim)?;
+    let request = group.start_reduce_scatter(lend(&send)?, lend(&tensor)?, ReduceOp::Sum)?;
+    Ok(Arriving { request, tensor, join: None })
+}
+
+/// Sums over a group and keeps this rank's part along `dim`.
+///
+/// # Errors
+/// As [`start_reduce_scatter`].
+pub fn reduce_scatter(group: &dyn Communicator, full: &Tensor, dim: i64) -> Result<Tensor> {
+    let (send, mut tensor) = scattered(group, full, dim)?;
+    group.reduce_scatter(buffer(&send)?, buffer_mut(&mut tensor)?, ReduceOp::Sum)?;
+    Ok(tensor)
+}
+
+/// Copies the root's tensor to every rank.
+///
+/// # Errors
+/// As [`all_reduce`].
+pub fn broadcast(group: &dyn Communicator, tensor: &mut Tensor, root: mp_comm::Rank) -> Result<()> {
+    Ok(group.broadcast(buffer_mut(tensor)?, root)?)
+}
+
+/// Returns this rank's part of a tensor along `dim`.
+///
+/// # Errors
+/// [`Error::Shape`] if the dim does not divide.
+pub fn own_part(group: &dyn Communicator, full: &Tensor, dim: i64) -> Result<Tensor> {
+    let length = part_length(group, full, dim)?;
+    Ok(full.f_narrow(dim, group.rank().0 as i64 * length, length)?)
+}
+
+/// Turns `[parts, …]` into one tensor joined along `dim` of the rest.
+fn join(gathered: &Tensor, dim: i64, parts: i64) -> Result<Tensor> {
+    let mut shape = gathered.size()[1..].to_vec();
+    shape[dim as usize] *= parts;
+    Ok(gathered.f_movedim_int(0, dim)?.f_reshape(&shape[..])?)
+}
+
+/// Brings a tensor in the order of the ranks that its parts go to, and makes room for this rank's part.
+fn scattered(group: &dyn Communicator, full: &Tensor, dim: i64) -> Result<(Tensor, Tensor)> {
+    let length = part_length(group, full, dim)?;
+    let mut shape = full.size();
+    shape[dim as usize] = length;
+    let tensor = Tensor::f_empty(&shape[..], (full.kind(), full.device()))?;
+    let mut cut = full.size();
+    cut[dim as usize] = group.size() as i64;
+    cut.insert(dim as usize + 1, length);
+    let send = full.f_reshape(&cut[..])?.f_movedim_int(dim, 0)?.f_contiguous()?;
+    Ok((send, tensor))
+}
+
+fn part_length(group: &dyn Communicator, full: &Tensor, dim: i64) -> Result<i64> {
+    let (length, parts) = (full.size()[dim as usize], group.size() as i64);
+    if length % parts != 0 {
+        let expected = format!("a multiple of {parts} along dim {dim}");
+        return Err(Error::Shape {
+            what: format!("a tensor to cut over {}", group.name()),
+            shape: full.size(),
+            expected,
+        });
+    }
+    Ok(length / parts)
+}

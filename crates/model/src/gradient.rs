@@ -1,0 +1,80 @@
+//! What gradients still need on the tensor axis after a backward pass: parameters that lie on several tensor ranks, each
+//! of which saw only a part of what they were used for.
+//!
+//! Key/value heads shared by several ranks saw each rank's own query heads; under sequence shards, norms, biases of
+//! row-parallel layers and learned positions saw each rank's own positions.
+
+use std::sync::Arc;
+
+use mp_comm::{Communicator, ReduceOp};
+use mp_plan::GradientSync;
+use mp_runtime::Tensor;
+
+use crate::regions::{Between, TensorGroup};
+use crate::{collective, Parameters, Result};
+
+/// The sums that complete a rank's gradients, fixed when the model is made.
+#[derive(Debug)]
+pub struct Completion {
+    sums: Vec<Sum>,
+}
+
+#[derive(Debug)]
+struct Sum {
+    group: Arc<dyn Communicator>,
+    parameters: Vec<usize>,
+}
+
+impl Completion {
+    /// Finds which parameters need a sum. Collective over the tensor group.
+    ///
+    /// # Errors
+    /// [`Error::Comm`](crate::Error::Comm) if the groups of replicas cannot be made.
+    pub fn new(parameters: &Parameters, group: &TensorGroup) -> Result<Self> {
+        let sequence_parallel = group.between == Between::SequenceSharded;
+        let (mut whole, mut shared, mut replicas) = (Vec::new(), Vec::new(), 1);
+        for (index, parameter) in parameters.partition().parameters.iter().enumerate() {
+            match parameter.gradient_sync(sequence_parallel) {
+                GradientSync::SumOverTp => whole.push(index),
+                GradientSync::SumOverReplicas { group_size } => {
+                    replicas = group_size;
+                    shared.push(index);
+                }
+                _ => {}
+            }
+        }
+        let rank = group.comm.rank().0;
+        let color = u32::try_from(rank / replicas).unwrap_or(u32::MAX);
+        let sharing = group.comm.split(Some(color), rank as u32, "tp-replicas")?;
+        let sums = [(Some(Arc::clone(&group.comm)), whole), (sharing, shared)];
+        Ok(Self {
+            sums: sums
+                .into_iter()
+                .filter(|(_, parameters)| !parameters.is_empty())
+                .filter_map(|(group, parameters)| Some(Sum { group: group?, parameters }))
+                .collect(),
+        })
+    }
+
+    /// Completes the gradients of one backward pass, or of several that were accumulated.
+    ///
+    /// # Communication
+    /// At most two all-reduces, each of all the gradients it concerns in one piece.
+    ///
+    /// # Errors
+    /// [`Error::Comm`](crate::Error::Comm) if one fails.
+    pub fn run(&self, parameters: &Parameters) -> Result<()> {
+        for sum in &self.sums {
+            let views = sum.parameters.iter().map(|&index| Ok(parameters.gradients().view(index)?));
+            let views = views.collect::<Result<Vec<_>>>()?;
+            let flat = views.iter().map(|view| Ok(view.f_view([-1])?)).collect::<Result<Vec<_>>>()?;
+            let mut joined = Tensor::f_cat(&flat, 0)?;
+            collective::all_reduce(&*sum.group, &mut joined, ReduceOp::Sum)?;
+            let lengths: Vec<i64> = flat.iter().map(|part| part.numel() as i64).collect();
+            for (mut part, summed) in flat.into_iter().zip(joined.f_split_with_sizes(&lengths[..], 0)?) {
+                part.f_copy_(&summed)?;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,112 @@
+//! The vocabulary-parallel embedding, and learned positions.
+
+use std::ops::Range;
+
+use mp_runtime::{autograd, Tensor};
+
+use crate::parameter::Weight;
+use crate::regions::TensorGroup;
+use crate::{Error, Result};
+
+/// Looks tokens up in this rank's rows of the table.
+#[derive(Debug)]
+pub struct VocabParallelEmbedding {
+    weight: Weight,
+    ids: Range<usize>,
+    whole: bool,
+    group: TensorGroup,
+}
+
+impl VocabParallelEmbedding {
+    /// Makes the layer from the rows for token ids `ids` of a vocabulary of `vocab`; rows beyond are padding.
+    pub fn new(weight: Weight, ids: Range<usize>, vocab: usize, group: &TensorGroup) -> Self {
+        let whole = ids == (0..vocab);
+        Self { weight, ids, whole, group: group.clone() }
+    }
+
+    /// Looks up each token; ids outside this rank's range contribute nothing here.
+    ///
+    /// # Shapes
+    /// - `tokens`: `[b, s]`, replicated
+    /// - returns `[b, s, d]`, replicated; or `[b, s / tp, d]`, its part of the sequence
+    ///
+    /// # Communication
+    /// Forward: one all-reduce (with sequence shards one reduce-scatter) of `b·s·d` elements. Backward: none; with
+    /// sequence shards one all-gather.
+    ///
+    /// # Errors
+    /// [`Error::Runtime`] for ids beyond the vocabulary.
+    ///
+    /// # Source
+    /// Shoeybi et al. 2019, arXiv:1909.08053, §3.
+    pub fn forward(&self, tokens: &Tensor) -> Result<Tensor> {
+        let (local, outside) = self.locate(tokens)?;
+        let y = {
+            let _off = autograd::no_grad();
+            let mut rows = Tensor::f_embedding(self.weight.value(), &local, -1, false, false)?;
+            if let Some(outside) = &outside {
+                let _ = rows.f_masked_fill_(&outside.f_unsqueeze(-1)?, 0.0)?;
+            }
+            self.group.leave(rows)?
+        };
+        let (mut weight, group) = (self.weight.share(), self.group.clone());
+        autograd::attach(&[self.weight.anchor()], &[y.shallow_clone()], move |gradients| {
+            if let Some(dy) = &gradients[0] {
+                let dy = group.leave_backward(dy)?;
+                let rows = match &outside {
+                    Some(outside) => dy.f_masked_fill(&outside.f_unsqueeze(-1)?, 0.0)?,
+                    None => dy,
+                };
+                let width = *rows.size().last().unwrap_or(&1);
+                weight.accumulate_rows(&local.f_view([-1])?, &rows.f_reshape([-1, width])?)?;
+            }
+            Ok(vec![None])
+        })?;
+        Ok(y)
+    }
+
+    /// Turns ids into rows of the shard, and says which lie outside it.
+    fn locate(&self, tokens: &Tensor) -> Result<(Tensor, Option<Tensor>)> {
+        if self.whole {
+            return Ok((tokens.shallow_clone(), None));
+        }
+        let (start, end) = (self.ids.start as i64, self.ids.end as i64);
+        let outside = tokens.f_lt(start)?.f_logical_or(&tokens.f_ge(end)?)?;
+        Ok((tokens.f_sub_scalar(start)?.f_masked_fill(&outside, 0)?, Some(outside)))
+    }
+}
+
+/// Adds a learned vector for each position.
+#[derive(Debug)]
+pub struct Positions {
+    weight: Weight,
+    group: TensorGroup,
+}
+
+impl Positions {
+    /// Makes the layer from the whole table, `[max_seq, d]`.
+    pub fn new(weight: Weight, group: &TensorGroup) -> Self {
+        Self { weight, group: group.clone() }
+    }
+
+    /// Adds row `p` to position `p` of a sequence of `seq` tokens.
+    ///
+    /// # Shapes
+    /// - `x`: `[b, s, d]`, or `[b, s / tp, d]`, its part of the sequence
+    /// - returns the same
+    ///
+    /// # Communication
+    /// None. Under sequence shards the table's gradient is partial: each rank saw its own positions.
+    ///
+    /// # Errors
+    /// [`Error::TooLong`] beyond the table.
+    pub fn forward(&self, x: &Tensor, seq: usize) -> Result<Tensor> {
+        let max_seq = self.weight.value().size()[0] as usize;
+        if seq > max_seq {
+            return Err(Error::TooLong { seq, max_seq });
+        }
+        let own = self.group.positions(seq);
+        let rows = self.weight.tracked()?.f_narrow(0, own.start as i64, own.len() as i64)?;
+        Ok(x.f_add(&rows)?)
+    }
+}

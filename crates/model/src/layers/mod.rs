@@ -1,0 +1,9 @@
+//! Sharded layers, one a file. Each takes its weights and its tensor group when it is made.
+
+pub mod attention;
+pub mod cross_entropy;
+pub mod dropout;
+pub mod embedding;
+pub mod linear;
+pub mod mlp;
+pub mod norm;

@@ -1,0 +1,45 @@
+//! Models on rank-threads, as the tests of this folder make them.
+#![allow(missing_docs, dead_code)]
+
+use std::sync::Arc;
+
+use mp_comm::Communicator;
+use mp_model::gradient::Completion;
+use mp_model::regions::{Between, TensorGroup};
+use mp_model::{build, Parameters, Stage};
+use mp_plan::{Architecture, Degrees, Mesh, Partition};
+use mp_runtime::{Device, Precision};
+
+/// One rank's model with what completes its gradients.
+pub struct Rank {
+    pub stage: Box<dyn Stage>,
+    pub completion: Completion,
+    pub group: TensorGroup,
+}
+
+pub fn partition(architecture: &Architecture, tp: usize) -> Arc<Partition> {
+    let mesh = Mesh::new(Degrees { tp, ..Degrees::default() }).unwrap();
+    Arc::new(Partition::new(architecture, &mesh).unwrap())
+}
+
+pub fn rank(
+    partition: &Arc<Partition>,
+    comm: Arc<dyn Communicator>,
+    between: Between,
+    precision: Precision,
+) -> mp_model::Result<Rank> {
+    let group = TensorGroup { comm, between };
+    let parameters = Parameters::new(partition, group.comm.rank().0, 7, precision, Device::Cpu)?;
+    let completion = Completion::new(&parameters, &group)?;
+    Ok(Rank { stage: build(parameters, group.clone())?, completion, group })
+}
+
+/// The largest difference of two tensors' elements.
+pub fn difference(a: &mp_runtime::Tensor, b: &mp_runtime::Tensor) -> f64 {
+    assert_eq!(a.size(), b.size());
+    if a.numel() == 0 {
+        return 0.0;
+    }
+    let kind = mp_runtime::Kind::Double;
+    (a.to_kind(kind) - b.to_kind(kind)).abs().max().double_value(&[])
+}

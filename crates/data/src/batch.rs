@@ -92,7 +92,7 @@ impl BatchPlan {
             }
         }
         match micro_batch.checked_mul(dp) {
-            Some(unit) if global_batch % unit == 0 => Ok(Self { global_batch, micro_batch, dp }),
+            Some(unit) if global_batch.is_multiple_of(unit) => Ok(Self { global_batch, micro_batch, dp }),
             _ => Err(Error::BatchCut { global_batch, micro_batch, dp }),
         }
     }

@@ -13,7 +13,27 @@ macro_rules! embed {
 }
 
 /// The embedded texts in the order in which they are joined; a test compares the list with the folder.
-const EMBEDDED: &[(&str, &str)] = embed!["00-opening.txt"];
+const EMBEDDED: &[(&str, &str)] = embed![
+    "00-opening.txt",
+    "01-why-divide.txt",
+    "02-cutting-a-matrix.txt",
+    "03-collectives.txt",
+    "04-data-parallel.txt",
+    "05-tensor-and-sequence.txt",
+    "06-pipelines.txt",
+    "07-sharded-state.txt",
+    "08-long-contexts.txt",
+    "09-inside-the-transformer.txt",
+    "10-floating-point.txt",
+    "11-random-numbers.txt",
+    "12-optimizers.txt",
+    "13-checkpoints.txt",
+    "14-data-and-tokens.txt",
+    "15-planning.txt",
+    "16-debugging.txt",
+    "17-networks-and-history.txt",
+    "18-parables.txt",
+];
 
 /// A text, and where it comes from.
 #[derive(Debug, Clone)]

@@ -208,7 +208,7 @@ fn legal_cuts(global_batch: usize, micro_batch: usize, dp: usize) -> String {
             format!("a global batch of {above}")
         });
     }
-    if dp > 0 && global_batch % dp == 0 {
+    if global_batch.is_multiple_of(dp) {
         ways.push(format!("a micro-batch of {}", any_of(&divisors(global_batch / dp))));
     } else {
         ways.push(format!("a data-parallel degree of {}", any_of(&divisors(global_batch))));
@@ -218,7 +218,7 @@ fn legal_cuts(global_batch: usize, micro_batch: usize, dp: usize) -> String {
 
 /// Lists the divisors of `n`, least first.
 fn divisors(n: usize) -> Vec<usize> {
-    let small: Vec<usize> = (1..=n.isqrt()).filter(|d| n % d == 0).collect();
+    let small: Vec<usize> = (1..=n.isqrt()).filter(|d| n.is_multiple_of(*d)).collect();
     let large = small.iter().rev().map(|d| n / d).filter(|d| d * d != n);
     small.iter().copied().chain(large).collect()
 }

@@ -109,6 +109,8 @@ impl Tokenizer {
 mod huggingface {
     //! The `tokenizers` crate, held to plain text.
 
+    use std::panic::catch_unwind;
+
     use crate::error::Cause;
 
     /// A parsed `tokenizer.json`.
@@ -120,7 +122,11 @@ mod huggingface {
 
     impl Model {
         pub fn parse(json: &[u8]) -> Result<Self, Cause> {
-            let mut inner = tokenizers::Tokenizer::from_bytes(json)?;
+            // The crate panics on some files: malformed JSON in the decoder (told apart here, so that the message has its
+            // line and column), and well-formed JSON of the wrong shape in the normalizer.
+            serde_json::from_slice::<serde_json::Value>(json)?;
+            let mut inner = catch_unwind(|| tokenizers::Tokenizer::from_bytes(json))
+                .map_err(|_| "a part of it does not have the shape that its type asks for")??;
             // Files exported for inference often truncate at the model's length: a corpus would silently shrink to it.
             inner.with_truncation(None)?;
             inner.with_padding(None);

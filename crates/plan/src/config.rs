@@ -90,15 +90,27 @@ impl Default for ModelConfig {
 }
 
 /// A value, or "auto".
+///
+/// # Examples
+///
+/// ```
+/// use mp_plan::{ParallelConfig, Switch};
+///
+/// let config: ParallelConfig = toml::from_str("sequence_parallel = false").unwrap();
+/// assert_eq!(config.sequence_parallel, Switch::Set(false));
+/// let config: ParallelConfig = toml::from_str("sequence_parallel = 'auto'").unwrap();
+/// assert_eq!(config.sequence_parallel, Switch::Auto);
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "neither a legal value nor \"auto\"")]
 pub enum Switch<T> {
-    /// Chosen by the user.
-    Set(T),
+    // First, so that the word is never taken for a value.
     /// Chosen by the planner.
     #[default]
     #[serde(with = "auto")]
     Auto,
+    /// Chosen by the user.
+    Set(T),
 }
 
 mod auto {

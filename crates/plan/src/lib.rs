@@ -45,6 +45,9 @@
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! `examples/hundred_parts.rs` cuts 10⁹ parameters in 100 parts; `examples/four_ranks.rs` goes from a user's
+//! configuration to what one of four ranks holds.
 
 pub mod architecture;
 pub mod config;

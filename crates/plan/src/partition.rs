@@ -36,7 +36,8 @@ impl Partition {
     /// with an axis along which models are not cut.
     ///
     /// # Source
-    /// Shoeybi et al. 2019, arXiv:1909.08053, §3; its vocabulary padding is also to a multiple of 128, ours is not.
+    /// Shoeybi et al. 2019, arXiv:1909.08053, §3. The paper pads the vocabulary to a multiple of 128 a rank; here each
+    /// rank gets the fewest equal rows.
     pub fn new(architecture: &Architecture, mesh: &Mesh) -> Result<Self> {
         let tp = mesh.degree(Axis::Tp);
         architecture.check()?;

@@ -1,0 +1,74 @@
+//! The two sections in TOML and JSON: what is read back, and what is refused in which words.
+
+use mp_plan::{ArchitectureName, ModelConfig, ParallelConfig, RopeScaling, Switch};
+
+/// Settings of which none is the default.
+fn unusual() -> (ModelConfig, ParallelConfig) {
+    let model = ModelConfig {
+        architecture: ArchitectureName::Gpt2,
+        tie_embeddings: Some(false),
+        dropout: 0.1,
+        rope_scaling: Some(RopeScaling::Linear { factor: 2.5 }),
+        from: Some("runs/first".into()),
+        ..ModelConfig::default()
+    };
+    let parallel = ParallelConfig { tp: 4, dp: 2, sequence_parallel: Switch::Set(true), ..ParallelConfig::default() };
+    (model, parallel)
+}
+
+#[test]
+fn sections_survive_toml_and_json() {
+    let (model, parallel) = unusual();
+    assert_eq!(toml::from_str::<ModelConfig>(&toml::to_string(&model).unwrap()).unwrap(), model);
+    assert_eq!(toml::from_str::<ParallelConfig>(&toml::to_string(&parallel).unwrap()).unwrap(), parallel);
+    assert_eq!(serde_json::from_str::<ModelConfig>(&serde_json::to_string(&model).unwrap()).unwrap(), model);
+    assert_eq!(serde_json::from_str::<ParallelConfig>(&serde_json::to_string(&parallel).unwrap()).unwrap(), parallel);
+}
+
+#[test]
+fn nothing_typed_is_the_default() {
+    assert_eq!(toml::from_str::<ModelConfig>("").unwrap(), ModelConfig::default());
+    assert_eq!(toml::from_str::<ParallelConfig>("").unwrap(), ParallelConfig::default());
+}
+
+#[test]
+fn switches_are_values_or_the_word_auto() {
+    for (switch, json) in [(Switch::Auto, "\"auto\""), (Switch::Set(true), "true"), (Switch::Set(false), "false")] {
+        assert_eq!(serde_json::to_string(&switch).unwrap(), json);
+        assert_eq!(serde_json::from_str::<Switch<bool>>(json).unwrap(), switch);
+        let toml = format!("sequence_parallel = {json}");
+        assert_eq!(toml::from_str::<ParallelConfig>(&toml).unwrap().sequence_parallel, switch);
+        let parallel = ParallelConfig { sequence_parallel: switch, ..ParallelConfig::default() };
+        assert!(toml::to_string(&parallel).unwrap().contains(&toml), "{}", toml::to_string(&parallel).unwrap());
+    }
+    // Words are values too, but "auto" never is.
+    assert_eq!(serde_json::from_str::<Switch<String>>("\"auto\"").unwrap(), Switch::Auto);
+    assert_eq!(serde_json::from_str::<Switch<String>>("\"full\"").unwrap(), Switch::Set("full".into()));
+}
+
+#[test]
+fn wrong_switches_are_refused() {
+    for wrong in ["\"yes\"", "1", "\"Auto\"", "[true]"] {
+        let error = toml::from_str::<ParallelConfig>(&format!("sequence_parallel = {wrong}")).unwrap_err();
+        assert!(error.message().contains("neither a legal value nor \"auto\""), "{wrong}: {error}");
+    }
+}
+
+#[test]
+fn unknown_keys_are_named_with_the_known_ones() {
+    let error = toml::from_str::<ModelConfig>("hiden = 64").unwrap_err();
+    assert!(error.message().starts_with("unknown field `hiden`, expected one of `architecture`, `hidden`"), "{error}");
+    let error = toml::from_str::<ParallelConfig>("tensor = 2").unwrap_err();
+    assert!(error.message().starts_with("unknown field `tensor`, expected one of `tp`"), "{error}");
+    let error = toml::from_str::<ModelConfig>("rope_scaling = { kind = 'linear', factr = 2.0 }").unwrap_err();
+    assert!(error.message().contains("unknown field `factr`"), "{error}");
+    let error = toml::from_str::<ModelConfig>("architecture = 'mamba'").unwrap_err();
+    assert!(error.message().contains("unknown variant `mamba`, expected `llama` or `gpt2`"), "{error}");
+}
+
+#[test]
+fn wrong_types_and_signs_are_refused() {
+    for wrong in ["hidden = '64'", "hidden = -1", "hidden = 1.5", "dropout = 'a'", "bias = 1", "rope_scaling = 2"] {
+        assert!(toml::from_str::<ModelConfig>(wrong).is_err(), "{wrong}");
+    }
+}

@@ -1,0 +1,99 @@
+//! The written plan: its bytes, its JSON and its table.
+
+use mp_plan::{Architecture, Degrees, Mesh, ModelConfig, Partition, Plan, Precision, RankBytes, Storage};
+
+fn plan(tp: usize, dp: usize, storage: Storage) -> Plan {
+    let config = ModelConfig { hidden: 16, layers: 1, heads: 8, kv_heads: 2, ffn: 32, ..ModelConfig::default() };
+    let architecture = Architecture::resolve(&config, 10, 16).unwrap();
+    let mesh = Mesh::new(Degrees { dp, tp, ..Degrees::default() }).unwrap();
+    Plan::new(&Partition::new(&architecture, &mesh).unwrap(), storage)
+}
+
+fn fp32() -> Storage {
+    Storage { precision: Precision::Fp32, moments: 2 }
+}
+
+#[test]
+fn bytes_follow_precision_and_optimizer() {
+    let bytes = |precision, moments| Storage { precision, moments }.bytes(10);
+    let expected = |parameters, gradients, master, moments| RankBytes { parameters, gradients, master, moments };
+    assert_eq!(bytes(Precision::Fp32, 2), expected(40, 40, 0, 80));
+    assert_eq!(bytes(Precision::Bf16, 2), expected(20, 40, 40, 80));
+    assert_eq!(bytes(Precision::Fp64, 1), expected(80, 80, 0, 80));
+    // The well-known 18 bytes an element of mixed precision with 32-bit gradients.
+    assert_eq!(bytes(Precision::Bf16, 2).total(), 180);
+}
+
+#[test]
+fn rank_bytes_are_the_sum_over_parameters() {
+    for precision in [Precision::Fp32, Precision::Bf16, Precision::Fp64] {
+        let plan = plan(4, 2, Storage { precision, moments: 2 });
+        let sum: usize = plan.parameters.iter().map(|parameter| parameter.bytes).sum();
+        assert_eq!(sum, plan.rank_bytes.parameters);
+        assert_eq!(sum, plan.rank_elements * precision.parameter_bytes());
+    }
+}
+
+#[test]
+fn plans_survive_json() {
+    let plan = plan(4, 2, Storage { precision: Precision::Bf16, moments: 1 });
+    let json = serde_json::to_string_pretty(&plan).unwrap();
+    assert_eq!(serde_json::from_str::<Plan>(&json).unwrap(), plan);
+}
+
+#[test]
+fn json_shows_each_rank_its_range() {
+    let json = serde_json::to_value(plan(4, 2, fp32())).unwrap();
+    assert_eq!(json["mesh"], serde_json::json!({"pp": 1, "dp": 2, "cp": 1, "tp": 4, "ep": 1}));
+    assert_eq!(json["storage"], serde_json::json!({"precision": "fp32", "moments": 2}));
+    let embedding = serde_json::json!({
+        "name": "embedding.weight", "shape": [10, 16], "dim": 0, "ranges": [[0, 3], [3, 6], [6, 9], [9, 10]],
+        "local_shape": [3, 16], "replicas": 1, "bytes": 192,
+    });
+    assert_eq!(json["parameters"][0], embedding);
+    let norm = serde_json::json!({
+        "name": "layers.0.attention_norm.weight", "shape": [16], "dim": null, "ranges": [],
+        "local_shape": [16], "replicas": 4, "bytes": 64,
+    });
+    assert_eq!(json["parameters"][1], norm);
+}
+
+#[test]
+fn tables_show_every_range_of_few_ranks_and_the_sums() {
+    let expected = "\
+name                              shape  dim  range of each tensor rank        bytes/rank
+embedding.weight                  10×16    0  0..3 3..6 6..9 9..10                    192
+layers.0.attention_norm.weight       16    -  whole                                    64
+layers.0.attention.query.weight   16×16    0  0..4 4..8 8..12 12..16                  256
+layers.0.attention.key.weight      4×16    0  0..2 0..2 2..4 2..4 (each on 2)         128
+layers.0.attention.value.weight    4×16    0  0..2 0..2 2..4 2..4 (each on 2)         128
+layers.0.attention.output.weight  16×16    1  0..4 4..8 8..12 12..16                  256
+layers.0.mlp_norm.weight             16    -  whole                                    64
+layers.0.mlp.gate.weight          32×16    0  0..8 8..16 16..24 24..32                512
+layers.0.mlp.up.weight            32×16    0  0..8 8..16 16..24 24..32                512
+layers.0.mlp.down.weight          16×32    1  0..8 8..16 16..24 24..32                512
+final_norm.weight                    16    -  whole                                    64
+head.weight                       10×16    0  0..3 3..6 6..9 9..10                    192
+
+mesh            pp 1 × dp 2 × cp 1 × tp 4 on 8 ranks
+vocabulary      10 padded to 12
+elements        2,544, 720 on each rank
+bytes per rank  11,520 (parameters 2,880, gradients 2,880, moments 5,760)
+";
+    assert_eq!(plan(4, 2, fp32()).table(), expected);
+}
+
+#[test]
+fn tables_are_aligned() {
+    let table = plan(8, 1, fp32()).table();
+    let lines: Vec<usize> =
+        table.lines().take_while(|line| !line.is_empty()).map(|line| line.chars().count()).collect();
+    assert!(lines.len() > 10 && lines.iter().all(|length| *length == lines[0]), "{table}");
+}
+
+#[test]
+fn tables_leave_out_the_middle_of_many_ranks() {
+    let table = plan(8, 1, fp32()).table();
+    assert!(table.contains("0..4 4..8 … 28..32"), "{table}");
+    assert!(table.contains("0..2 0..2 … 2..4 (each on 4)"), "{table}");
+}

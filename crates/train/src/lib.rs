@@ -1,1 +1,14 @@
-//! mp-train.
+//! The training engine: everything between a configuration and a trained model.
+//!
+//! A run starts from a [`config::Config`], gets a folder ([`run_folder`]), writes [`records`] into its
+//! [`metrics`], and saves and continues through [`checkpoint`]. Terminal output, command-line arguments and the choice
+//! of a concrete communicator live above, in the binary.
+
+pub mod error;
+pub mod config;
+pub mod agree;
+pub mod records;
+pub mod run_folder;
+
+pub use config::Config;
+pub use error::{Error, Result};

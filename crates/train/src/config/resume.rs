@@ -1,0 +1,164 @@
+//! What a continued run takes from its folder, and what the new command may still change.
+
+use std::path::{Path, PathBuf};
+
+use toml::{Table, Value};
+
+use super::layers::{merge, parse, Layers};
+use super::{schema, Config};
+use crate::run_folder;
+use crate::{Error, Result};
+
+/// The sections, and keys of `[train]`, that a continued run keeps whatever the new command says.
+const KEPT_SECTIONS: [&str; 2] = ["model", "data"];
+const KEPT_OF_TRAIN: [&str; 2] = ["seq", "seed"];
+
+impl Config {
+    /// Returns the folder of the run that this configuration continues, if there is a checkpoint to continue from.
+    ///
+    /// `file` may be the run's own `config.toml`; then it need not be named.
+    pub(super) fn continued(&self, file: Option<&Path>) -> Option<PathBuf> {
+        if !self.checkpoint.resume {
+            return None;
+        }
+        let named = self.train.name.as_ref().map(|name| self.train.out.join(name));
+        let own = || file.filter(|file| file.ends_with(run_folder::CONFIG)).and_then(folder_of);
+        let folder = named.or_else(own)?;
+        run_folder::has_checkpoint(&folder).then_some(folder)
+    }
+}
+
+/// Returns the folder of a file, which may be typed without one.
+fn folder_of(file: &Path) -> Option<PathBuf> {
+    std::path::absolute(file).ok()?.parent().map(Path::to_path_buf)
+}
+
+/// Lays the new command over the run that it continues.
+pub(super) fn over(layers: &Layers, folder: PathBuf) -> Result<Config> {
+    let run = saved(&folder)?;
+    refuse_changes(&run, layers, &folder)?;
+    let mut table = run.clone();
+    // Degrees belong to the ranks at hand.
+    table.remove("parallel");
+    merge(&mut table, layers.written.clone());
+    merge(&mut table, layers.set.clone());
+    keep(&mut table, &run);
+    let mut config = schema::read(table)?.with_absolute_paths();
+    config.label.clone_from(&layers.label);
+    config.train.name = folder.file_name().map(|name| name.to_string_lossy().into_owned());
+    config.train.out = folder.parent().map(Path::to_path_buf).unwrap_or_default();
+    Ok(config)
+}
+
+/// Reads a run's own configuration.
+fn saved(folder: &Path) -> Result<Table> {
+    let path = folder.join(run_folder::CONFIG);
+    let text = std::fs::read_to_string(&path).map_err(|source| Error::Read { path: path.clone(), source })?;
+    parse(&format!("`{}`", path.display()), &text)
+}
+
+/// Puts back what the run keeps.
+fn keep(table: &mut Table, run: &Table) {
+    for section in KEPT_SECTIONS {
+        if let Some(value) = run.get(section) {
+            table.insert(section.into(), value.clone());
+        }
+    }
+    let (Some(Value::Table(train)), Some(Value::Table(kept))) = (table.get_mut("train"), run.get("train")) else {
+        return;
+    };
+    for key in KEPT_OF_TRAIN {
+        if let Some(value) = kept.get(key) {
+            train.insert(key.into(), value.clone());
+        }
+    }
+}
+
+/// Refuses a `--set` that would change what the run keeps.
+fn refuse_changes(run: &Table, layers: &Layers, folder: &Path) -> Result<()> {
+    let mut changed = run.clone();
+    merge(&mut changed, layers.set.clone());
+    let (run, changed) = (kept_values(run)?, kept_values(&changed)?);
+    let differs = changed.iter().find(|(key, value)| run.iter().find(|(k, _)| k == key).map(|(_, v)| v) != Some(value));
+    let Some((key, value)) = differs else { return Ok(()) };
+    let was = run.iter().find(|(k, _)| k == key).map_or_else(|| "unset".into(), |(_, value)| value.clone());
+    let problem = format!(
+        "holds a run with `{key}` = {was}, which `--set {key}={value}` cannot change half-way; leave it out, or give \
+         another `train.name`"
+    );
+    Err(Error::RunFolder { path: folder.into(), problem })
+}
+
+/// Lists the values that a run keeps, as the tree of values writes them.
+fn kept_values(table: &Table) -> Result<Vec<(String, String)>> {
+    let config = schema::read(table.clone())?.with_absolute_paths();
+    let table = Table::try_from(&config).expect("a tree of plain values is TOML");
+    let sections = table.iter().filter_map(|(section, value)| Some((section, value.as_table()?)));
+    let values = sections.flat_map(|(section, entries)| entries.iter().map(move |entry| (section, entry)));
+    Ok(values
+        .filter(|(section, (key, _))| {
+            KEPT_SECTIONS.contains(&section.as_str())
+                || (*section == "train" && KEPT_OF_TRAIN.contains(&key.as_str()))
+        })
+        .map(|(section, (key, value))| (format!("{section}.{key}"), value.to_string()))
+        .collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A folder that looks like a run of `sets` with a checkpoint.
+    fn run(sets: &[&str]) -> (tempfile::TempDir, PathBuf) {
+        let out = tempfile::tempdir().unwrap();
+        let folder = out.path().join("old");
+        std::fs::create_dir_all(folder.join("checkpoints/step-00000010")).unwrap();
+        let sets: Vec<String> = sets.iter().map(|set| set.to_string()).collect();
+        let config = Config::load(None, None, &sets).unwrap();
+        std::fs::write(folder.join("config.toml"), config.to_toml()).unwrap();
+        (out, folder)
+    }
+
+    fn load(out: &Path, sets: &[&str]) -> Result<Config> {
+        let mut all = vec![format!("train.out={}", out.display()), "train.name=old".into()];
+        all.push("checkpoint.resume=true".into());
+        all.extend(sets.iter().map(|set| set.to_string()));
+        Config::load(None, None, &all)
+    }
+
+    #[test]
+    fn a_continued_run_keeps_its_model_and_takes_new_degrees() {
+        let (out, _) = run(&["model.hidden=64", "train.seed=9", "train.steps=77", "parallel.tp=2", "optimizer.lr=0.5"]);
+        let config = load(out.path(), &["train.steps=99"]).unwrap();
+        assert_eq!((config.model.hidden, config.train.seed, config.train.steps), (64, 9, 99));
+        assert_eq!((config.parallel.tp, config.optimizer.lr), (0, 0.5));
+        assert!(config.checkpoint.resume);
+    }
+
+    #[test]
+    fn a_set_against_the_run_is_refused_and_the_same_value_is_not() {
+        let (out, _) = run(&["model.hidden=64", "data.path=a.txt"]);
+        let error = load(out.path(), &["model.hidden=32"]).unwrap_err().to_string();
+        assert!(error.contains("`model.hidden` = 64, which `--set model.hidden=32` cannot change"), "{error}");
+        load(out.path(), &["model.hidden=64", "data.path=a.txt"]).unwrap();
+    }
+
+    #[test]
+    fn the_runs_own_file_names_the_run() {
+        let (_out, folder) = run(&["model.hidden=64"]);
+        let file = folder.join("config.toml");
+        let config = Config::load(Some(&file), None, &["checkpoint.resume=true".into()]).unwrap();
+        assert_eq!(config.train.name.as_deref(), Some("old"));
+        assert_eq!(Some(config.train.out.as_path()), folder.parent());
+        let fresh = Config::load(Some(&file), None, &[]).unwrap();
+        assert_eq!((fresh.train.name, fresh.label.as_str()), (None, "old"));
+    }
+
+    #[test]
+    fn without_a_checkpoint_the_new_command_decides() {
+        let (out, folder) = run(&["model.hidden=64"]);
+        std::fs::remove_dir_all(folder.join("checkpoints")).unwrap();
+        let config = load(out.path(), &["model.hidden=32"]).unwrap();
+        assert_eq!(config.model.hidden, 32);
+    }
+}

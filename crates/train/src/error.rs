@@ -1,0 +1,198 @@
+//! The one error type of this crate, and who is to blame: the input, or the run.
+
+use std::path::PathBuf;
+
+/// Shorthand for results of this crate.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// What can go wrong in a run, from its configuration to its last checkpoint.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A configuration that is no TOML.
+    #[error("{origin} is not valid TOML: {reason}")]
+    Syntax {
+        /// The file, or the argument as typed.
+        origin: String,
+        /// What the parser says, with line and column.
+        reason: String,
+    },
+    /// A `--set` that assigns nothing.
+    #[error("`--set {text}` assigns nothing; write it as `section.key=value`, `train.steps=100` for instance")]
+    Assignment {
+        /// The argument as typed.
+        text: String,
+    },
+    /// A preset that does not exist.
+    #[error("there is no preset `{name}`{}; the presets are {}", did_you_mean(nearest), known.join(", "))]
+    UnknownPreset {
+        /// The name as typed.
+        name: String,
+        /// The most similar known name, if one is close.
+        nearest: Option<String>,
+        /// All names.
+        known: Vec<String>,
+    },
+    /// A configuration key that does not exist.
+    #[error("unknown configuration key `{key}`{}; {section} has {}", did_you_mean(nearest), known.join(", "))]
+    UnknownKey {
+        /// The whole key, section included.
+        key: String,
+        /// The most similar known key, if one is close.
+        nearest: Option<String>,
+        /// The section that was looked through, as messages name it.
+        section: String,
+        /// The keys that it has.
+        known: Vec<String>,
+    },
+    /// A configuration value of a wrong type, or a word that is none of a key's choices.
+    #[error("`{key}` is {value}, but must be {expected}")]
+    WrongType {
+        /// The whole key.
+        key: String,
+        /// The value as TOML.
+        value: String,
+        /// What the key takes.
+        expected: String,
+    },
+    /// A configuration value of the right type that cannot be.
+    #[error("`{key}` is {value}, but {rule}")]
+    Config {
+        /// The whole key.
+        key: &'static str,
+        /// The value.
+        value: String,
+        /// What it must be and why, with the way out.
+        rule: String,
+    },
+    /// A layout that cannot be.
+    #[error(transparent)]
+    Plan(#[from] mp_plan::Error),
+    /// Data that cannot be trained on.
+    #[error(transparent)]
+    Data(#[from] mp_data::Error),
+    /// A failure between ranks.
+    #[error(transparent)]
+    Comm(#[from] mp_comm::Error),
+    /// A failure of a layer.
+    #[error(transparent)]
+    Model(#[from] mp_model::Error),
+    /// A failure of the tensor backend.
+    #[error(transparent)]
+    Runtime(#[from] mp_runtime::Error),
+    /// A file that was asked for and cannot be read.
+    #[error("`{}` cannot be read: {source}; check the path and its permissions", path.display())]
+    Read {
+        /// The file or folder.
+        path: PathBuf,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// A file that could not be written while the run was under way.
+    #[error("`{}` cannot be written: {source}{}", path.display(), mend_write(source))]
+    Write {
+        /// The file or folder.
+        path: PathBuf,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// A run folder that cannot serve.
+    #[error("the run folder `{}` {problem}", path.display())]
+    RunFolder {
+        /// The folder.
+        path: PathBuf,
+        /// What is wrong with it, with the way out.
+        problem: String,
+    },
+    /// A checkpoint that cannot be trusted or does not fit.
+    #[error("the checkpoint `{}` cannot be used: {problem}", path.display())]
+    Checkpoint {
+        /// Its folder.
+        path: PathBuf,
+        /// Which file differs in what, with the way out.
+        problem: String,
+    },
+    /// A quantity that left the numbers.
+    #[error(
+        "the {what} of step {step} is not a finite number; lower `optimizer.lr`, lengthen `optimizer.warmup`, or set \
+         `train.clip_norm`"
+    )]
+    NotFinite {
+        /// The step, counted from 1.
+        step: u64,
+        /// The quantity.
+        what: &'static str,
+    },
+    /// Another rank failed, and says itself why.
+    #[error("rank {rank} failed")]
+    Peer {
+        /// The rank in the world.
+        rank: usize,
+        /// Whether what it met [is the input's fault](Error::is_input).
+        input: bool,
+    },
+}
+
+impl Error {
+    /// Says whether the input is at fault: the command exits with 2. Otherwise the run failed: it exits with 1.
+    pub fn is_input(&self) -> bool {
+        match self {
+            Error::Syntax { .. }
+            | Error::Assignment { .. }
+            | Error::UnknownPreset { .. }
+            | Error::UnknownKey { .. }
+            | Error::WrongType { .. }
+            | Error::Config { .. }
+            | Error::Plan(_)
+            | Error::Read { .. }
+            | Error::RunFolder { .. }
+            | Error::Checkpoint { .. } => true,
+            // The background reader's end is the one data error that is no property of the data.
+            Error::Data(error) => !matches!(error, mp_data::Error::ReaderStopped { .. }),
+            Error::Comm(_) | Error::Model(_) | Error::Runtime(_) | Error::Write { .. } | Error::NotFinite { .. } => false,
+            Error::Peer { input, .. } => *input,
+        }
+    }
+}
+
+/// Words the most similar name as a question.
+fn did_you_mean(nearest: &Option<String>) -> String {
+    nearest.as_ref().map(|name| format!("; did you mean `{name}`?")).unwrap_or_default()
+}
+
+/// Returns the most similar of `known`, where one is similar at all.
+pub(crate) fn nearest(name: &str, known: impl IntoIterator<Item = impl AsRef<str>>) -> Option<String> {
+    let scored = known.into_iter().map(|word| (strsim::jaro_winkler(name, word.as_ref()), word));
+    let best = scored.max_by(|(a, _), (b, _)| a.total_cmp(b));
+    // Below this the two words share little more than a letter.
+    best.filter(|(score, _)| *score > 0.75).map(|(_, word)| word.as_ref().to_string())
+}
+
+/// Says what to do where the disk is the reason.
+fn mend_write(source: &std::io::Error) -> &'static str {
+    use std::io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+    match source.kind() {
+        StorageFull | QuotaExceeded => "; free some space or set `train.out` to another disk, then resume",
+        FileTooLarge => "; raise the limit on file sizes (`ulimit -f`), then resume",
+        _ => "",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_peers_error_counts_as_what_the_peer_met() {
+        assert!(Error::Peer { rank: 1, input: true }.is_input());
+        assert!(!Error::Peer { rank: 1, input: false }.is_input());
+    }
+
+    #[test]
+    fn a_full_disk_says_what_to_do() {
+        let source = std::io::Error::from(std::io::ErrorKind::StorageFull);
+        let error = Error::Write { path: "runs/a".into(), source };
+        assert!(error.to_string().contains("free some space"), "{error}");
+        assert!(!error.is_input());
+    }
+}

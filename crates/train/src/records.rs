@@ -1,0 +1,168 @@
+//! What a run tells while it goes: the lines of `metrics.jsonl`, and the observer that hears them live.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+/// One finished optimizer update.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct StepRecord {
+    /// Finished updates, this one included: the first is 1.
+    pub step: u64,
+    /// Mean over the global batch's target tokens, in nats.
+    pub loss: f64,
+    /// The learning rate of this update.
+    pub learning_rate: f64,
+    /// Norm of the whole gradient before clipping.
+    pub gradient_norm: f64,
+    /// Target tokens since the run began.
+    pub tokens: u64,
+    /// Target tokens of this step over its seconds.
+    pub tokens_per_second: f64,
+    /// Wall time of this step.
+    pub step_seconds: f64,
+    /// Peak memory of the rank that wrote the record.
+    pub memory_bytes: u64,
+}
+
+/// One pass over the validation part.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct EvalRecord {
+    /// Finished updates.
+    pub step: u64,
+    /// Mean over the target tokens, in nats.
+    pub loss: f64,
+}
+
+/// Why a run ended in good order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum EndReason {
+    /// All steps are done.
+    Finished,
+    /// SIGTERM or SIGINT asked for the end.
+    Signal,
+}
+
+/// The end of a run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct EndRecord {
+    /// Finished updates.
+    pub step: u64,
+    /// Why.
+    pub reason: EndReason,
+}
+
+/// One line of `metrics.jsonl`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum Record {
+    /// An update.
+    Step(StepRecord),
+    /// An evaluation.
+    Eval(EvalRecord),
+    /// The end.
+    End(EndRecord),
+}
+
+impl Record {
+    /// Returns the number of finished updates that the record speaks of.
+    pub fn step(&self) -> u64 {
+        match self {
+            Record::Step(record) => record.step,
+            Record::Eval(record) => record.step,
+            Record::End(record) => record.step,
+        }
+    }
+}
+
+/// What is known once a run is about to make its first step.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Start {
+    /// The world size.
+    pub ranks: usize,
+    /// The degrees in words, `tp=2 × dp=2` for instance.
+    pub layout: String,
+    /// Elements of the full model.
+    pub parameters: u64,
+    /// The last step.
+    pub steps: u64,
+    /// The step that comes first: 1, or one after the checkpoint's.
+    pub first_step: u64,
+    /// The run's folder.
+    pub run_dir: PathBuf,
+    /// Tokens to train on.
+    pub train_tokens: u64,
+    /// Tokens held out.
+    pub validation_tokens: u64,
+}
+
+/// What a run leaves to say at its end.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    /// The run's folder.
+    pub run_dir: PathBuf,
+    /// Finished updates.
+    pub step: u64,
+    /// Mean loss over the whole validation part in nats, where there is one.
+    pub validation_loss: Option<f64>,
+    /// Text that the model wrote.
+    pub sample: Option<String>,
+    /// Why it ended.
+    pub reason: EndReason,
+}
+
+/// Hears what happens in a run, on rank 0. Every method may be left out.
+pub trait Observer {
+    /// The first step is about to begin.
+    fn start(&mut self, _start: &Start) {}
+    /// An update is done.
+    fn step(&mut self, _record: &StepRecord) {}
+    /// An evaluation is done.
+    fn eval(&mut self, _record: &EvalRecord) {}
+    /// A checkpoint is complete on disk.
+    fn checkpoint(&mut self, _step: u64, _path: &Path) {}
+    /// Something that a person may want to know.
+    fn note(&mut self, _text: &str) {}
+    /// The run is over.
+    fn end(&mut self, _report: &Report) {}
+}
+
+/// Hears nothing.
+impl Observer for () {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_as_documented() {
+        let step = StepRecord {
+            step: 1,
+            loss: 5.5,
+            learning_rate: 0.001,
+            gradient_norm: 2.25,
+            tokens: 4096,
+            tokens_per_second: 1024.0,
+            step_seconds: 4.0,
+            memory_bytes: 1 << 20,
+        };
+        assert_eq!(
+            serde_json::to_string(&Record::Step(step)).unwrap(),
+            "{\"kind\":\"step\",\"step\":1,\"loss\":5.5,\"learning_rate\":0.001,\"gradient_norm\":2.25,\"tokens\":4096,\
+             \"tokens_per_second\":1024.0,\"step_seconds\":4.0,\"memory_bytes\":1048576}"
+        );
+        let eval = Record::Eval(EvalRecord { step: 2, loss: 1.5 });
+        assert_eq!(serde_json::to_string(&eval).unwrap(), r#"{"kind":"eval","step":2,"loss":1.5}"#);
+        let end = Record::End(EndRecord { step: 3, reason: EndReason::Signal });
+        assert_eq!(serde_json::to_string(&end).unwrap(), r#"{"kind":"end","step":3,"reason":"signal"}"#);
+    }
+
+    #[test]
+    fn an_observer_is_a_trait_object() {
+        let observer: &mut dyn Observer = &mut ();
+        observer.note("heard by nobody");
+    }
+}

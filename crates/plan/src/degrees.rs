@@ -38,10 +38,15 @@ pub fn check_tensor(architecture: &Architecture, tp: usize) -> Result<()> {
     }
 }
 
+/// Returns whether `tp` parts, at least one, can share a model.
+pub(crate) fn can_cut(architecture: &Architecture, tp: usize) -> bool {
+    obstacle(architecture, tp).is_none()
+}
+
 /// Lists the tensor degrees up to 1024 that can cut a model.
 pub fn legal_tensor_degrees(architecture: &Architecture) -> Vec<usize> {
     let largest = architecture.heads.min(LARGEST_NAMED);
-    (1..=largest).filter(|&tp| obstacle(architecture, tp).is_none()).collect()
+    (1..=largest).filter(|&tp| can_cut(architecture, tp)).collect()
 }
 
 /// Returns the first size that `tp` parts cannot share, if any.

@@ -8,7 +8,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    degrees::{check_tensor, refuse_uncut},
+    degrees::{can_cut, check_tensor, refuse_uncut},
     Architecture, Error, ParallelConfig, Result,
 };
 
@@ -174,7 +174,7 @@ impl Mesh {
         refuse_uncut(&asked)?;
         let rest = world / asked.pp.saturating_mul(asked.cp);
         let tp = match (asked.tp, asked.dp) {
-            (0, 0) if rest.is_multiple_of(2) && check_tensor(architecture, 2).is_ok() => 2,
+            (0, 0) if rest.is_multiple_of(2) && can_cut(architecture, 2) => 2,
             (0, 0) => 1,
             (0, dp) => rest / dp,
             (tp, _) => tp,
@@ -304,8 +304,8 @@ fn nearest_legal(asked: &Degrees, world: usize, architecture: &Architecture) -> 
         (0, dp) => (world / tp).abs_diff(dp),
         (wanted, _) => tp.abs_diff(wanted),
     };
-    let fits = |tp: &usize| world.is_multiple_of(*tp) && check_tensor(architecture, *tp).is_ok();
-    // One part is always legal.
-    let tp = (1..=world).filter(fits).min_by_key(distance).unwrap_or(1);
+    let fits = |tp: &usize| world.is_multiple_of(*tp) && can_cut(architecture, *tp);
+    // One part is always legal, and no more parts than heads ever are.
+    let tp = (1..=world.min(architecture.heads)).filter(fits).min_by_key(distance).unwrap_or(1);
     Degrees { dp: world / tp, tp, ..Degrees::default() }
 }

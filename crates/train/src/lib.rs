@@ -8,7 +8,16 @@ pub mod error;
 pub mod config;
 pub mod agree;
 pub mod records;
+mod durable;
+pub mod metrics;
+pub mod rates;
 pub mod run_folder;
+pub mod groups;
+pub mod optimizer;
+pub mod reduce;
+pub mod step;
+pub mod evaluate;
+pub mod generate;
 
 pub use config::Config;
 pub use error::{Error, Result};

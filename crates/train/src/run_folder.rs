@@ -1,6 +1,24 @@
-//! A run's folder: how it is named, who may have it, and what is written at its start.
+//! A run's folder: how it is named, who may have it, and what lies in it.
+//!
+//! ```text
+//! runs/<name>/
+//!   config.toml      the configuration, in the form that repeats the run
+//!   plan.json        what each rank holds
+//!   metrics.jsonl    see [`crate::metrics`]
+//!   sample.txt       text that the model wrote at the end
+//!   checkpoints/     see [`crate::checkpoint`]
+//! ```
 
-use std::path::Path;
+use std::fs;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use mp_comm::{BufferMut, Communicator, Rank};
+
+use crate::agree::agree;
+use crate::durable;
+use crate::{Config, Error, Result};
 
 /// The saved configuration's file name.
 pub const CONFIG: &str = "config.toml";
@@ -8,10 +26,145 @@ pub const CONFIG: &str = "config.toml";
 /// The folder of checkpoints.
 pub const CHECKPOINTS: &str = "checkpoints";
 
+/// The folder that a run writes into. It exists.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RunFolder {
+    path: PathBuf,
+}
+
+impl RunFolder {
+    /// Makes the folder, or takes the one of the run that is continued, and saves the configuration there.
+    ///
+    /// Rank 0 decides the name (clocks differ) and touches the disk; call it once everything else about the input is
+    /// known to be good, since it leaves something behind.
+    ///
+    /// # Communication
+    /// Collective over `world`: one agreement and two broadcasts.
+    ///
+    /// # Errors
+    /// [`Error::RunFolder`] on rank 0 if the folder exists and the run is not to be continued, or if it cannot be
+    /// written; [`Error::Peer`] on the others.
+    pub fn open(world: &dyn Communicator, config: &Config) -> Result<Self> {
+        let made = if world.rank().0 == 0 { prepare(config).map(Some) } else { Ok(None) };
+        let path = agree(world, made)?.unwrap_or_default();
+        let mut bytes = path.to_string_lossy().into_owned().into_bytes();
+        let mut length = [bytes.len() as i64];
+        world.broadcast(BufferMut::new(&mut length), Rank(0))?;
+        bytes.resize(length[0] as usize, 0);
+        world.broadcast(BufferMut::new(&mut bytes), Rank(0))?;
+        Ok(Self { path: String::from_utf8_lossy(&bytes).into_owned().into() })
+    }
+
+    /// Returns the folder itself, absolute.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Returns the place of `metrics.jsonl`.
+    pub fn metrics(&self) -> PathBuf {
+        self.path.join("metrics.jsonl")
+    }
+
+    /// Returns the place of the checkpoints.
+    pub fn checkpoints(&self) -> PathBuf {
+        self.path.join(CHECKPOINTS)
+    }
+
+    /// Writes `plan.json`, whole.
+    ///
+    /// # Errors
+    /// [`Error::Write`].
+    pub fn write_plan(&self, json: &str) -> Result<()> {
+        durable::write(&self.path.join("plan.json"), json.as_bytes())
+    }
+
+    /// Writes `sample.txt`, whole.
+    ///
+    /// # Errors
+    /// [`Error::Write`].
+    pub fn write_sample(&self, text: &str) -> Result<()> {
+        durable::write(&self.path.join("sample.txt"), text.as_bytes())
+    }
+}
+
+/// Finds or makes the folder on this rank.
+fn prepare(config: &Config) -> Result<PathBuf> {
+    let out = std::path::absolute(&config.train.out).unwrap_or_else(|_| config.train.out.clone());
+    fs::create_dir_all(&out).map_err(|error| unwritable(&out, &error))?;
+    let path = match &config.train.name {
+        Some(name) => named(out.join(name), config.checkpoint.resume)?,
+        None => unnamed(&out, &format!("{}-{}", config.label, timestamp(SystemTime::now())))?,
+    };
+    let saved = path.join(CONFIG);
+    durable::write(&saved, config.to_toml().as_bytes()).map_err(|error| match error {
+        Error::Write { source, .. } => unwritable(&path, &source),
+        other => other,
+    })?;
+    Ok(path)
+}
+
+/// Makes the folder that the user named, or takes it if the run is to be continued.
+fn named(path: PathBuf, resume: bool) -> Result<PathBuf> {
+    match fs::create_dir(&path) {
+        Err(error) if error.kind() == ErrorKind::AlreadyExists && path.is_dir() => {
+            if resume {
+                return Ok(path);
+            }
+            let problem = "exists; set `checkpoint.resume=true` to continue the run, or give another `train.name`";
+            Err(Error::RunFolder { path, problem: problem.into() })
+        }
+        Err(error) => Err(unwritable(&path, &error)),
+        Ok(()) => Ok(path),
+    }
+}
+
+/// Makes a folder that is surely new: runs that start in the same second count up.
+fn unnamed(out: &Path, name: &str) -> Result<PathBuf> {
+    for number in 1.. {
+        let path = out.join(if number == 1 { name.to_string() } else { format!("{name}-{number}") });
+        match fs::create_dir(&path) {
+            Ok(()) => return Ok(path),
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(unwritable(&path, &error)),
+        }
+    }
+    unreachable!("there are fewer folders than numbers")
+}
+
+/// Words a folder that refuses.
+fn unwritable(path: &Path, error: &std::io::Error) -> Error {
+    let problem = format!("cannot be written: {error}; set `train.out` to a folder that can");
+    Error::RunFolder { path: path.into(), problem }
+}
+
 /// Says whether a run folder holds anything that looks like a checkpoint.
 pub fn has_checkpoint(folder: &Path) -> bool {
-    let entries = std::fs::read_dir(folder.join(CHECKPOINTS)).into_iter().flatten().flatten();
-    entries.into_iter().any(|entry| entry.file_name().to_string_lossy().starts_with("step-"))
+    let mut entries = fs::read_dir(folder.join(CHECKPOINTS)).into_iter().flatten().flatten();
+    entries.any(|entry| entry.file_name().to_string_lossy().starts_with("step-"))
+}
+
+/// Writes a time as `20260131-235959`, in UTC.
+fn timestamp(now: SystemTime) -> String {
+    let seconds = now.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs();
+    let (days, clock) = (seconds / 86_400, seconds % 86_400);
+    let (year, month, day) = civil(days);
+    format!("{year:04}{month:02}{day:02}-{:02}{:02}{:02}", clock / 3600, clock / 60 % 60, clock % 60)
+}
+
+/// Turns days since 1970-01-01 into year, month and day.
+///
+/// # Source
+/// Hinnant, "chrono-compatible low-level date algorithms", `civil_from_days`, for days from 1970 on.
+fn civil(days: u64) -> (u64, u64, u64) {
+    // Years that begin in March end with the leap day; eras of 400 of them have equally many days.
+    let shifted = days + 719_468;
+    let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
+    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let march_month = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * march_month + 2) / 5 + 1;
+    let month = if march_month < 10 { march_month + 3 } else { march_month - 9 };
+    (era * 400 + year_of_era + u64::from(month <= 2), month, day)
 }
 
 /// Strips the time that default names end with.
@@ -21,5 +174,73 @@ pub(crate) fn without_time(name: &str) -> &str {
     match (parts.next(), parts.next(), parts.next()) {
         (Some(clock), Some(day), Some(rest)) if digits(clock, 6) && digits(day, 8) => rest,
         _ => name,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mp_comm::solo::Solo;
+
+    fn config(out: &Path, sets: &[&str]) -> Config {
+        let mut all = vec![format!("train.out={}", out.display())];
+        all.extend(sets.iter().map(|set| set.to_string()));
+        Config::load(None, None, &all).unwrap()
+    }
+
+    #[test]
+    fn times_are_utc() {
+        let at = |seconds| timestamp(UNIX_EPOCH + Duration::from_secs(seconds));
+        assert_eq!(at(0), "19700101-000000");
+        assert_eq!(at(951_782_399), "20000228-235959");
+        assert_eq!(at(951_782_400), "20000229-000000");
+        assert_eq!(at(1_709_251_199), "20240229-235959");
+        assert_eq!(at(4_107_542_400), "21000301-000000");
+    }
+
+    #[test]
+    fn a_named_folder_is_given_once() {
+        let out = tempfile::tempdir().unwrap();
+        let world = Solo::default();
+        let folder = RunFolder::open(&world, &config(out.path(), &["train.name=a"])).unwrap();
+        assert_eq!(folder.path(), out.path().join("a"));
+        let error = RunFolder::open(&world, &config(out.path(), &["train.name=a"])).unwrap_err();
+        assert!(error.is_input() && error.to_string().contains("checkpoint.resume=true"), "{error}");
+        let resume = config(out.path(), &["train.name=a", "checkpoint.resume=true"]);
+        assert_eq!(RunFolder::open(&world, &resume).unwrap(), folder);
+    }
+
+    #[test]
+    fn continuing_what_is_not_there_starts_fresh() {
+        let out = tempfile::tempdir().unwrap();
+        let resume = config(out.path(), &["train.name=new", "checkpoint.resume=true"]);
+        assert!(RunFolder::open(&Solo::default(), &resume).unwrap().path().join(CONFIG).exists());
+    }
+
+    #[test]
+    fn unnamed_folders_never_meet_and_repeat_their_run() {
+        let out = tempfile::tempdir().unwrap();
+        let config = config(out.path(), &["train.steps=7"]);
+        let folders: Vec<RunFolder> = (0..3).map(|_| RunFolder::open(&Solo::default(), &config).unwrap()).collect();
+        assert!(folders[0] != folders[1] && folders[1] != folders[2]);
+        let again = Config::load(Some(&folders[0].path().join(CONFIG)), None, &[]).unwrap();
+        assert_eq!(again, config);
+    }
+
+    #[test]
+    fn a_folder_that_cannot_be_made_is_the_inputs_fault() {
+        let out = tempfile::tempdir().unwrap();
+        let file = out.path().join("file");
+        fs::write(&file, "in the way").unwrap();
+        let error = RunFolder::open(&Solo::default(), &config(&file.join("runs"), &[])).unwrap_err();
+        assert!(error.is_input() && error.to_string().contains("cannot be written"), "{error}");
+    }
+
+    #[test]
+    fn the_time_is_stripped_from_default_names_alone() {
+        assert_eq!(without_time("default-20260131-235959"), "default");
+        assert_eq!(without_time("a-b-20260131-235959"), "a-b");
+        assert_eq!(without_time("a-20260131"), "a-20260131");
+        assert_eq!(without_time("a"), "a");
     }
 }

@@ -1,0 +1,166 @@
+//! Any layout must reproduce one rank: ten steps in double precision, every step's loss and norm, and every parameter's
+//! gradient.
+#![allow(missing_docs, dead_code)]
+
+use std::sync::Arc;
+
+use mp_comm::solo::Solo;
+use mp_comm::Communicator;
+use mp_data::{Batch, BatchPlan, TextSource, Tokens};
+use mp_model::regions::{Between, TensorGroup};
+use mp_model::{build, shard, Parameters};
+use mp_plan::{Architecture, ArchitectureName, Degrees, Mesh, ModelConfig, Partition};
+use mp_runtime::rng::Stream;
+use mp_runtime::{Device, Kind, Precision, Tensor};
+use mp_train::config::{OptimizerConfig, OptimizerName};
+use mp_train::groups::Groups;
+use mp_train::optimizer::optimizer;
+use mp_train::step::{Trainer, Work};
+use mp_train::Result;
+
+pub const STEPS: u64 = 10;
+const GLOBAL_BATCH: usize = 8;
+const SEQ: usize = 8;
+/// Uneven for two and four ranks.
+const VOCAB: usize = 37;
+const SEED: u64 = 11;
+
+/// What is trained, whatever the layout.
+#[derive(Debug, Clone)]
+pub struct Model {
+    pub name: &'static str,
+    pub config: ModelConfig,
+    pub optimizer: OptimizerName,
+}
+
+/// How it is cut.
+#[derive(Debug, Clone, Copy)]
+pub struct Layout {
+    pub tp: usize,
+    pub dp: usize,
+    pub between: Between,
+    pub accumulation: usize,
+}
+
+/// What a step left behind.
+#[derive(Debug)]
+pub struct Trace {
+    pub loss: f64,
+    pub norm: f64,
+    pub gradients: Vec<Tensor>,
+}
+
+pub fn models() -> Vec<Model> {
+    let base = ModelConfig {
+        hidden: 16,
+        layers: 2,
+        heads: 4,
+        ffn: 24,
+        vocab: VOCAB,
+        max_seq: SEQ,
+        ..ModelConfig::default()
+    };
+    let gpt2 = ModelConfig { architecture: ArchitectureName::Gpt2, ..base.clone() };
+    let llama = ModelConfig { architecture: ArchitectureName::Llama, ..base };
+    let adamw = OptimizerName::AdamW;
+    let model = |name, config, optimizer| Model { name, config, optimizer };
+    vec![
+        model("gpt2", gpt2.clone(), adamw),
+        model("gpt2 untied", ModelConfig { tie_embeddings: Some(false), ..gpt2.clone() }, OptimizerName::Sgd),
+        model("gpt2 dropout", ModelConfig { dropout: 0.1, ..gpt2 }, adamw),
+        model("llama grouped", ModelConfig { kv_heads: 2, ..llama.clone() }, adamw),
+        model("llama one kv head, biases", ModelConfig { kv_heads: 1, bias: Some(true), ..llama.clone() }, adamw),
+        model("llama tied", ModelConfig { tie_embeddings: Some(true), ..llama.clone() }, adamw),
+        model("llama dropout", ModelConfig { kv_heads: 2, dropout: 0.1, ..llama }, adamw),
+    ]
+}
+
+/// All layouts of `ranks` ranks.
+pub fn layouts(ranks: usize) -> Vec<Layout> {
+    let mut layouts = Vec::new();
+    for tp in (1..=ranks).filter(|tp| ranks.is_multiple_of(*tp)) {
+        for between in [Between::Replicated, Between::SequenceSharded] {
+            for accumulation in [1, 2] {
+                layouts.push(Layout { tp, dp: ranks / tp, between, accumulation });
+            }
+        }
+    }
+    layouts
+}
+
+/// One rank, no accumulation: what every layout is held against.
+pub fn oracle(model: &Model) -> Result<Vec<Trace>> {
+    let layout = Layout { tp: 1, dp: 1, between: Between::Replicated, accumulation: 1 };
+    train(model, layout, Arc::new(Solo::new("world")))
+}
+
+/// Trains under a layout; every rank gets the full trace.
+pub fn train(model: &Model, layout: Layout, world: Arc<dyn Communicator>) -> Result<Vec<Trace>> {
+    let Layout { tp, dp, between, accumulation } = layout;
+    let architecture = Architecture::resolve(&model.config, VOCAB, SEQ)?;
+    let mesh = Mesh::new(Degrees { tp, dp, ..Degrees::default() })?;
+    let partition = Arc::new(Partition::new(&architecture, &mesh)?);
+    let groups = Groups::new(&world, &mesh)?;
+    let parameters = Parameters::new(&partition, groups.tp.rank().0, SEED, Precision::Fp64, Device::Cpu)?;
+    let config = OptimizerConfig { name: model.optimizer, weight_decay: 0.1, momentum: 0.9, ..Default::default() };
+    let optimizer = optimizer(&config, &parameters)?;
+    let stage = build(parameters, TensorGroup { comm: Arc::clone(&groups.tp), between })?;
+    // The limit is below the first norms: clipping takes part.
+    let mut trainer = Trainer::new(groups, stage, between, optimizer, SEED, 0.5)?;
+    let plan = BatchPlan::new(GLOBAL_BATCH, GLOBAL_BATCH / dp / accumulation, dp)?;
+    (1..=STEPS).map(|step| one_step(&mut trainer, &plan, step)).collect()
+}
+
+fn one_step(trainer: &mut Trainer, plan: &BatchPlan, step: u64) -> Result<Trace> {
+    let source = text()?;
+    let rank = trainer.groups().dp.rank().0;
+    let batches = (0..plan.micro_batches()).map(|micro| Batch::read(&source, plan.samples(step - 1, rank, micro)));
+    let batches = batches.collect::<mp_data::Result<Vec<_>>>()?;
+    let outcome = trainer.step(&Work { step, lr: 1e-2, batches: &batches, global_batch: GLOBAL_BATCH })?;
+    let parameters = trainer.parameters();
+    let gradients = (0..parameters.partition().parameters.len())
+        .map(|index| Ok(shard::gather(parameters, index, parameters.gradients(), &*trainer.groups().tp)?.copy()))
+        .collect::<Result<Vec<_>>>()?;
+    Ok(Trace { loss: outcome.loss, norm: outcome.gradient_norm, gradients })
+}
+
+fn text() -> Result<TextSource> {
+    let mut words = vec![0; 600];
+    Stream::new(5, "text", 0).words(0, &mut words);
+    let ids = words.iter().map(|word| word % VOCAB as u32).collect();
+    Ok(TextSource::new(Tokens::new("random tokens", ids), SEQ, SEED)?)
+}
+
+/// Compares two traces; says where they first differ, in execution order, and by how much.
+///
+/// Losses and norms to 1e-10 relative. A tensor's gradient: max|Δ| ≤ 1e-10 · max(max|g of the tensor|, 1e-3 · max|g of
+/// the model|), for some gradients (a key bias's) are zero but for rounding.
+pub fn compare(model: &Model, got: &[Trace], expected: &[Trace]) -> std::result::Result<(), String> {
+    let names: Vec<String> = Architecture::resolve(&model.config, VOCAB, SEQ)
+        .map_err(|error| error.to_string())?
+        .parameters()
+        .into_iter()
+        .map(|spec| spec.name)
+        .collect();
+    for (step, (got, expected)) in got.iter().zip(expected).enumerate() {
+        for (what, a, b) in [("loss", got.loss, expected.loss), ("norm", got.norm, expected.norm)] {
+            if (a - b).abs() > 1e-10 * b.abs() {
+                return Err(format!("step {}: {what} {a} where one rank has {b}", step + 1));
+            }
+        }
+        let model_scale = expected.gradients.iter().map(scale).fold(0.0, f64::max);
+        for (name, (a, b)) in names.iter().zip(got.gradients.iter().zip(&expected.gradients)) {
+            let allowed = 1e-10 * scale(b).max(1e-3 * model_scale);
+            let worst = scale(&(a - b));
+            if worst > allowed {
+                return Err(format!("step {}: gradient of {name} differs by {worst:e}, allowed {allowed:e}", step + 1));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn scale(tensor: &Tensor) -> f64 {
+    assert_eq!(tensor.kind(), Kind::Double);
+    tensor.abs().max().double_value(&[])
+}

@@ -1,0 +1,59 @@
+//! Every layout of 1, 2 and 4 rank-threads against one rank.
+#![allow(missing_docs)]
+
+mod parity;
+
+use mp_comm::threads;
+
+/// One test a model, so that they run side by side; each goes through all layouts.
+fn check(name: &str) {
+    let model = parity::models().into_iter().find(|model| model.name == name).unwrap();
+    let expected = parity::oracle(&model).unwrap();
+    let first = &expected[0];
+    assert!(first.norm > 0.5 && first.loss > 1.0, "clipping takes part: {first:?}");
+    for ranks in [1, 2, 4] {
+        for layout in parity::layouts(ranks) {
+            let traces = threads::run(ranks, |world| parity::train(&model, layout, world));
+            for (rank, trace) in traces.iter().enumerate() {
+                if let Err(difference) = parity::compare(&model, trace, &expected) {
+                    panic!("{name}, {layout:?}, rank {rank}: {difference}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn gpt2() {
+    check("gpt2");
+}
+
+#[test]
+fn gpt2_untied_with_sgd() {
+    check("gpt2 untied");
+}
+
+#[test]
+fn gpt2_with_dropout() {
+    check("gpt2 dropout");
+}
+
+#[test]
+fn llama_with_grouped_queries() {
+    check("llama grouped");
+}
+
+#[test]
+fn llama_with_one_key_value_head_and_biases() {
+    check("llama one kv head, biases");
+}
+
+#[test]
+fn llama_tied() {
+    check("llama tied");
+}
+
+#[test]
+fn llama_with_dropout() {
+    check("llama dropout");
+}

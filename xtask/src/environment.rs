@@ -30,14 +30,19 @@ pub fn command(workspace: &Workspace) -> Result<ExitCode> {
 /// A command that runs `program` on `ranks` ranks; its arguments follow.
 pub fn mpirun(mpi: &Mpi, ranks: usize, program: &Path) -> Command {
     let mut command = Command::new(&mpi.mpirun);
+    apply(mpi, &mut command);
+    command.arg("-n").arg(ranks.to_string()).arg(program);
+    command
+}
+
+/// Sets the variables for a command that is, or starts, `mpirun`.
+pub fn apply(mpi: &Mpi, command: &mut Command) {
     for (name, value) in variables(mpi) {
         // A setting of the user's own is no accident.
         if std::env::var_os(&name).is_none() {
             command.env(name, value);
         }
     }
-    command.arg("-n").arg(ranks.to_string()).arg(program);
-    command
 }
 
 /// What lets MPI run as root, in containers and with more ranks than cores; ranks are free to move between the cores.

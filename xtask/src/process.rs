@@ -5,6 +5,8 @@ use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// How a watched command ended.
@@ -51,17 +53,23 @@ pub fn watch(command: &mut Command, limit: Option<Duration>) -> Result<Outcome> 
         .stderr(Stdio::piped())
         .spawn()
         .with_context(|| format!("cannot start {name}"))?;
-    let out = echo(child.stdout.take().context("standard output is piped")?, false);
-    let err = echo(child.stderr.take().context("standard error is piped")?, true);
+    let text = Arc::new(Mutex::new(String::new()));
+    let echoes = [
+        echo(child.stdout.take().context("standard output is piped")?, false, Arc::clone(&text)),
+        echo(child.stderr.take().context("standard error is piped")?, true, Arc::clone(&text)),
+    ];
     let status = wait(&mut child, limit)?;
-    let mut text = out.join().unwrap_or_default();
-    text.push_str(&err.join().unwrap_or_default());
+    // A process that was left behind may hold the streams open for ever: what it prints is not waited for.
+    let begin = Instant::now();
+    while begin.elapsed() < Duration::from_secs(2) && !echoes.iter().all(|echo| echo.is_finished()) {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let text = text.lock().map(|text| text.clone()).unwrap_or_default();
     Ok(Outcome { status, text })
 }
 
-fn echo(stream: impl Read + Send + 'static, to_error: bool) -> std::thread::JoinHandle<String> {
+fn echo(stream: impl Read + Send + 'static, to_error: bool, kept: Arc<Mutex<String>>) -> JoinHandle<()> {
     std::thread::spawn(move || {
-        let mut kept = String::new();
         let mut reader = BufReader::new(stream);
         let mut line = Vec::new();
         while reader.read_until(b'\n', &mut line).is_ok_and(|length| length > 0) {
@@ -70,10 +78,11 @@ fn echo(stream: impl Read + Send + 'static, to_error: bool) -> std::thread::Join
                 true => eprint!("{shown}"),
                 false => print!("{shown}"),
             }
-            kept.push_str(&shown);
+            if let Ok(mut kept) = kept.lock() {
+                kept.push_str(&shown);
+            }
             line.clear();
         }
-        kept
     })
 }
 
@@ -92,18 +101,18 @@ fn wait(child: &mut Child, limit: Option<Duration>) -> Result<Option<ExitStatus>
 
 /// Ends a process and all that descends from it: politely first, so that `mpirun` can take its ranks along.
 fn end_tree(child: &mut Child) -> Result<()> {
-    let tree = descendants(child.id());
+    let mut tree = vec![(child.id(), started(child.id()).unwrap_or(0))];
+    tree.extend(descendants(child.id()));
     signal("TERM", &[child.id()]);
     let begin = Instant::now();
     while begin.elapsed() < Duration::from_secs(5) && child.try_wait()?.is_none() {
         std::thread::sleep(Duration::from_millis(20));
     }
-    // Ranks are in process groups of their own, and are nobody's children once mpirun is gone: hence the list made before.
-    let mut left: Vec<u32> =
-        tree.into_iter().filter(|(id, born)| started(*id) == Some(*born)).map(|(id, _)| id).collect();
-    if child.try_wait()?.is_none() {
-        left.push(child.id());
-    }
+    // Ranks are in process groups of their own, and nobody's children once mpirun is gone: hence the list made before.
+    // It goes from parents to children, so that nobody whose child ends starts another.
+    let newer: Vec<_> = tree.iter().flat_map(|(id, _)| descendants(*id)).collect();
+    tree.extend(newer);
+    let left: Vec<u32> = tree.iter().filter(|(id, born)| started(*id) == Some(*born)).map(|(id, _)| *id).collect();
     signal("KILL", &left);
     child.wait()?;
     Ok(())
@@ -188,7 +197,9 @@ mod tests {
     fn a_watched_command_keeps_both_streams_and_its_status() {
         let outcome = watch(&mut shell("echo one; echo two >&2; exit 3"), None).unwrap();
         assert_eq!(outcome.status.and_then(|status| status.code()), Some(3));
-        assert_eq!(outcome.text, "one\ntwo\n");
+        let mut lines: Vec<&str> = outcome.text.lines().collect();
+        lines.sort_unstable();
+        assert_eq!(lines, ["one", "two"]);
     }
 
     #[test]

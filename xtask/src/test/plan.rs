@@ -1,0 +1,193 @@
+//! What the workspace has to run beyond plain `cargo test`, read from `cargo metadata`.
+//!
+//! - MPI suites: test targets named `mpi_*` with `harness = false, test = false`. A member may name world sizes in
+//!   `[package.metadata.mpi]`, as `mpi_name = [1, 2, 4]`, and its suites' time-out, as `timeout_seconds = 300`.
+//! - Tests behind a feature that is not a default one, which plain `cargo test` passes over.
+//! - Examples of the ground floor's `mp-comm` and `mp-plan`; those that require the feature `mpi` run under `mpirun`.
+
+use anyhow::{Context, Result};
+use serde_json::Value;
+use std::collections::{BTreeSet, HashMap};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+const RANKS: [usize; 5] = [1, 2, 3, 4, 8];
+const SUITE_SECONDS: u64 = 240;
+const WITH_EXAMPLES: [&str; 2] = ["mp-comm", "mp-plan"];
+
+/// Everything to run, in order.
+#[derive(Default)]
+pub struct Plan {
+    /// Tests that need a feature.
+    pub feature_tests: Vec<FeatureTest>,
+    /// Examples that must run to their end.
+    pub examples: Vec<Example>,
+    /// Suites for `mpirun`.
+    pub suites: Vec<Suite>,
+}
+
+/// A test target behind features.
+pub struct FeatureTest {
+    /// The member.
+    pub package: String,
+    /// The target.
+    pub name: String,
+    /// What it requires.
+    pub features: Vec<String>,
+}
+
+impl FeatureTest {
+    /// A title for people.
+    pub fn title(&self) -> String {
+        format!("{} of {} with {}", self.name, self.package, self.features.join(", "))
+    }
+}
+
+/// An example.
+pub struct Example {
+    /// The target.
+    pub name: String,
+    /// Whether it wants `mpirun`.
+    pub over_mpi: bool,
+}
+
+/// An MPI suite.
+pub struct Suite {
+    /// The target.
+    pub name: String,
+    /// The source file, which tells it from one of the same name in another member.
+    source: String,
+    /// The world sizes to run it on.
+    pub ranks: Vec<usize>,
+    /// When it counts as hung.
+    pub limit: Duration,
+}
+
+impl Suite {
+    /// The key under which [`build_suites`] files its binary.
+    pub fn key(&self) -> String {
+        self.source.clone()
+    }
+}
+
+impl Plan {
+    /// Reads `cargo metadata`.
+    pub fn read(metadata: &Value) -> Result<Self> {
+        let mut plan = Self::default();
+        for package in metadata["packages"].as_array().context("`cargo metadata` lists no packages")? {
+            let name = package["name"].as_str().unwrap_or_default();
+            let defaults = default_features(package);
+            for target in package["targets"].as_array().into_iter().flatten() {
+                plan.add(name, package, target, &defaults);
+            }
+        }
+        Ok(plan)
+    }
+
+    fn add(&mut self, package: &str, manifest: &Value, target: &Value, defaults: &BTreeSet<String>) {
+        let name = target["name"].as_str().unwrap_or_default().to_string();
+        let required = strings(&target["required-features"]);
+        let is_kind = |kind: &str| strings(&target["kind"]).iter().any(|other| other == kind);
+        if is_kind("example") && WITH_EXAMPLES.contains(&package) {
+            self.examples.push(Example { name, over_mpi: required.iter().any(|feature| feature == "mpi") });
+        } else if is_kind("test") && name.starts_with("mpi_") && target["test"] == false {
+            let settings = &manifest["metadata"]["mpi"];
+            let seconds = settings["timeout_seconds"].as_u64().unwrap_or(SUITE_SECONDS);
+            let source = target["src_path"].as_str().unwrap_or_default().to_string();
+            self.suites.push(Suite {
+                ranks: ranks(&settings[&name]),
+                name,
+                source,
+                limit: Duration::from_secs(seconds),
+            });
+        } else if is_kind("test") && required.iter().any(|feature| !defaults.contains(feature)) {
+            self.feature_tests.push(FeatureTest { package: package.into(), name, features: required });
+        }
+    }
+}
+
+fn ranks(listed: &Value) -> Vec<usize> {
+    match listed.as_array() {
+        Some(sizes) => sizes.iter().filter_map(Value::as_u64).map(|size| size as usize).collect(),
+        None => RANKS.into(),
+    }
+}
+
+fn strings(list: &Value) -> Vec<String> {
+    list.as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_string).collect()
+}
+
+/// The features that are on by default, and what these turn on in turn.
+fn default_features(package: &Value) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    let mut open = vec!["default".to_string()];
+    while let Some(feature) = open.pop() {
+        open.extend(strings(&package["features"][&feature]).into_iter().filter(|next| !found.contains(next)));
+        found.insert(feature);
+    }
+    found
+}
+
+/// Runs a `cargo build` of the suites, and files the binaries by their source.
+pub fn build_suites(command: &mut Command) -> Result<HashMap<String, PathBuf>> {
+    command.arg("--message-format=json-render-diagnostics").stdin(Stdio::null()).stderr(Stdio::inherit());
+    // One that does not compile must not hide the others: the status says less than the messages.
+    let output = command.output().context("cannot start cargo")?;
+    let lines = String::from_utf8_lossy(&output.stdout);
+    let messages = lines.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    Ok(messages
+        .filter_map(|message| {
+            let source = message["target"]["src_path"].as_str()?.to_string();
+            Some((source, PathBuf::from(message["executable"].as_str()?)))
+        })
+        .collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn plan() -> Plan {
+        let target = |kind: &str, name: &str, test: bool, required: Value| json!({"kind": [kind], "name": name, "test": test, "required-features": required, "src_path": format!("/t/{name}.rs")});
+        let metadata = json!({"packages": [
+            {
+                "name": "mp-comm",
+                "features": {"default": ["mpi"], "mpi": ["dep:mpi"], "shuttle": []},
+                "metadata": {"mpi": {"mpi_small": [1, 2], "timeout_seconds": 30}},
+                "targets": [
+                    target("test", "mpi_conformance", false, json!(["mpi"])),
+                    target("test", "mpi_small", false, json!([])),
+                    target("test", "mpi_death", true, json!(["mpi"])),
+                    target("test", "schedules", true, json!(["shuttle"])),
+                    target("example", "ring", false, json!(["mpi"])),
+                ],
+            },
+            {"name": "mp-plan", "metadata": null, "targets": [target("example", "billion", false, json!([]))]},
+            {"name": "mp-train", "metadata": null, "targets": [target("example", "other", false, json!([]))]},
+        ]});
+        Plan::read(&metadata).unwrap()
+    }
+
+    #[test]
+    fn suites_are_the_targets_that_plain_tests_pass_over() {
+        let suites = plan().suites;
+        let listed: Vec<(&str, &[usize])> = suites.iter().map(|s| (s.name.as_str(), s.ranks.as_slice())).collect();
+        assert_eq!(listed, [("mpi_conformance", [1, 2, 3, 4, 8].as_slice()), ("mpi_small", [1, 2].as_slice())]);
+        assert_eq!(suites[0].limit, Duration::from_secs(30));
+    }
+
+    #[test]
+    fn tests_behind_default_features_are_left_to_plain_tests() {
+        let titles: Vec<String> = plan().feature_tests.iter().map(FeatureTest::title).collect();
+        assert_eq!(titles, ["schedules of mp-comm with shuttle"]);
+    }
+
+    #[test]
+    fn examples_over_mpi_are_known_by_the_feature() {
+        let examples = plan().examples;
+        let listed: Vec<(&str, bool)> = examples.iter().map(|e| (e.name.as_str(), e.over_mpi)).collect();
+        assert_eq!(listed, [("ring", true), ("billion", false)]);
+    }
+}

@@ -120,6 +120,9 @@ fn unusable_files_are_named() {
         assert!(matches!(&error, Error::TokenizerFile { .. }), "{text}: {error}");
         assert!(error.to_string().contains("tokenizer.json"), "{error}");
     }
+    // Told apart before the tokenizers crate panics on it, so that the place is named.
+    let malformed = load(r#"{"version": "1.0", "decoder": {"type": }}"#).to_string();
+    assert!(malformed.contains("line 1 column 40"), "{malformed}");
     assert!(matches!(load(""), Error::Empty { .. }));
     let (_empty, none) = save(&words(&[]));
     assert!(Tokenizer::load(&none).unwrap_err().to_string().contains("its vocabulary is empty"));

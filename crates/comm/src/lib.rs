@@ -3,8 +3,13 @@
 mod arguments;
 pub mod buffer;
 pub mod call;
+#[cfg(any(feature = "mpi", test))]
+mod chunks;
 pub mod communicator;
+pub mod conformance;
 pub mod error;
+#[cfg(feature = "mpi")]
+pub mod mpi;
 mod reduce;
 pub mod solo;
 mod sync;

@@ -1,7 +1,8 @@
 //! Messages between two ranks.
 //!
 //! The `k`-th receive of a channel (sender, receiver, tag) gets the `k`-th message sent on it, in whatever order
-//! requests are completed.
+//! requests are completed. Whoever comes second copies: a sender into the buffer of a receive that was started already,
+//! a receiver out of a message that waits. So a started receive completes whatever its rank does meanwhile.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -21,6 +22,10 @@ pub(super) struct Mail {
     sent: HashMap<Channel, u64>,
     posted: HashMap<Channel, u64>,
     messages: HashMap<(Channel, u64), Message>,
+    /// Buffers of started receives whose message has not come.
+    expecting: HashMap<(Channel, u64), OwnedBuffer>,
+    /// Started receives that are over.
+    delivered: HashMap<(Channel, u64), Result<OwnedBuffer>>,
     /// Receives that were given up; their messages are thrown away.
     abandoned: HashSet<(Channel, u64)>,
     /// Sends somebody waits for, and how they ended.
@@ -80,12 +85,46 @@ impl Hub {
             }
             return Ok(key.1);
         }
+        if let Some(mut buffer) = state.mail.expecting.remove(&key) {
+            drop(state);
+            let outcome = self.deliver(Call::StartReceive, kind, &payload, buffer.as_buffer_mut());
+            let mut state = self.lock();
+            if !state.mail.abandoned.remove(&key) {
+                state.mail.delivered.insert(key, outcome.clone().map(|()| buffer));
+            }
+            if waits {
+                state.mail.receipts.insert(key, Some(outcome.map(|()| payload.into_buffer())));
+            }
+            self.notify();
+            return Ok(key.1);
+        }
         if waits {
             state.mail.receipts.insert(key, None);
         }
         state.mail.messages.insert(key, Message { kind, payload });
         self.notify();
         Ok(key.1)
+    }
+
+    /// Copies a message's elements where they belong.
+    fn deliver(&self, call: Call, kind: Kind, payload: &Payload, mut buffer: BufferMut<'_>) -> Result<()> {
+        let site = Site { call, group: &self.name, size: self.size };
+        site.kind(buffer.kind(), kind)?;
+        site.length("the message", buffer.len(), payload.bytes().len() / kind.bytes())?;
+        buffer.bytes_mut().copy_from_slice(payload.bytes());
+        Ok(())
+    }
+
+    /// Copies a message out and tells its sender.
+    fn open(&self, call: Call, key: (Channel, u64), message: Message, buffer: BufferMut<'_>) -> Result<()> {
+        let Message { kind, payload } = message;
+        let outcome = self.deliver(call, kind, &payload, buffer);
+        let returned = payload.into_buffer();
+        if let Some(receipt) = self.lock().mail.receipts.get_mut(&key) {
+            *receipt = Some(outcome.clone().map(|()| returned));
+        }
+        self.notify();
+        outcome
     }
 
     /// Blocks until a message has been received, or never will be.
@@ -105,36 +144,37 @@ impl Hub {
         })
     }
 
-    /// Takes the next place in a channel's queue of receives.
-    pub(super) fn queue(&self, channel: Channel) -> u64 {
-        let mut state = self.lock();
-        let counter = state.mail.posted.entry(channel).or_default();
-        *counter += 1;
-        *counter - 1
-    }
-
-    /// Blocks until a message is there and copies it out.
-    pub(super) fn take(&self, call: Call, channel: Channel, number: u64, mut buffer: BufferMut<'_>) -> Result<()> {
-        let key = (channel, number);
+    /// Blocks until the next message of a channel is there and copies it out.
+    pub(super) fn take(&self, call: Call, channel: Channel, buffer: BufferMut<'_>) -> Result<()> {
+        let key = (channel, self.lock().mail.queue(channel));
         let message = self.wait_for(|state| match state.mail.messages.remove(&key) {
             Some(message) => Some(Ok(message)),
             None if state.gone[channel.0] => Some(Err(gone(call, &self.name, channel.0))),
             None => None,
         })?;
-        let Message { kind, payload } = message;
-        let site = Site { call, group: &self.name, size: self.size };
-        let outcome = site
-            .kind(buffer.kind(), kind)
-            .and_then(|()| site.length("the message", buffer.len(), payload.bytes().len() / kind.bytes()));
-        if outcome.is_ok() {
-            buffer.bytes_mut().copy_from_slice(payload.bytes());
-        }
-        let returned = payload.into_buffer();
-        if let Some(receipt) = self.lock().mail.receipts.get_mut(&key) {
-            *receipt = Some(outcome.clone().map(|()| returned));
-        }
-        self.notify();
-        outcome
+        self.open(call, key, message, buffer)
+    }
+
+    /// Takes the next message of a channel if it is there, or leaves the buffer for its sender to fill.
+    pub(super) fn expect(&self, channel: Channel, mut buffer: OwnedBuffer) -> (u64, Option<Result<OwnedBuffer>>) {
+        let mut state = self.lock();
+        let key = (channel, state.mail.queue(channel));
+        let Some(message) = state.mail.messages.remove(&key) else {
+            state.mail.expecting.insert(key, buffer);
+            return (key.1, None);
+        };
+        drop(state);
+        let outcome = self.open(Call::StartReceive, key, message, buffer.as_buffer_mut());
+        (key.1, Some(outcome.map(|()| buffer)))
+    }
+}
+
+impl Mail {
+    /// Takes the next place in a channel's queue of receives.
+    fn queue(&mut self, channel: Channel) -> u64 {
+        let counter = self.posted.entry(channel).or_default();
+        *counter += 1;
+        *counter - 1
     }
 }
 
@@ -179,46 +219,56 @@ pub(super) struct Receiving {
     pub(super) from: Rank,
     pub(super) tag: Tag,
     pub(super) number: u64,
-    /// `None` once it was asked for.
-    pub(super) buffer: Option<OwnedBuffer>,
+    /// There already if the message was there first.
+    pub(super) outcome: Option<Result<OwnedBuffer>>,
+    /// Whether somebody will ask for the outcome.
+    pub(super) wanted: bool,
 }
 
 impl Receiving {
-    fn channel(&self) -> Channel {
-        (self.from.0, self.member.rank, self.tag.0)
+    fn key(&self) -> (Channel, u64) {
+        ((self.from.0, self.member.rank, self.tag.0), self.number)
     }
 }
 
 impl Pending for Receiving {
     fn poll(&mut self) -> Result<bool> {
-        let key = (self.channel(), self.number);
+        let key = self.key();
         let state = self.member.hub.lock();
-        Ok(state.gone[self.from.0] || state.mail.messages.contains_key(&key))
+        let lost = state.gone[self.from.0] && state.mail.expecting.contains_key(&key);
+        Ok(self.outcome.is_some() || lost || state.mail.delivered.contains_key(&key))
     }
 
     fn finish(mut self: Box<Self>) -> Result<OwnedBuffer> {
-        let mut buffer = self.buffer.take().unwrap_or_else(|| unreachable!("a request finishes once"));
-        self.member.hub.take(Call::StartReceive, self.channel(), self.number, buffer.as_buffer_mut())?;
-        Ok(buffer)
+        self.wanted = false;
+        if let Some(outcome) = self.outcome.take() {
+            return outcome;
+        }
+        let key = self.key();
+        let Member { hub, .. } = &*self.member;
+        hub.wait_for(|state| {
+            if let Some(outcome) = state.mail.delivered.remove(&key) {
+                return Some(outcome);
+            }
+            // A buffer that was taken out already is being filled.
+            if state.gone[self.from.0] && state.mail.expecting.remove(&key).is_some() {
+                return Some(Err(gone(Call::StartReceive, &hub.name, self.from.0)));
+            }
+            None
+        })
     }
 }
 
 impl Drop for Receiving {
     fn drop(&mut self) {
-        if self.buffer.is_none() {
+        if !self.wanted || self.outcome.is_some() {
             return;
         }
-        let key = (self.channel(), self.number);
+        let key = self.key();
         let mut state = self.member.hub.lock();
-        let mail = &mut state.mail;
-        match mail.messages.remove(&key) {
-            Some(message) => {
-                if let Some(receipt) = mail.receipts.get_mut(&key) {
-                    *receipt = Some(Ok(message.payload.into_buffer()));
-                }
-            }
-            None => _ = mail.abandoned.insert(key),
+        state.mail.expecting.remove(&key);
+        if state.mail.delivered.remove(&key).is_none() {
+            state.mail.abandoned.insert(key);
         }
-        self.member.hub.notify();
     }
 }

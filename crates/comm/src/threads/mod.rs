@@ -253,8 +253,7 @@ impl Communicator for Threads {
     fn receive(&self, buffer: BufferMut<'_>, from: Rank, tag: Tag) -> Result<()> {
         self.site(Call::Receive).rank(from)?;
         let channel = (from.0, self.member.rank, tag.0);
-        let number = self.hub().queue(channel);
-        self.hub().take(Call::Receive, channel, number, buffer)
+        self.hub().take(Call::Receive, channel, buffer)
     }
 
     fn barrier(&self) -> Result<()> {
@@ -313,8 +312,9 @@ impl Communicator for Threads {
 
     fn start_receive(&self, buffer: OwnedBuffer, from: Rank, tag: Tag) -> Result<Request> {
         self.site(Call::StartReceive).rank(from)?;
-        let number = self.hub().queue((from.0, self.member.rank, tag.0));
-        Ok(Request::new(Receiving { member: Arc::clone(&self.member), from, tag, number, buffer: Some(buffer) }))
+        let (number, outcome) = self.hub().expect((from.0, self.member.rank, tag.0), buffer);
+        let member = Arc::clone(&self.member);
+        Ok(Request::new(Receiving { member, from, tag, number, outcome, wanted: true }))
     }
 
     fn split(&self, color: Option<u32>, key: u32, name: &str) -> Result<Option<Arc<dyn Communicator>>> {

@@ -1,0 +1,107 @@
+//! Non-blocking collectives: several at once, completed in any order, between blocking calls.
+
+use std::sync::Arc;
+
+use super::collectives::equal;
+use super::values::{each_kind, input, long, ops, reduced, Value, LENGTHS};
+use super::{same, Check, Outcome};
+use crate::{BufferMut, Communicator, ReduceOp};
+
+pub(super) const CHECKS: &[Check] = &[
+    Check { name: "start_all_reduce", body: |c| each_kind!(all_reduce, c) },
+    Check { name: "start_reduce_scatter", body: |c| each_kind!(reduce_scatter, c) },
+    Check { name: "start_all_gather", body: |c| each_kind!(all_gather, c) },
+    Check { name: "several collectives under way, completed backwards", body: several },
+    Check { name: "blocking calls while others are under way", body: between },
+    Check { name: "ranks that wait in different orders", body: crossed },
+    Check { name: "a request that is dropped", body: dropped },
+];
+
+fn all_reduce<T: Value>(comm: &Arc<dyn Communicator>) -> Outcome {
+    for len in LENGTHS.into_iter().chain([long::<T>()]) {
+        let ops = if len < 5000 { ops::<T>() } else { &ops::<T>()[..1] };
+        for op in ops {
+            let x = comm.start_all_reduce(input::<T>(comm.rank().0, len).into(), *op)?.wait()?;
+            equal(format!("{op:?} of {len} {:?}", T::KIND), &reduced::<T>(comm.size(), 0..len, *op), &x.to_vec())?;
+        }
+    }
+    Ok(())
+}
+
+fn reduce_scatter<T: Value>(comm: &Arc<dyn Communicator>) -> Outcome {
+    let (rank, size) = (comm.rank().0, comm.size());
+    for n in LENGTHS.into_iter().chain([long::<T>() / size]) {
+        let ops = if n < 5000 { ops::<T>() } else { &ops::<T>()[..1] };
+        for op in ops {
+            let (send, out) = (input::<T>(rank, n * size), vec![T::of(99.0); n]);
+            let out = comm.start_reduce_scatter(send.into(), out.into(), *op)?.wait()?;
+            let expected = reduced::<T>(size, rank * n..(rank + 1) * n, *op);
+            equal(format!("{op:?} of {n} {:?} a rank", T::KIND), &expected, &out.to_vec())?;
+        }
+    }
+    Ok(())
+}
+
+fn all_gather<T: Value>(comm: &Arc<dyn Communicator>) -> Outcome {
+    for n in LENGTHS.into_iter().chain([long::<T>() / comm.size()]) {
+        let (send, out) = (input::<T>(comm.rank().0, n), vec![T::of(99.0); n * comm.size()]);
+        let out = comm.start_all_gather(send.into(), out.into())?.wait()?;
+        let expected: Vec<T> = (0..comm.size()).flat_map(|rank| input(rank, n)).collect();
+        equal(format!("{n} {:?} a rank", T::KIND), &expected, &out.to_vec())?;
+    }
+    Ok(())
+}
+
+fn several(comm: &Arc<dyn Communicator>) -> Outcome {
+    let (rank, size) = (comm.rank().0, comm.size());
+    let lengths = [10, long::<f32>(), 0, 3000, 1];
+    let mut requests = Vec::new();
+    for len in lengths {
+        requests.push(comm.start_all_reduce(input::<f32>(rank, len).into(), ReduceOp::Sum)?);
+        let gather = comm.start_all_gather(input::<f32>(rank, len).into(), vec![0f32; len * size].into())?;
+        gather.wait()?;
+    }
+    for len in lengths.into_iter().rev() {
+        let Some(request) = requests.pop() else { return same("requests left", true, false) };
+        equal(format!("{len}"), &reduced::<f32>(size, 0..len, ReduceOp::Sum), &request.wait()?.to_vec())?;
+    }
+    Ok(())
+}
+
+fn between(comm: &Arc<dyn Communicator>) -> Outcome {
+    let (rank, size, len) = (comm.rank().0, comm.size(), long::<f64>());
+    let mut request = comm.start_all_reduce(input::<f64>(rank, len).into(), ReduceOp::Max)?;
+    for _ in 0..3 {
+        let mut x = [1i32];
+        comm.all_reduce(BufferMut::new(&mut x), ReduceOp::Sum)?;
+        same("the blocking sum", [size as i32], x)?;
+        comm.barrier()?;
+        request.is_complete()?;
+    }
+    equal("the started one".into(), &reduced::<f64>(size, 0..len, ReduceOp::Max), &request.wait()?.to_vec())
+}
+
+fn crossed(comm: &Arc<dyn Communicator>) -> Outcome {
+    // Even ranks wait before the blocking call, odd ones after it: each must keep the other going.
+    let (rank, size, len) = (comm.rank().0, comm.size(), long::<f32>());
+    let mut request = Some(comm.start_all_reduce(input::<f32>(rank, len).into(), ReduceOp::Sum)?);
+    let mut early = None;
+    if rank.is_multiple_of(2) {
+        early = request.take().map(|request| request.wait()).transpose()?;
+    }
+    let mut x = input::<f32>(rank, len);
+    comm.all_reduce(BufferMut::new(&mut x), ReduceOp::Sum)?;
+    let late = request.take().map(|request| request.wait()).transpose()?;
+    let expected = reduced::<f32>(size, 0..len, ReduceOp::Sum);
+    equal("the blocking one".into(), &expected, &x)?;
+    match early.or(late) {
+        Some(buffer) => equal("the started one".into(), &expected, &buffer.to_vec()),
+        None => same("the started one is there", true, false),
+    }
+}
+
+fn dropped(comm: &Arc<dyn Communicator>) -> Outcome {
+    drop(comm.start_all_reduce(vec![1f32; 5000].into(), ReduceOp::Sum)?);
+    let x = comm.start_all_reduce(vec![1f32; 10].into(), ReduceOp::Sum)?.wait()?;
+    same("the next one", vec![comm.size() as f32; 10], x.to_vec())
+}

@@ -1,0 +1,361 @@
+//! Started collectives, cut in chunks of which only a few are in flight.
+//!
+//! MPI progresses everything that was started at once, which for a long transfer means walking over memory that left
+//! the cache long ago (a factor of four to eight, measured). So each group keeps a queue: chunks start in the order of
+//! the calls, [`WINDOW`] at a time, on a communicator of their own. The order of chunks is the same on every rank, and
+//! whoever waits on this process for anything drives every queue, so that no rank waits for a chunk that a peer has
+//! queued but forgotten.
+#![allow(unsafe_code)]
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use mpi::ffi;
+
+use super::group::Group;
+use super::messages::{advance, post_receive, post_send, Leg};
+use super::raw::{self, datatype, int, invoke, operation, MPI_Datatype, Ticket};
+use super::{scale, EXCHANGE_CHUNK_BYTES, REDUCE_CHUNK_BYTES};
+use crate::chunks::cut;
+use crate::communicator::Pending;
+use crate::{reduce, Call, Kind, OwnedBuffer, ReduceOp, Result};
+
+/// Chunks of one group in flight.
+const WINDOW: usize = 2;
+
+/// Operations of this process that are not over: while there are any, blocking calls keep driving them.
+static UNFINISHED: AtomicUsize = AtomicUsize::new(0);
+
+/// The groups that ever started something.
+static ACTIVE: Mutex<Vec<Weak<Group>>> = Mutex::new(Vec::new());
+
+/// Says whether nothing is under way on this process.
+pub(super) fn all_idle() -> bool {
+    UNFINISHED.load(Ordering::Acquire) == 0
+}
+
+/// Moves every group's queue forward, without blocking.
+pub(super) fn drive_all() {
+    if all_idle() {
+        return;
+    }
+    let groups: Vec<_> = lock(&ACTIVE).iter().filter_map(Weak::upgrade).collect();
+    groups.iter().for_each(|group| drive(group));
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// One group's operations, in the order of their calls.
+#[derive(Default)]
+pub(super) struct Engine {
+    queue: VecDeque<Operation>,
+    over: HashMap<u64, Result<OwnedBuffer>>,
+    unwanted: HashSet<u64>,
+    started: u64,
+}
+
+impl Engine {
+    pub(super) fn is_idle(&self) -> bool {
+        self.queue.is_empty()
+    }
+}
+
+/// Which collective, with what.
+pub(super) enum Task {
+    AllReduce { op: ReduceOp },
+    ReduceScatter { send: OwnedBuffer, op: ReduceOp },
+    AllGather { send: OwnedBuffer },
+}
+
+/// A collective under way.
+struct Operation {
+    number: u64,
+    call: Call,
+    task: Task,
+    buffer: OwnedBuffer,
+    /// Runs of the buffer, or of one rank's part of it, not started yet.
+    waiting: VecDeque<Range<usize>>,
+    flying: VecDeque<Flight>,
+    failed: Option<crate::Error>,
+}
+
+/// A chunk in flight.
+struct Flight {
+    run: Range<usize>,
+    /// Memory that the library uses beside the operation's own buffers.
+    staging: Staging,
+    /// Not complete yet.
+    tickets: Vec<Leg>,
+}
+
+/// What a chunk needs beside the buffers.
+enum Staging {
+    Nothing,
+    Wide(Vec<f32>),
+    Peers(Vec<u64>),
+}
+
+/// Queues a collective and starts what the window allows.
+pub(super) fn start(group: &Arc<Group>, call: Call, task: Task, buffer: OwnedBuffer) -> Result<Started> {
+    let elements = match &task {
+        Task::AllReduce { .. } | Task::ReduceScatter { .. } => buffer.len(),
+        Task::AllGather { send } => send.len(),
+    };
+    let chunk_bytes = if matches!(task, Task::AllReduce { .. }) { REDUCE_CHUNK_BYTES } else { EXCHANGE_CHUNK_BYTES };
+    let waiting = cut(elements, chunk_bytes / buffer.kind().bytes()).collect();
+    let mut engine = lock(&group.engine);
+    let number = engine.started;
+    if number == 0 {
+        let mut active = lock(&ACTIVE);
+        active.retain(|other| other.strong_count() > 0);
+        active.push(Arc::downgrade(group));
+    }
+    engine.started += 1;
+    UNFINISHED.fetch_add(1, Ordering::AcqRel);
+    let operation = Operation { number, call, task, buffer, waiting, flying: VecDeque::new(), failed: None };
+    engine.queue.push_back(operation);
+    drop(engine);
+    drive(group);
+    Ok(Started { group: Arc::clone(group), number, wanted: true })
+}
+
+/// Moves one group's queue forward, without blocking.
+fn drive(group: &Group) {
+    let mut engine = lock(&group.engine);
+    let engine = &mut *engine;
+    let mut flying = 0;
+    for operation in &mut engine.queue {
+        operation.land(group);
+        operation.launch(group, WINDOW.saturating_sub(flying + operation.flying.len()));
+        flying += operation.flying.len();
+        if !operation.waiting.is_empty() {
+            break;
+        }
+    }
+    engine.retire();
+}
+
+impl Engine {
+    /// Moves what is over out of the queue.
+    fn retire(&mut self) {
+        let mut position = 0;
+        while let Some(operation) = self.queue.get(position) {
+            if !operation.is_over() {
+                position += 1;
+                continue;
+            }
+            if let Some(operation) = self.queue.remove(position) {
+                UNFINISHED.fetch_sub(1, Ordering::AcqRel);
+                let unwanted = self.unwanted.remove(&operation.number);
+                let (number, outcome) = (operation.number, operation.into_outcome());
+                if !unwanted {
+                    self.over.insert(number, outcome);
+                }
+            }
+        }
+    }
+}
+
+impl Operation {
+    fn is_over(&self) -> bool {
+        self.waiting.is_empty() && self.flying.is_empty()
+    }
+
+    /// Gives the buffer back; after a failure the library may still hold on to it, so that it must stay for good.
+    fn into_outcome(self) -> Result<OwnedBuffer> {
+        match self.failed {
+            None => Ok(self.buffer),
+            Some(error) => {
+                std::mem::forget((self.task, self.buffer));
+                Err(error)
+            }
+        }
+    }
+
+    /// Starts up to `room` chunks.
+    fn launch(&mut self, group: &Group, room: usize) {
+        for _ in 0..room {
+            let Some(run) = self.waiting.pop_front() else { return };
+            match self.flight(group, run) {
+                Ok(flight) => self.flying.push_back(flight),
+                Err(error) => self.fail(error),
+            }
+        }
+    }
+
+    /// Takes in the chunks that are complete, in order.
+    fn land(&mut self, group: &Group) {
+        while let Some(flight) = self.flying.front_mut() {
+            match advance(group, self.call, &mut flight.tickets) {
+                Ok(false) => return,
+                Ok(true) => {
+                    if let Some(flight) = self.flying.pop_front() {
+                        self.absorb(group, flight);
+                    }
+                }
+                Err(error) => {
+                    // Its other legs may still be in flight.
+                    if let Some(flight) = self.flying.pop_front() {
+                        std::mem::forget(flight);
+                    }
+                    self.fail(error);
+                }
+            }
+        }
+    }
+
+    /// The first error ends the operation; what is in flight still lands.
+    fn fail(&mut self, error: crate::Error) {
+        self.failed.get_or_insert(error);
+        self.waiting.clear();
+    }
+
+    fn flight(&mut self, group: &Group, run: Range<usize>) -> Result<Flight> {
+        match self.task {
+            Task::AllReduce { op } => self.all_reduce(group, run, op),
+            Task::ReduceScatter { .. } => self.reduce_scatter(group, run),
+            Task::AllGather { .. } => self.all_gather(group, run),
+        }
+    }
+
+    fn all_reduce(&mut self, group: &Group, run: Range<usize>, op: ReduceOp) -> Result<Flight> {
+        let kind = self.buffer.kind();
+        let bytes = &mut self.buffer.as_buffer_mut().into_bytes()[run.start * kind.bytes()..run.end * kind.bytes()];
+        let mut staging = Staging::Nothing;
+        let (start, wire): (*mut u8, MPI_Datatype) = if kind == Kind::Bf16 {
+            let mut wide = vec![0f32; run.len()];
+            scale::widen(bytes, &mut wide);
+            let start = wide.as_mut_ptr().cast();
+            staging = Staging::Wide(wide);
+            (start, datatype(Kind::F32))
+        } else {
+            (bytes.as_mut_ptr(), datatype(kind))
+        };
+        let mut ticket = Ticket::null();
+        // SAFETY: `run.len()` elements that the operation owns, and gives nobody access to, until the ticket is
+        // complete; vectors stay where they are while the flight moves.
+        invoke(group.what(self.call, "MPI_Iallreduce", run.len() * kind.bytes(), None), || unsafe {
+            let (comm, op) = (group.background.0, operation(op));
+            ffi::MPI_Iallreduce(raw::mp_comm_in_place(), start.cast(), int(run.len()), wire, op, comm, &mut ticket.0)
+        })?;
+        Ok(Flight { run, staging, tickets: vec![Leg::new(ticket)] })
+    }
+
+    /// Every rank sends each peer that peer's run, and adds up what it gets, in rank order.
+    fn reduce_scatter(&mut self, group: &Group, run: Range<usize>) -> Result<Flight> {
+        let Task::ReduceScatter { send, .. } = &self.task else { unreachable!("asked of a reduce-scatter") };
+        let width = self.buffer.kind().bytes();
+        let (bytes, part) = (run.len() * width, self.buffer.len() * width);
+        // Whole words, so that any kind is aligned.
+        let words = bytes.div_ceil(8);
+        let mut room = vec![0u64; words * group.size];
+        let mut tickets = Vec::with_capacity(2 * group.size);
+        let mut post = || -> Result<()> {
+            for (peer, words) in room.chunks_exact_mut(words).enumerate().filter(|(peer, _)| *peer != group.rank) {
+                let memory = &mut bytemuck::cast_slice_mut(words)[..bytes];
+                tickets.push(post_receive(group, self.call, memory, peer)?);
+            }
+            for peer in (0..group.size).filter(|peer| *peer != group.rank) {
+                let start = peer * part + run.start * width;
+                tickets.push(post_send(group, self.call, &send.as_buffer().bytes()[start..start + bytes], peer)?);
+            }
+            Ok(())
+        };
+        if let Err(error) = post() {
+            // What was posted before the failure may still be written to.
+            std::mem::forget(room);
+            return Err(error);
+        }
+        Ok(Flight { run, staging: Staging::Peers(room), tickets })
+    }
+
+    /// Every rank sends its run to all peers.
+    fn all_gather(&mut self, group: &Group, run: Range<usize>) -> Result<Flight> {
+        let Task::AllGather { send } = &self.task else { unreachable!("asked of an all-gather") };
+        let width = self.buffer.kind().bytes();
+        let part = send.len() * width;
+        let mine = &send.as_buffer().bytes()[run.start * width..run.end * width];
+        let mut tickets = Vec::with_capacity(2 * group.size);
+        let mut target = self.buffer.as_buffer_mut();
+        for peer in 0..group.size {
+            let start = peer * part + run.start * width;
+            let memory = &mut target.bytes_mut()[start..start + mine.len()];
+            if peer == group.rank {
+                memory.copy_from_slice(mine);
+            } else {
+                tickets.push(post_receive(group, self.call, memory, peer)?);
+            }
+        }
+        for peer in (0..group.size).filter(|peer| *peer != group.rank) {
+            tickets.push(post_send(group, self.call, mine, peer)?);
+        }
+        Ok(Flight { run, staging: Staging::Nothing, tickets })
+    }
+
+    /// Does the arithmetic that is left once a chunk has landed.
+    fn absorb(&mut self, group: &Group, flight: Flight) {
+        let kind = self.buffer.kind();
+        let width = kind.bytes();
+        let part = self.buffer.len() * width;
+        let run = flight.run.start * width..flight.run.end * width;
+        let out = &mut self.buffer.as_buffer_mut().into_bytes()[run.clone()];
+        match (&self.task, flight.staging) {
+            (Task::AllReduce { op }, Staging::Wide(mut wide)) => {
+                scale::finish(bytemuck::cast_slice_mut(&mut wide), Kind::F32, *op, group.size);
+                scale::narrow(&wide, out);
+            }
+            (Task::AllReduce { op }, _) => scale::finish(out, kind, *op, group.size),
+            (Task::ReduceScatter { send, op }, Staging::Peers(room)) => {
+                let words = out.len().div_ceil(8);
+                let mine = group.rank * part + run.start;
+                let mut parts: Vec<&[u8]> =
+                    room.chunks_exact(words).map(|w| &bytemuck::cast_slice(w)[..out.len()]).collect();
+                parts[group.rank] = &send.as_buffer().bytes()[mine..mine + out.len()];
+                reduce::into(&parts, out, kind, *op);
+            }
+            _ => {}
+        }
+    }
+}
+
+/// A started collective's request.
+pub(super) struct Started {
+    group: Arc<Group>,
+    number: u64,
+    wanted: bool,
+}
+
+impl Pending for Started {
+    fn poll(&mut self) -> Result<bool> {
+        drive_all();
+        Ok(lock(&self.group.engine).over.contains_key(&self.number))
+    }
+
+    fn finish(mut self: Box<Self>) -> Result<OwnedBuffer> {
+        self.wanted = false;
+        loop {
+            drive(&self.group);
+            if let Some(outcome) = lock(&self.group.engine).over.remove(&self.number) {
+                return outcome;
+            }
+            drive_all();
+            std::thread::yield_now();
+        }
+    }
+}
+
+impl Drop for Started {
+    fn drop(&mut self) {
+        if !self.wanted {
+            return;
+        }
+        let mut engine = lock(&self.group.engine);
+        if engine.over.remove(&self.number).is_none() {
+            engine.unwanted.insert(self.number);
+        }
+    }
+}

@@ -1,11 +1,27 @@
-//! Placeholder.
+//! `cargo xtask bench`: runs of our own binaries beside their peers.
+
+mod shakespeare;
+mod throughput;
+
+use anyhow::Result;
+use clap::Subcommand;
+use std::process::ExitCode;
+
 use crate::workspace::Workspace;
-#[derive(clap::Args)]
-pub struct Options {}
-#[derive(clap::Subcommand)]
+
+/// The benchmarks.
+#[derive(Subcommand)]
 pub enum Which {
-    Train,
+    /// Train the small GPT-2 recipe here and in PyTorch, alternately: milliseconds a step and validation loss
+    Shakespeare(shakespeare::Options),
+    /// Training throughput and the split of its time on one rank, and with tp=2 and dp=2 on two
+    Train(throughput::Options),
 }
-pub fn command(_: &Workspace, _: &Which) -> anyhow::Result<std::process::ExitCode> {
-    anyhow::bail!("not there")
+
+/// Runs one benchmark.
+pub fn command(workspace: &Workspace, which: &Which) -> Result<ExitCode> {
+    match which {
+        Which::Shakespeare(options) => shakespeare::command(workspace, options),
+        Which::Train(options) => throughput::command(workspace, options),
+    }
 }

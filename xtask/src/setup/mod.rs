@@ -16,8 +16,9 @@ use anyhow::Result;
 use clap::Args;
 use std::process::{Command, ExitCode};
 
-pub use self::libtorch::Libtorch;
+use self::libtorch::Libtorch;
 pub use self::mpi::{Flavor, Mpi};
+pub use self::prerequisites::python as host_python;
 use self::record::Record;
 use crate::workspace::Workspace;
 
@@ -33,8 +34,6 @@ pub struct Options {
 pub struct Installs {
     /// The MPI library.
     pub mpi: Mpi,
-    /// libtorch.
-    pub libtorch: Libtorch,
     before: Record,
     record: Record,
     misleading: Vec<&'static str>,
@@ -104,7 +103,7 @@ fn ensure_with(workspace: &Workspace, options: &Options) -> Result<Installs> {
     if record.write(&workspace.root)? {
         story.push("wrote .cargo/mp.toml".into());
     }
-    Ok(Installs { mpi: mpi.value, libtorch: libtorch.value, before, record, misleading, story })
+    Ok(Installs { mpi: mpi.value, before, record, misleading, story })
 }
 
 fn folder_of(mpi: &Mpi) -> String {

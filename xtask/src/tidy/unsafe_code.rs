@@ -14,7 +14,7 @@ const HOMES: [&str; 5] = [
 /// Complains about the keyword anywhere else.
 pub fn check(files: &[TrackedFile]) -> Vec<Complaint> {
     let sources = files.iter().filter(|file| file.path.ends_with(".rs") && !is_home(&file.path));
-    sources.flat_map(|file| complaints(file)).collect()
+    sources.flat_map(complaints).collect()
 }
 
 fn is_home(path: &str) -> bool {

@@ -5,7 +5,7 @@ use super::{Complaint, TrackedFile};
 // In halves, so that this file passes its own rule.
 const FOLDERS: [&str; 4] =
     [concat!("/ro", "ot/"), concat!("/ho", "me/"), concat!("/wo", "rk/"), concat!("/Us", "ers/")];
-const WORDS: [&str; 4] = [concat!("ses", "sion"), concat!("ses", "sions"), concat!("ag", "ent"), concat!("ag", "ents")];
+const WORDS: [&str; 2] = [concat!("ag", "ent"), concat!("ag", "ents")];
 const HOSTS: [&str; 3] = [concat!("py", "pi.org"), concat!("python", "hosted.org"), concat!("index.", "crates.io")];
 const NUMBERED: &str = concat!("iss", "ue ");
 
@@ -67,7 +67,7 @@ mod tests {
 
     #[test]
     fn words_are_whole_words_in_any_case() {
-        let text = format!("Re{}, {}-like\nobsession\nan {}\n", WORDS[2], "x", WORDS[0].to_uppercase());
+        let text = format!("re{} and {}ic\nx\nan {}\n", WORDS[0], WORDS[0], WORDS[0].to_uppercase());
         assert_eq!(lines(&text), [3]);
     }
 
@@ -79,7 +79,7 @@ mod tests {
 
     #[test]
     fn prose_to_train_on_is_free() {
-        let files = made_up(&[("crates/data/corpus/a.txt", WORDS[2])]);
+        let files = made_up(&[("crates/data/corpus/a.txt", WORDS[0])]);
         assert_eq!(check(&files), []);
     }
 }

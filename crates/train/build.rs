@@ -2,10 +2,10 @@
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
-    println!("cargo:rerun-if-env-changed=MP_RPATH");
-    let torch = std::env::var("DEP_TCH_LIBTORCH_LIB").ok();
-    let mpi = std::env::var("MP_RPATH").ok();
-    for folder in torch.iter().chain(&mpi) {
+    // The folders that torch-sys and mp-comm found; cargo hands them to direct dependents.
+    let torch = std::env::var("DEP_TCH_LIBTORCH_LIB").unwrap_or_default();
+    let mpi = std::env::var("DEP_MP_COMM_MPI_MPI_LIB").unwrap_or_default();
+    for folder in torch.split(':').chain(mpi.split(':')).filter(|folder| !folder.is_empty()) {
         println!("cargo:rustc-link-arg=-Wl,-rpath,{folder}");
     }
 }

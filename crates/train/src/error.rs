@@ -149,7 +149,9 @@ impl Error {
             | Error::Checkpoint { .. } => true,
             // The background reader's end is the one data error that is no property of the data.
             Error::Data(error) => !matches!(error, mp_data::Error::ReaderStopped { .. }),
-            Error::Comm(_) | Error::Model(_) | Error::Runtime(_) | Error::Write { .. } | Error::NotFinite { .. } => false,
+            Error::Comm(_) | Error::Model(_) | Error::Runtime(_) | Error::Write { .. } | Error::NotFinite { .. } => {
+                false
+            }
             Error::Peer { input, .. } => *input,
         }
     }

@@ -24,7 +24,8 @@ impl Metrics {
     /// [`Error::Read`] where a line is no record, [`Error::Write`].
     pub fn open(path: &Path, step: u64) -> Result<Self> {
         if path.exists() {
-            let kept: String = lines(path)?.into_iter().filter(|(_, r)| r.step() <= step).map(|(line, _)| line + "\n").collect();
+            let kept: String =
+                lines(path)?.into_iter().filter(|(_, r)| r.step() <= step).map(|(line, _)| line + "\n").collect();
             durable::write(path, kept.as_bytes())?;
         }
         let file = OpenOptions::new().create(true).append(true).open(path);

@@ -201,7 +201,7 @@ mod tests {
     #[test]
     fn a_named_folder_is_given_once() {
         let out = tempfile::tempdir().unwrap();
-        let world = Solo::default();
+        let world = Solo::new("world");
         let folder = RunFolder::open(&world, &config(out.path(), &["train.name=a"])).unwrap();
         assert_eq!(folder.path(), out.path().join("a"));
         let error = RunFolder::open(&world, &config(out.path(), &["train.name=a"])).unwrap_err();
@@ -214,17 +214,28 @@ mod tests {
     fn continuing_what_is_not_there_starts_fresh() {
         let out = tempfile::tempdir().unwrap();
         let resume = config(out.path(), &["train.name=new", "checkpoint.resume=true"]);
-        assert!(RunFolder::open(&Solo::default(), &resume).unwrap().path().join(CONFIG).exists());
+        assert!(RunFolder::open(&Solo::new("world"), &resume).unwrap().path().join(CONFIG).exists());
     }
 
     #[test]
     fn unnamed_folders_never_meet_and_repeat_their_run() {
         let out = tempfile::tempdir().unwrap();
         let config = config(out.path(), &["train.steps=7"]);
-        let folders: Vec<RunFolder> = (0..3).map(|_| RunFolder::open(&Solo::default(), &config).unwrap()).collect();
+        let folders: Vec<RunFolder> = (0..3).map(|_| RunFolder::open(&Solo::new("world"), &config).unwrap()).collect();
         assert!(folders[0] != folders[1] && folders[1] != folders[2]);
         let again = Config::load(Some(&folders[0].path().join(CONFIG)), None, &[]).unwrap();
         assert_eq!(again, config);
+    }
+
+    #[test]
+    fn all_ranks_hear_of_the_same_folder_and_of_a_refusal() {
+        let out = tempfile::tempdir().unwrap();
+        let config = config(out.path(), &["train.name=a"]);
+        let folders = mp_comm::threads::run(3, |world| RunFolder::open(&*world, &config));
+        assert!(folders.iter().all(|folder| folder.path() == out.path().join("a")));
+        let again = mp_comm::threads::run(3, |world| Ok::<_, Error>(RunFolder::open(&*world, &config).unwrap_err()));
+        assert!(matches!(again[0], Error::RunFolder { .. }));
+        assert!(matches!(again[2], Error::Peer { rank: 0, input: true }));
     }
 
     #[test]
@@ -232,7 +243,7 @@ mod tests {
         let out = tempfile::tempdir().unwrap();
         let file = out.path().join("file");
         fs::write(&file, "in the way").unwrap();
-        let error = RunFolder::open(&Solo::default(), &config(&file.join("runs"), &[])).unwrap_err();
+        let error = RunFolder::open(&Solo::new("world"), &config(&file.join("runs"), &[])).unwrap_err();
         assert!(error.is_input() && error.to_string().contains("cannot be written"), "{error}");
     }
 

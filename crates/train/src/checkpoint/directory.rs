@@ -110,7 +110,9 @@ impl CheckpointStore for DirectoryStore {
             Ok(reader) => Ok(Box::new(reader)),
             Err(problem) => {
                 let way_out = match self.intact_below(step) {
-                    Some(older) => format!("the checkpoint of step {older} is intact: remove this folder to go on there"),
+                    Some(older) => {
+                        format!("the checkpoint of step {older} is intact: remove this folder to go on there")
+                    }
                     None => "no older checkpoint is intact".into(),
                 };
                 Err(Error::Checkpoint { path, problem: format!("{problem}; {way_out}") })

@@ -10,6 +10,9 @@ use super::writer::is_plain;
 use super::{tensor_file, CheckpointReader, Entry, StoredTensor, Verify};
 use crate::{Error, Result};
 
+/// Something that was checked, or what is wrong with it.
+type Checked<T> = std::result::Result<T, String>;
+
 /// A checkpoint that was believed.
 #[derive(Debug)]
 pub(super) struct DirectoryReader {
@@ -30,13 +33,14 @@ impl DirectoryReader {
     ///
     /// # Errors
     /// Which file differs in what.
-    pub(super) fn open(path: PathBuf, step: u64, verify: Verify) -> Result<Self, String> {
+    pub(super) fn open(path: PathBuf, step: u64, verify: Verify) -> Checked<Self> {
         let manifest = read_manifest(&path)?;
         if manifest.step != step {
             return Err(format!("`{}` is of step {} in a folder of step {step}", manifest::NAME, manifest.step));
         }
-        let check = |record| check_file(&path, record, verify).map_err(|problem| format!("`{}` {problem}", record.name));
-        let files = manifest.files.iter().map(check).collect::<Result<_, String>>()?;
+        let check =
+            |record| check_file(&path, record, verify).map_err(|problem| format!("`{}` {problem}", record.name));
+        let files = manifest.files.iter().map(check).collect::<Checked<_>>()?;
         Ok(Self { path, manifest, files })
     }
 
@@ -76,10 +80,11 @@ fn read_range(path: &Path, range: &Range<u64>) -> io::Result<Vec<u8>> {
 }
 
 /// Reads what a checkpoint says of itself.
-fn read_manifest(folder: &Path) -> Result<Manifest, String> {
+fn read_manifest(folder: &Path) -> Checked<Manifest> {
     let name = manifest::NAME;
     let text = fs::read_to_string(folder.join(name)).map_err(|error| format!("`{name}` cannot be read: {error}"))?;
-    let json: serde_json::Value = serde_json::from_str(&text).map_err(|error| format!("`{name}` is no JSON ({error})"))?;
+    let json: serde_json::Value =
+        serde_json::from_str(&text).map_err(|error| format!("`{name}` is no JSON ({error})"))?;
     // Format and version first: what another version calls its fields is not known.
     if json["format"] != manifest::FORMAT {
         return Err(format!("`{name}` is of the format {} instead of \"{}\"", json["format"], manifest::FORMAT));
@@ -91,7 +96,7 @@ fn read_manifest(folder: &Path) -> Result<Manifest, String> {
 }
 
 /// Compares a file with what the manifest says of it.
-fn check_file(folder: &Path, record: &FileRecord, verify: Verify) -> Result<TensorFile, String> {
+fn check_file(folder: &Path, record: &FileRecord, verify: Verify) -> Checked<TensorFile> {
     if !is_plain(&record.name) {
         return Err("is no file's name".into());
     }
@@ -111,14 +116,21 @@ fn check_file(folder: &Path, record: &FileRecord, verify: Verify) -> Result<Tens
         file.rewind().map_err(unreadable)?;
     }
     let tensors = read_header(&mut file, bytes)?;
-    if !tensors.iter().map(|(entry, _)| entry).eq(in_file_order(&record.tensors)) {
+    if !by_name(tensors.iter().map(|(entry, _)| entry)).eq(&by_name(&record.tensors)) {
         return Err(format!("holds other tensors than the {} of the manifest", record.tensors.len()));
     }
     Ok(TensorFile { name: record.name.clone(), tensors })
 }
 
+/// Sorts descriptions: tensors without elements share a place, so the file's order says nothing about them.
+fn by_name<'a>(entries: impl IntoIterator<Item = &'a Entry>) -> Vec<&'a Entry> {
+    let mut entries: Vec<&Entry> = entries.into_iter().collect();
+    entries.sort_by(|a, b| a.name.cmp(&b.name));
+    entries
+}
+
 /// Reads where each tensor lies in a file.
-fn read_header(file: &mut File, bytes: u64) -> Result<Vec<(Entry, Range<u64>)>, String> {
+fn read_header(file: &mut File, bytes: u64) -> Checked<Vec<(Entry, Range<u64>)>> {
     let unreadable = |error: io::Error| format!("is no safetensors file: {error}");
     let mut first = [0; 8];
     file.read_exact(&mut first).map_err(unreadable)?;

@@ -16,8 +16,7 @@ pub enum Dtype {
     /// IEEE single.
     F32,
     /// bfloat16.
-    #[serde(rename = "BF16")]
-    Bf16,
+    BF16,
 }
 
 impl Dtype {
@@ -26,7 +25,7 @@ impl Dtype {
         match self {
             Dtype::F64 => 8,
             Dtype::F32 => 4,
-            Dtype::Bf16 => 2,
+            Dtype::BF16 => 2,
         }
     }
 }
@@ -137,11 +136,10 @@ mod tests {
     use proptest::prelude::*;
 
     fn entries() -> impl Strategy<Value = Vec<Entry>> {
-        let dtype = prop_oneof![Just(Dtype::F64), Just(Dtype::F32), Just(Dtype::Bf16)];
+        let dtype = prop_oneof![Just(Dtype::F64), Just(Dtype::F32), Just(Dtype::BF16)];
         let entry = (dtype, prop::collection::vec(0..5usize, 0..4));
-        prop::collection::btree_map("[a-z.0-9]{1,8}", entry, 0..6).prop_map(|map| {
-            map.into_iter().map(|(name, (dtype, shape))| Entry { name, dtype, shape }).rev().collect()
-        })
+        prop::collection::btree_map("[a-z.0-9]{1,8}", entry, 0..6)
+            .prop_map(|map| map.into_iter().map(|(name, (dtype, shape))| Entry { name, dtype, shape }).rev().collect())
     }
 
     proptest! {

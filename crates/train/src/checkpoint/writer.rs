@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::io::{BufWriter, Error as IoError, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
-use super::directory::{folder_name, DirectoryStore, Aside};
+use super::directory::{folder_name, Aside, DirectoryStore};
 use super::manifest::{self, FileRecord, Manifest};
 use super::{tensor_file, CheckpointWriter, Entry};
 use crate::durable::{self, sync_folder};
@@ -80,9 +80,8 @@ impl DirectoryWriter {
     fn publish(&self) -> Result<PathBuf> {
         let path = self.store.folder(self.step);
         let aside = self.store.aside(self.step, Aside::Replaced);
-        let rename = |from: &Path, to: &Path| {
-            fs::rename(from, to).map_err(|source| Error::Write { path: to.into(), source })
-        };
+        let rename =
+            |from: &Path, to: &Path| fs::rename(from, to).map_err(|source| Error::Write { path: to.into(), source });
         if path.exists() {
             rename(&path, &aside)?;
         }

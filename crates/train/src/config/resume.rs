@@ -97,8 +97,7 @@ fn kept_values(table: &Table) -> Result<Vec<(String, String)>> {
     let values = sections.flat_map(|(section, entries)| entries.iter().map(move |entry| (section, entry)));
     Ok(values
         .filter(|(section, (key, _))| {
-            KEPT_SECTIONS.contains(&section.as_str())
-                || (*section == "train" && KEPT_OF_TRAIN.contains(&key.as_str()))
+            KEPT_SECTIONS.contains(&section.as_str()) || (*section == "train" && KEPT_OF_TRAIN.contains(&key.as_str()))
         })
         .map(|(section, (key, value))| (format!("{section}.{key}"), value.to_string()))
         .collect())

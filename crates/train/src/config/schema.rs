@@ -62,7 +62,12 @@ fn unknown(key: String, section: &str, known: &[&str]) -> Error {
     let prefix = key.rsplit_once('.').map(|(section, _)| format!("{section}."));
     let in_section = prefix.and_then(|prefix| nearest(last, known).map(|key| prefix + &key));
     let nearest = elsewhere.or(in_section).or_else(|| nearest(&key, known)).or_else(|| nearest(&key, &all));
-    Error::UnknownKey { nearest, section: section.into(), known: known.iter().map(|key| key.to_string()).collect(), key }
+    Error::UnknownKey {
+        nearest,
+        section: section.into(),
+        known: known.iter().map(|key| key.to_string()).collect(),
+        key,
+    }
 }
 
 /// Turns serde's complaint into the key, its value and what it takes.
@@ -179,11 +184,17 @@ mod tests {
             ("train.steps = -3", "`train.steps` is -3, but must be a whole number from 0"),
             ("train.steps = 1.5", "`train.steps` is 1.5, but must be a whole number from 0"),
             ("optimizer.lr = \"fast\"", "`optimizer.lr` is \"fast\", but must be a number"),
-            ("train.precision = \"fp16\"", "`train.precision` is \"fp16\", but must be one of \"fp32\", \"bf16\", \"fp64\""),
+            (
+                "train.precision = \"fp16\"",
+                "`train.precision` is \"fp16\", but must be one of \"fp32\", \"bf16\", \"fp64\"",
+            ),
             ("checkpoint.resume = 1", "`checkpoint.resume` is 1, but must be true or false"),
             ("data.path = 1", "`data.path` is 1, but must be a path in quotes"),
             ("data.validation = true", "`data.validation` is true, but must be a fraction or a path"),
-            ("parallel.sequence_parallel = 2", "`parallel.sequence_parallel` is 2, but must be true, false or \"auto\""),
+            (
+                "parallel.sequence_parallel = 2",
+                "`parallel.sequence_parallel` is 2, but must be true, false or \"auto\"",
+            ),
             ("optimizer.betas = [0.9]", "`optimizer.betas` is [0.9], but must be a list of two numbers"),
             ("optimizer.betas = [0.9, \"x\"]", "`optimizer.betas[1]` is \"x\", but must be a number"),
             ("train = 3", "`train` is 3, but must be a section, such as [train] with steps = … in it"),

@@ -1,4 +1,4 @@
-//! Blocking collectives, cut in chunks that stay in the cache.
+//! Blocking collectives, cut in chunks that stay in the cache. Nothing is sent for lengths of zero, on any rank.
 #![allow(unsafe_code)]
 
 use std::ffi::c_int;
@@ -14,15 +14,19 @@ use super::{scale, REDUCE_CHUNK_BYTES, SMALL_BYTES};
 use crate::chunks::cut;
 use crate::{Buffer, BufferMut, Call, Kind, Rank, ReduceOp, Result};
 
-/// Makes one blocking MPI call, or starts it and drives this process's started operations until it is complete: inside
-/// a blocking call nothing else of ours would move, and a peer may be waiting for just that.
+/// Makes one collective MPI call and blocks until it is complete.
+///
+/// MPI does not match blocking with non-blocking collectives, so the form depends on the thread level alone, which all
+/// ranks share. Inside a blocking call no queue of ours moves, and a peer may be waiting for just that: what is queued
+/// is handed to the library first.
 fn collective(
     group: &Group,
     what: What<'_>,
     blocking: impl FnOnce() -> c_int,
     starting: impl FnOnce(*mut MPI_Request) -> c_int,
 ) -> Result<()> {
-    if may_block() && engine::all_idle() {
+    if may_block() {
+        engine::launch_all();
         return invoke(what, blocking);
     }
     let mut ticket = Ticket::null();
@@ -67,6 +71,9 @@ pub(super) fn all_reduce(group: &Group, mut buffer: BufferMut<'_>, op: ReduceOp)
 
 pub(super) fn reduce_scatter(group: &Group, send: Buffer<'_>, mut receive: BufferMut<'_>, op: ReduceOp) -> Result<()> {
     let kind = send.kind();
+    if send.is_empty() {
+        return Ok(());
+    }
     if kind == Kind::Bf16 {
         return reduce_scatter_narrow(group, send, receive, op);
     }
@@ -78,7 +85,8 @@ pub(super) fn reduce_scatter(group: &Group, send: Buffer<'_>, mut receive: Buffe
     }
     // One reduction to each rank in turn, straight from the send buffer.
     let part = out.len();
-    for run in cut(part, REDUCE_CHUNK_BYTES / group.size.min(4)) {
+    // In whole elements of any kind.
+    for run in cut(part, REDUCE_CHUNK_BYTES / group.size.min(4) / 8 * 8) {
         for root in 0..group.size {
             let chunk = &send.bytes()[root * part + run.start..root * part + run.end];
             reduce_to(group, chunk, &mut out[run.clone()], kind, op, Rank(root))?;
@@ -135,6 +143,9 @@ fn reduce_scatter_narrow(group: &Group, send: Buffer<'_>, mut receive: BufferMut
 
 pub(super) fn all_gather(group: &Group, send: Buffer<'_>, mut receive: BufferMut<'_>) -> Result<()> {
     let (mine, all) = (send.bytes(), receive.bytes_mut());
+    if all.is_empty() {
+        return Ok(());
+    }
     if all.len() > SMALL_BYTES {
         // One broadcast from each rank in turn, straight into place.
         let part = mine.len();
@@ -162,6 +173,9 @@ pub(super) fn all_gather(group: &Group, send: Buffer<'_>, mut receive: BufferMut
 pub(super) fn all_to_all(group: &Group, send: Buffer<'_>, mut receive: BufferMut<'_>) -> Result<()> {
     let (mine, all) = (send.bytes(), receive.bytes_mut());
     let part = mine.len() / group.size;
+    if part == 0 {
+        return Ok(());
+    }
     if mine.len() > SMALL_BYTES {
         let sends: Vec<&[u8]> = mine.chunks_exact(part).collect();
         let mut receives: Vec<&mut [u8]> = all.chunks_exact_mut(part).collect();

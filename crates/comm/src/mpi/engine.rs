@@ -2,9 +2,9 @@
 //!
 //! MPI progresses everything that was started at once, which for a long transfer means walking over memory that left
 //! the cache long ago (a factor of four to eight, measured). So each group keeps a queue: chunks start in the order of
-//! the calls, [`WINDOW`] at a time, on a communicator of their own. The order of chunks is the same on every rank, and
-//! whoever waits on this process for anything drives every queue, so that no rank waits for a chunk that a peer has
-//! queued but forgotten.
+//! the calls, [`WINDOW`] at a time, on a communicator of their own, so that their order is the same on every rank.
+//! Whoever waits on this process drives every queue, or empties it before blocking inside the library, so that no rank
+//! waits for a chunk that a peer has queued and does not start.
 #![allow(unsafe_code)]
 
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -25,7 +25,7 @@ use crate::{reduce, Call, Kind, OwnedBuffer, ReduceOp, Result};
 /// Chunks of one group in flight.
 const WINDOW: usize = 2;
 
-/// Operations of this process that are not over: while there are any, blocking calls keep driving them.
+/// Operations of this process that are not over.
 static UNFINISHED: AtomicUsize = AtomicUsize::new(0);
 
 /// The groups that ever started something.
@@ -41,8 +41,19 @@ pub(super) fn drive_all() {
     if all_idle() {
         return;
     }
-    let groups: Vec<_> = lock(&ACTIVE).iter().filter_map(Weak::upgrade).collect();
-    groups.iter().for_each(|group| drive(group));
+    groups().iter().for_each(|group| drive(group, WINDOW));
+}
+
+/// Starts all that is queued, for a caller that is about to block inside the library.
+pub(super) fn launch_all() {
+    if all_idle() {
+        return;
+    }
+    groups().iter().for_each(|group| drive(group, usize::MAX));
+}
+
+fn groups() -> Vec<Arc<Group>> {
+    lock(&ACTIVE).iter().filter_map(Weak::upgrade).collect()
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -119,18 +130,18 @@ pub(super) fn start(group: &Arc<Group>, call: Call, task: Task, buffer: OwnedBuf
     let operation = Operation { number, call, task, buffer, waiting, flying: VecDeque::new(), failed: None };
     engine.queue.push_back(operation);
     drop(engine);
-    drive(group);
+    drive(group, WINDOW);
     Ok(Started { group: Arc::clone(group), number, wanted: true })
 }
 
 /// Moves one group's queue forward, without blocking.
-fn drive(group: &Group) {
+fn drive(group: &Group, window: usize) {
     let mut engine = lock(&group.engine);
     let engine = &mut *engine;
     let mut flying = 0;
     for operation in &mut engine.queue {
         operation.land(group);
-        operation.launch(group, WINDOW.saturating_sub(flying + operation.flying.len()));
+        operation.launch(group, window.saturating_sub(flying + operation.flying.len()));
         flying += operation.flying.len();
         if !operation.waiting.is_empty() {
             break;
@@ -178,7 +189,7 @@ impl Operation {
 
     /// Starts up to `room` chunks.
     fn launch(&mut self, group: &Group, room: usize) {
-        for _ in 0..room {
+        for _ in 0..room.min(self.waiting.len()) {
             let Some(run) = self.waiting.pop_front() else { return };
             match self.flight(group, run) {
                 Ok(flight) => self.flying.push_back(flight),
@@ -338,7 +349,7 @@ impl Pending for Started {
     fn finish(mut self: Box<Self>) -> Result<OwnedBuffer> {
         self.wanted = false;
         loop {
-            drive(&self.group);
+            drive(&self.group, WINDOW);
             if let Some(outcome) = lock(&self.group.engine).over.remove(&self.number) {
                 return outcome;
             }

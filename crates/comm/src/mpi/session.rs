@@ -199,12 +199,17 @@ pub(super) fn initialize() -> Result<MpiWorld> {
         ffi::MPI_Init_thread(std::ptr::null_mut(), std::ptr::null_mut(), ffi::RSMPI_THREAD_MULTIPLE, &mut provided)
     };
     checked("MPI_Init_thread", code)?;
-    let level = ThreadLevel::of(provided);
     // SAFETY: MPI has just started; only this thread knows.
     let largest_tag = unsafe {
-        checked("MPI_Comm_set_errhandler", raw::mp_comm_return_errors(ffi::RSMPI_COMM_WORLD))?;
+        let all = ffi::RSMPI_COMM_WORLD;
+        checked("MPI_Comm_set_errhandler", raw::mp_comm_return_errors(all))?;
+        // The form of collective calls depends on the level, so all ranks take the lowest.
+        let (here, kind) = (raw::mp_comm_in_place(), ffi::RSMPI_INT32_T);
+        let code = ffi::MPI_Allreduce(here, (&raw mut provided).cast(), 1, kind, ffi::RSMPI_MIN, all);
+        checked("MPI_Allreduce", code)?;
         raw::mp_comm_largest_tag()
     };
+    let level = ThreadLevel::of(provided);
     let refusal = if level < ThreadLevel::Serialized {
         Some(Error::ThreadLevel { provided: level.name() })
     } else if largest_tag < super::messages::EXCHANGE_TAG {

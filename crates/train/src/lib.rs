@@ -14,11 +14,14 @@ pub mod checkpoint;
 mod durable;
 pub mod rates;
 pub mod groups;
+pub mod layout;
 pub mod optimizer;
 pub mod reduce;
 pub mod step;
 pub mod evaluate;
 pub mod generate;
+pub mod state;
+pub mod run;
 
 pub use config::Config;
 pub use error::{Error, Result};

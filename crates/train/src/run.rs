@@ -1,0 +1,344 @@
+//! A whole run: from a configuration to a trained model in its folder.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use std::time::Instant;
+
+use mp_comm::{Communicator, Rank};
+use mp_data::{split, Corpus, Prefetch, SampleSource, Split, TextSource, Tokenizer, Windows};
+use mp_model::regions::TensorGroup;
+use mp_model::{build, Parameters};
+use mp_runtime::{device, Device};
+
+use crate::agree::{agree, agree_and_decide};
+use crate::checkpoint::{CheckpointStore, DirectoryStore, Verify};
+use crate::config::Precision;
+use crate::evaluate::evaluate;
+use crate::generate::{generate, Sampling};
+use crate::groups::Groups;
+use crate::layout::Layout;
+use crate::metrics::Metrics;
+use crate::optimizer::optimizer;
+use crate::rates::Rates;
+use crate::records::{EndReason, EndRecord, EvalRecord, Observer, Record, Report, Start, StepRecord};
+use crate::run_folder::RunFolder;
+use crate::state::{self, Progress};
+use crate::step::{Trainer, Work};
+use crate::{Config, Result};
+
+/// Steps whose batches are read ahead.
+const READ_AHEAD: usize = 2;
+/// What the sample at the end of a run starts with, and how long it goes on.
+const PROMPT: &str = "The ";
+const SAMPLE_TOKENS: usize = 200;
+const SAMPLE_TEMPERATURE: f64 = 0.8;
+
+/// Trains as `config` says on all ranks of `world`. Collective; every rank gets the report.
+///
+/// `stop` may be set at any time, on any rank: the run then saves after the step under way and ends with reason
+/// `signal`. `observer` is called on rank 0 alone.
+///
+/// # Errors
+/// Input that cannot serve, before anything is allocated or written; later whatever a step raises, with all complete
+/// checkpoints intact.
+pub fn train(
+    config: &Config,
+    world: Arc<dyn Communicator>,
+    device: Device,
+    stop: &AtomicBool,
+    observer: &mut dyn Observer,
+) -> Result<Report> {
+    let mut run = Run::prepare(config, world, device, observer)?;
+    let reason = run.steps(stop)?;
+    run.end(reason)
+}
+
+/// The text of a run.
+struct Text {
+    tokenizer: Tokenizer,
+    split: Split,
+}
+
+impl Text {
+    fn read(config: &Config) -> Result<Self> {
+        let tokenizer = Tokenizer::load(&config.data.tokenizer)?;
+        let corpus = match &config.data.path {
+            Some(path) => Corpus::open(path)?,
+            None => Corpus::embedded(),
+        };
+        let split = split(&corpus, &tokenizer, &config.data.validation, config.train.seq)?;
+        Ok(Self { tokenizer, split })
+    }
+
+    /// Refuses ids that the model has no row for.
+    fn check(&self, vocab: usize) -> Result<()> {
+        self.split.train.check(vocab)?;
+        Ok(self.split.validation.as_ref().map_or(Ok(()), |tokens| tokens.check(vocab))?)
+    }
+}
+
+/// A run under way.
+struct Run<'a> {
+    config: &'a Config,
+    layout: Layout,
+    tokenizer: Tokenizer,
+    reader: Prefetch,
+    windows: Option<Windows>,
+    trainer: Trainer,
+    rates: Rates,
+    folder: RunFolder,
+    store: DirectoryStore,
+    /// On rank 0 alone.
+    metrics: Option<Metrics>,
+    observer: &'a mut dyn Observer,
+    /// Finished updates.
+    step: u64,
+    /// The update that was saved last.
+    saved: Option<u64>,
+}
+
+impl<'a> Run<'a> {
+    fn prepare(
+        config: &'a Config,
+        world: Arc<dyn Communicator>,
+        device: Device,
+        observer: &'a mut dyn Observer,
+    ) -> Result<Self> {
+        let input = Text::read(config).and_then(|text| {
+            let layout = Layout::new(config, text.tokenizer.vocab_size(), world.size())?;
+            text.check(layout.partition.architecture.vocab)?;
+            Ok((text, layout))
+        });
+        let (text, layout) = agree(&*world, input)?;
+        let folder = RunFolder::open(&*world, config)?;
+        let groups = Groups::new(&world, &layout.partition.mesh)?;
+        let trainer = agree(&*world, model(config, &layout, &groups, device))?.finish(config, &layout, groups)?;
+
+        let store = DirectoryStore::new(folder.checkpoints(), config.checkpoint.keep);
+        let step = agree(&*world, resume(config, &store, &trainer))?;
+        let first = world.rank() == Rank(0);
+        let metrics = agree(&*world, opening(config, &layout, &folder, &store, step, first))?;
+        let (train_tokens, validation_tokens) =
+            (text.split.train.len() as u64, text.split.validation.as_ref().map_or(0, |tokens| tokens.len() as u64));
+        let seq = config.train.seq;
+        let reading = || -> Result<_> {
+            let source: Arc<dyn SampleSource> = Arc::new(TextSource::new(text.split.train, seq, config.train.seed)?);
+            let rank = trainer.groups().dp.rank().0;
+            let ahead = READ_AHEAD * layout.batches.micro_batches();
+            let reader = Prefetch::new(source, layout.batches, rank, step, ahead)?;
+            Ok((reader, text.split.validation.map(|tokens| Windows::new(tokens, seq)).transpose()?))
+        };
+        let (reader, windows) = agree(&*world, reading())?;
+        if first {
+            observer.start(&Start {
+                ranks: world.size(),
+                layout: layout.words(),
+                parameters: layout.partition.architecture.parameter_count() as u64,
+                steps: config.train.steps,
+                first_step: step + 1,
+                run_dir: folder.path().into(),
+                train_tokens,
+                validation_tokens,
+            });
+        }
+        let rates = Rates::new(&config.optimizer, config.train.steps);
+        let saved = (step > 0).then_some(step);
+        let tokenizer = text.tokenizer;
+        Ok(Self {
+            config, layout, tokenizer, reader, windows, trainer, rates, folder, store, metrics, observer, step, saved,
+        })
+    }
+
+    fn world(&self) -> Arc<dyn Communicator> {
+        Arc::clone(&self.trainer.groups().world)
+    }
+
+    /// Makes all steps, or as many as there is time for.
+    fn steps(&mut self, stop: &AtomicBool) -> Result<EndReason> {
+        let world = self.world();
+        // What rank 0 could not write is told to the others at the head of the next step.
+        let mut written = Ok(());
+        loop {
+            let ready = written.and_then(|()| match self.step < self.config.train.steps {
+                true => Ok(Some(self.reader.next_step()?)),
+                false => Ok(None),
+            });
+            let (batches, stopped) = agree_and_decide(&*world, ready, stop.load(Ordering::Relaxed))?;
+            let Some(batches) = batches else { return Ok(EndReason::Finished) };
+            if stopped {
+                return Ok(EndReason::Signal);
+            }
+            let record = self.one(&batches)?;
+            written = self.tell(Record::Step(record.clone()));
+            if self.metrics.is_some() {
+                self.observer.step(&record);
+            }
+            if due(self.config.eval.every, self.step) && self.step < self.config.train.steps {
+                written = written.and(self.evaluate(self.config.eval.batches).map(|_| ()));
+            }
+            if due(self.config.checkpoint.every, self.step) {
+                agree(&*world, std::mem::replace(&mut written, Ok(())))?;
+                self.save()?;
+            }
+        }
+    }
+
+    fn one(&mut self, batches: &[mp_data::Batch]) -> Result<StepRecord> {
+        let begun = Instant::now();
+        let step = self.step + 1;
+        let learning_rate = self.rates.at(step);
+        let global_batch = self.config.train.global_batch;
+        let outcome = self.trainer.step(&Work { step, lr: learning_rate, batches, global_batch })?;
+        self.step = step;
+        let step_seconds = begun.elapsed().as_secs_f64();
+        Ok(StepRecord {
+            step,
+            loss: outcome.loss,
+            learning_rate,
+            gradient_norm: outcome.gradient_norm,
+            tokens: self.tokens(),
+            tokens_per_second: self.step_tokens() as f64 / step_seconds,
+            step_seconds,
+            memory_bytes: device::peak_bytes(self.trainer.parameters().device()),
+        })
+    }
+
+    fn step_tokens(&self) -> u64 {
+        (self.config.train.global_batch * self.config.train.seq) as u64
+    }
+
+    /// Target tokens since the run began.
+    fn tokens(&self) -> u64 {
+        self.step * self.step_tokens()
+    }
+
+    /// Writes a line of metrics, on rank 0.
+    fn tell(&mut self, record: Record) -> Result<()> {
+        self.metrics.as_mut().map_or(Ok(()), |metrics| metrics.write(&record))
+    }
+
+    /// Measures and tells the validation loss, where there is a validation part.
+    fn evaluate(&mut self, limit: usize) -> Result<Option<f64>> {
+        let Some(windows) = &self.windows else { return Ok(None) };
+        let batch = self.layout.batches.micro_batch();
+        let loss = evaluate(self.trainer.stage(), self.trainer.groups(), windows, batch, limit)?;
+        let record = EvalRecord { step: self.step, loss };
+        let told = self.tell(Record::Eval(record.clone()));
+        if self.metrics.is_some() {
+            self.observer.eval(&record);
+        }
+        told.map(|()| Some(loss))
+    }
+
+    fn save(&mut self) -> Result<()> {
+        if self.saved == Some(self.step) {
+            return Ok(());
+        }
+        let progress = Progress { step: self.step, tokens: self.tokens(), config: self.config };
+        let path = state::save(&self.trainer, &self.store, &progress)?;
+        self.saved = Some(self.step);
+        if let Some(path) = path {
+            self.observer.checkpoint(self.step, &path);
+        }
+        Ok(())
+    }
+
+    /// Saves, measures the whole validation part and lets the model write.
+    fn end(mut self, reason: EndReason) -> Result<Report> {
+        let world = self.world();
+        self.save()?;
+        let validation_loss = match reason {
+            EndReason::Signal => None,
+            EndReason::Finished => {
+                let measured = self.evaluate(0);
+                agree(&*world, measured)?
+            }
+        };
+        let sample = match reason {
+            EndReason::Signal => None,
+            EndReason::Finished => Some(self.sample()?),
+        };
+        let told = self.tell(Record::End(EndRecord { step: self.step, reason }));
+        let kept = match (&sample, self.metrics.is_some()) {
+            (Some(text), true) => self.folder.write_sample(text),
+            _ => Ok(()),
+        };
+        agree(&*world, told.and(kept))?;
+        let report = Report { run_dir: self.folder.path().into(), step: self.step, validation_loss, sample, reason };
+        if self.metrics.is_some() {
+            self.observer.end(&report);
+        }
+        Ok(report)
+    }
+
+    /// Lets the first data rank's tensor group write a text; the other ranks wait and get an empty one.
+    fn sample(&self) -> Result<String> {
+        let sampling =
+            Sampling { tokens: SAMPLE_TOKENS, temperature: SAMPLE_TEMPERATURE, seed: self.config.train.seed };
+        let written = match self.trainer.groups().dp.rank() {
+            Rank(0) => generate(self.trainer.stage(), &self.tokenizer, PROMPT, &sampling),
+            _ => Ok(String::new()),
+        };
+        agree(&*self.world(), written)
+    }
+}
+
+/// Says whether something that happens every so many steps happens after this one; 0 is never.
+fn due(every: u64, step: u64) -> bool {
+    every > 0 && step.is_multiple_of(every)
+}
+
+/// A rank's memory, before anything that needs the other ranks.
+struct Allocated {
+    parameters: Parameters,
+    optimizer: Box<dyn crate::optimizer::Optimizer>,
+}
+
+fn model(config: &Config, layout: &Layout, groups: &Groups, device: Device) -> Result<Allocated> {
+    let precision = match config.train.precision {
+        Precision::Fp32 => mp_runtime::Precision::Fp32,
+        Precision::Bf16 => mp_runtime::Precision::Bf16,
+        Precision::Fp64 => mp_runtime::Precision::Fp64,
+    };
+    let rank = groups.tp.rank().0;
+    let parameters = Parameters::new(&layout.partition, rank, config.train.seed, precision, device)?;
+    let optimizer = optimizer(&config.optimizer, &parameters)?;
+    Ok(Allocated { parameters, optimizer })
+}
+
+impl Allocated {
+    fn finish(self, config: &Config, layout: &Layout, groups: Groups) -> Result<Trainer> {
+        let group = TensorGroup { comm: Arc::clone(&groups.tp), between: layout.between };
+        let stage = build(self.parameters, group)?;
+        let (seed, clip_norm) = (config.train.seed, config.train.clip_norm);
+        Trainer::new(groups, stage, layout.between, self.optimizer, seed, clip_norm)
+    }
+}
+
+/// Continues from the newest checkpoint where the configuration says so; returns the finished updates.
+fn resume(config: &Config, store: &DirectoryStore, trainer: &Trainer) -> Result<u64> {
+    if !config.checkpoint.resume {
+        return Ok(0);
+    }
+    let Some(reader) = store.latest(Verify::Checksums)? else { return Ok(0) };
+    state::restore(trainer, &*reader)?;
+    Ok(reader.manifest().step)
+}
+
+/// Opens the run folder's files on rank 0.
+fn opening(
+    config: &Config,
+    layout: &Layout,
+    folder: &RunFolder,
+    store: &DirectoryStore,
+    step: u64,
+    first: bool,
+) -> Result<Option<Metrics>> {
+    if !first {
+        return Ok(None);
+    }
+    store.sweep()?;
+    let plan = serde_json::to_string(&layout.plan(config)).expect("a plan is plain data");
+    folder.write_plan(&plan)?;
+    Metrics::open(&folder.metrics(), step).map(Some)
+}

@@ -1,2 +1,54 @@
-//! The `mp-cli` binary.
-fn main() {}
+//! `mp-cli`: trains large models split over many processes. Here is the frame of every command: ranks meet, one command
+//! runs, ranks part with one exit code and at most one message.
+//!
+//! | exit code | means |
+//! |---|---|
+//! | 0 | done |
+//! | 1 | the run failed, or `doctor` found that none could start |
+//! | 2 | the input cannot serve |
+
+mod args;
+mod commands;
+mod failure;
+mod listen;
+mod progress;
+mod screen;
+mod terminal;
+mod threads;
+mod wire;
+
+use std::panic::{catch_unwind, AssertUnwindSafe};
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use args::{Args, Command};
+use failure::Failure;
+use wire::World;
+
+fn main() -> ExitCode {
+    let args = Args::try_parse();
+    if matches!(&args, Ok(Args { command: Command::Doctor(_) })) && !wire::launched() {
+        // Alone it looks for itself whether MPI starts.
+        return commands::doctor::alone(args);
+    }
+    let world = match World::meet() {
+        Ok(world) => world,
+        Err(error) => {
+            eprintln!("error: {error}; run `mp-cli doctor` to see what this machine offers");
+            return ExitCode::from(1);
+        }
+    };
+    // A panic has printed its message by then. Peers may wait for this rank for ever, so it takes them along.
+    let outcome = catch_unwind(AssertUnwindSafe(|| run(args, &world))).unwrap_or_else(|_| world.abort(1));
+    world.part(outcome)
+}
+
+/// Runs the command that was typed.
+fn run(args: Result<Args, clap::Error>, world: &World) -> Result<(), Failure> {
+    match args.map_err(Failure::Usage)?.command {
+        Command::Train(train) => commands::train::run(&train, world),
+        Command::Plan(plan) => commands::plan::run(&plan, world),
+        Command::Doctor(doctor) => commands::doctor::run(&doctor, world),
+    }
+}

@@ -1,0 +1,127 @@
+//! The flags as typed.
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+
+/// The whole command line.
+#[derive(Debug, Parser)]
+#[command(name = "mp-cli", version, about = "Trains large models split over many processes.")]
+#[command(after_help = "Start it once for each rank, for example: mpirun -n 4 mp-cli train")]
+pub struct Args {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What can be done.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Train a model. With nothing else said: a small one, on text that comes with the program.
+    Train(Train),
+    /// Show how a model would be cut over ranks, without training it. Needs no mpirun.
+    Plan(Plan),
+    /// Look at what this machine offers, and say how to mend what is missing.
+    Doctor(Doctor),
+}
+
+/// `mp-cli train`.
+#[derive(Debug, clap::Args)]
+pub struct Train {
+    #[command(flatten)]
+    pub configuration: Configuration,
+    #[command(flatten)]
+    pub output: Output,
+    /// Write all spans and events as JSON lines into this folder, one file a rank.
+    #[arg(long, value_name = "DIR")]
+    pub log_dir: Option<PathBuf>,
+    /// Which events are logged: error, warn, info, debug, trace, or filters such as mp_train=debug.
+    #[arg(long, value_name = "LEVEL")]
+    pub log: Option<String>,
+}
+
+/// `mp-cli plan`.
+#[derive(Debug, clap::Args)]
+pub struct Plan {
+    #[command(flatten)]
+    pub configuration: Configuration,
+    /// How many ranks to cut the model over; default: those that mpirun started, else 1.
+    #[arg(long, value_name = "N")]
+    pub ranks: Option<usize>,
+    /// The folder that plan.json is written into.
+    #[arg(long, value_name = "DIR", default_value = ".")]
+    pub out: PathBuf,
+    #[command(flatten)]
+    pub output: Output,
+}
+
+/// `mp-cli doctor`.
+#[derive(Debug, clap::Args)]
+pub struct Doctor {
+    #[command(flatten)]
+    pub output: Output,
+}
+
+/// Where a configuration comes from.
+#[derive(Debug, clap::Args)]
+pub struct Configuration {
+    /// A TOML file of configuration keys, laid over the preset.
+    #[arg(long, value_name = "FILE.toml")]
+    pub config: Option<PathBuf>,
+    /// A configuration by name: default, shakespeare, gpt2-124m, llama-1b.
+    #[arg(long, value_name = "NAME")]
+    pub preset: Option<String>,
+    /// One configuration key, laid over all others, such as train.steps=500; may come several times.
+    #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
+    pub sets: Vec<String>,
+}
+
+/// Where results go.
+#[derive(Debug, clap::Args)]
+pub struct Output {
+    /// Print the result as JSON on standard output, and everything for people on standard error; or write it to a file.
+    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "-")]
+    pub json: Option<PathBuf>,
+}
+
+impl Configuration {
+    /// Reads the configuration.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn load(&self) -> mp_train::Result<mp_train::Config> {
+        mp_train::Config::load(self.config.as_deref(), self.preset.as_deref(), &self.sets)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_flags_are_consistent() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn the_presets_are_all_named() {
+        let mut command = Args::command();
+        let help = command.find_subcommand_mut("train").unwrap().render_long_help().to_string();
+        for name in mp_train::config::preset::names() {
+            assert!(help.contains(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn json_takes_a_file_or_none() {
+        let json = |words: &[&str]| match Args::try_parse_from(words).unwrap().command {
+            Command::Plan(plan) => plan.output.json,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(json(&["mp-cli", "plan"]), None);
+        assert_eq!(json(&["mp-cli", "plan", "--json"]), Some("-".into()));
+        assert_eq!(json(&["mp-cli", "plan", "--json", "a.json", "--ranks", "4"]), Some("a.json".into()));
+        assert_eq!(json(&["mp-cli", "plan", "--json", "--ranks", "4"]), Some("-".into()));
+    }
+}

@@ -1,0 +1,5 @@
+//! One file a command.
+
+pub mod doctor;
+pub mod plan;
+pub mod train;

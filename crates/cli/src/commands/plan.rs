@@ -1,0 +1,47 @@
+//! `mp-cli plan`: the table for people, `plan.json` for programs.
+
+use std::path::Path;
+
+use mp_data::Tokenizer;
+use mp_train::layout::Layout;
+use mp_train::Error;
+
+use crate::args::Plan;
+use crate::failure::{refused, Failure};
+use crate::screen::Screen;
+use crate::wire::World;
+
+/// The plan's file name.
+const FILE: &str = "plan.json";
+
+/// Cuts the model, and says how.
+///
+/// # Errors
+/// An input error for what cannot be cut, or a folder that cannot be written.
+pub fn run(args: &Plan, world: &World) -> Result<(), Failure> {
+    if !world.is_first() {
+        return Ok(());
+    }
+    let ranks = args.ranks.unwrap_or(world.communicator().size());
+    if ranks == 0 {
+        return Err(refused("--ranks", 0, "must be at least 1").into());
+    }
+    let config = args.configuration.load()?;
+    let tokenizer = Tokenizer::load(&config.data.tokenizer).map_err(Error::from)?;
+    let layout = Layout::new(&config, tokenizer.vocab_size(), ranks)?;
+    let plan = layout.plan(&config);
+    let mut screen = Screen::open(&args.output, true)?;
+    screen.line(&plan.table());
+    let path = args.out.join(FILE);
+    write(&path, &serde_json::to_string_pretty(&plan).expect("a plan is plain data"))?;
+    screen.line(&format!("written to {}", path.display()));
+    Ok(screen.result(&plan)?)
+}
+
+/// Writes the plan, and makes the folder where it is missing.
+fn write(path: &Path, json: &str) -> mp_train::Result<()> {
+    let folder = path.parent().unwrap_or(Path::new("."));
+    std::fs::create_dir_all(folder).and_then(|()| std::fs::write(path, json)).map_err(|error| {
+        refused("--out", format!("\"{}\"", folder.display()), format!("{FILE} cannot be written there: {error}"))
+    })
+}

@@ -1,0 +1,55 @@
+//! Who hears the spans and events of the lower floors: standard error on rank 0, and a file a rank on request.
+
+use std::fs::File;
+use std::path::Path;
+use std::sync::Mutex;
+
+use tracing_subscriber::prelude::*;
+use tracing_subscriber::{fmt, EnvFilter};
+
+use crate::args::Train;
+use crate::failure::refused;
+
+/// What is heard when nothing is said about it: on the screen what may need a person, in files the course of the run.
+const ON_SCREEN: &str = "warn";
+const IN_FILES: &str = "info";
+
+/// Starts listening, once in a process.
+///
+/// # Errors
+/// An input error for a filter that does not parse, or a folder that cannot be written.
+pub fn start(train: &Train, rank: usize) -> mp_train::Result<()> {
+    let filter = |default: &str| {
+        let text = train.log.as_deref().unwrap_or(default);
+        EnvFilter::try_new(text)
+            .map_err(|error| refused("--log", format!("\"{text}\""), format!("is no filter: {error}")))
+    };
+    let screen = match rank {
+        0 => Some(fmt::layer().with_writer(std::io::stderr).with_target(false).with_filter(filter(ON_SCREEN)?)),
+        _ => None,
+    };
+    let file = match &train.log_dir {
+        Some(folder) => {
+            let writer = Mutex::new(create(folder, rank)?);
+            Some(
+                fmt::layer()
+                    .json()
+                    .with_span_events(fmt::format::FmtSpan::CLOSE)
+                    .with_writer(writer)
+                    .with_filter(filter(IN_FILES)?),
+            )
+        }
+        None => None,
+    };
+    // A second subscriber of the process would be a mistake of ours, and would only leave it silent.
+    let _ = tracing_subscriber::registry().with(screen).with(file).try_init();
+    Ok(())
+}
+
+/// Makes a rank's file.
+fn create(folder: &Path, rank: usize) -> mp_train::Result<File> {
+    let path = folder.join(format!("rank-{rank}.jsonl"));
+    std::fs::create_dir_all(folder).and_then(|()| File::create(&path)).map_err(|error| {
+        refused("--log-dir", format!("\"{}\"", folder.display()), format!("it cannot be written: {error}"))
+    })
+}

@@ -1,0 +1,72 @@
+//! Whether a person watches, also through mpirun, which hands ranks a pipe whatever its own output is.
+
+use std::io::{self, IsTerminal, Write};
+
+use indicatif::{ProgressDrawTarget, TermLike};
+
+/// Columns that a bar takes where nobody says how wide the terminal is.
+const WIDTH: u16 = 100;
+
+/// Returns where a bar can be drawn, or `None` where lines should be printed.
+pub fn draw_target() -> Option<ProgressDrawTarget> {
+    if io::stderr().is_terminal() {
+        return Some(ProgressDrawTarget::stderr());
+    }
+    // Ten pictures a second through mpirun's pipe are enough.
+    watched_launcher().then(|| ProgressDrawTarget::term_like_with_hz(Box::new(Piped), 10))
+}
+
+/// Says whether a launcher forwards this process's standard error to a terminal.
+fn watched_launcher() -> bool {
+    if !crate::wire::launched() {
+        return false;
+    }
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let parent = status.lines().find_map(|line| line.strip_prefix("PPid:")).map(str::trim);
+    let output = parent.and_then(|parent| std::fs::read_link(format!("/proc/{parent}/fd/2")).ok());
+    output.is_some_and(|path| path.starts_with("/dev/pts") || path.to_string_lossy().starts_with("/dev/tty"))
+}
+
+/// A terminal at the other end of a pipe.
+#[derive(Debug)]
+struct Piped;
+
+impl Piped {
+    /// Moves the cursor `n` times in the way of the escape sequence's letter.
+    fn moved(&self, n: usize, letter: char) -> io::Result<()> {
+        match n {
+            0 => Ok(()),
+            _ => self.write_str(&format!("\x1b[{n}{letter}")),
+        }
+    }
+}
+
+impl TermLike for Piped {
+    fn width(&self) -> u16 {
+        WIDTH
+    }
+    fn move_cursor_up(&self, n: usize) -> io::Result<()> {
+        self.moved(n, 'A')
+    }
+    fn move_cursor_down(&self, n: usize) -> io::Result<()> {
+        self.moved(n, 'B')
+    }
+    fn move_cursor_right(&self, n: usize) -> io::Result<()> {
+        self.moved(n, 'C')
+    }
+    fn move_cursor_left(&self, n: usize) -> io::Result<()> {
+        self.moved(n, 'D')
+    }
+    fn write_line(&self, text: &str) -> io::Result<()> {
+        self.write_str(&format!("{text}\n"))
+    }
+    fn write_str(&self, text: &str) -> io::Result<()> {
+        io::stderr().write_all(text.as_bytes())
+    }
+    fn clear_line(&self) -> io::Result<()> {
+        self.write_str("\r\x1b[2K")
+    }
+    fn flush(&self) -> io::Result<()> {
+        io::stderr().flush()
+    }
+}

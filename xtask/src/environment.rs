@@ -11,9 +11,16 @@ use crate::workspace::Workspace;
 /// Prints shell lines for `eval`; everything else goes to standard error.
 pub fn command(workspace: &Workspace) -> Result<ExitCode> {
     let installs = setup::ensure(workspace)?;
-    let release = workspace.target()?.join("release");
-    let bin = installs.mpi.mpirun.parent().context("mpirun lies in a folder")?.to_path_buf();
-    println!("export PATH={}:{}:\"$PATH\"", quoted(&release.display().to_string()), quoted(&bin.display().to_string()));
+    let launcher = &installs.mpi.mpirun;
+    let mut folders = vec![workspace.target()?.join("release")];
+    if launcher.file_name() != Some("mpirun".as_ref()) {
+        println!("mpirun() {{ {} \"$@\"; }}", quoted(&launcher.display().to_string()));
+    } else if process::which("mpirun").as_ref() != Some(launcher) {
+        // One that is found anyway needs no place before everything else in its folder, which may be /usr/bin.
+        folders.push(launcher.parent().context("mpirun lies in a folder")?.to_path_buf());
+    }
+    let folders: String = folders.iter().map(|folder| quoted(&folder.display().to_string()) + ":").collect();
+    println!("export PATH={folders}\"$PATH\"");
     if let Some(library) = &installs.mpi.library {
         // Our own binaries carry the path; programs that the user links with mpicc may not.
         println!(

@@ -43,6 +43,14 @@ impl Flavor {
             Self::Mpich => "MPICH",
         }
     }
+
+    /// What its header defines, and no other's does.
+    fn macro_name(self) -> &'static str {
+        match self {
+            Self::OpenMpi => "OPEN_MPI",
+            Self::Mpich => "MPICH_VERSION",
+        }
+    }
 }
 
 /// Chooses the installation: `MPICC`, the one chosen before, `mpicc` on the `PATH`, the cache.
@@ -80,16 +88,18 @@ pub fn inspect(mpicc: &Path) -> Result<Mpi> {
     let mpirun = launcher(mpicc)?;
     let printed = process::stdout_of(Command::new(&mpirun).arg("--version"))?;
     let (flavor, version) = parse_version(&printed)?;
-    compiles(mpicc)?;
+    compiles(mpicc, flavor).with_context(|| format!("it cannot compile for MPI 3.1 and {}", mpirun.display()))?;
     Ok(Mpi { mpicc: mpicc.into(), mpirun, library: library_folder(&shown), flavor, version })
 }
 
+/// The launcher of the same installation: beside the wrapper and, where several share a folder, with the same suffix.
 fn launcher(mpicc: &Path) -> Result<PathBuf> {
-    let beside = mpicc.with_file_name("mpirun");
-    if beside.exists() {
-        return Ok(beside);
-    }
-    process::which("mpirun").with_context(|| format!("no mpirun beside {} nor on the PATH", mpicc.display()))
+    let name = mpicc.file_name().unwrap_or_default().to_string_lossy();
+    let suffix = name.strip_prefix("mpicc").unwrap_or_default();
+    let names = [format!("mpirun{suffix}"), "mpirun".to_string()];
+    let beside = names.iter().map(|name| mpicc.with_file_name(name)).find(|path| path.exists());
+    let found = beside.or_else(|| process::which("mpirun"));
+    found.with_context(|| format!("no mpirun beside {} nor on the PATH", mpicc.display()))
 }
 
 fn parse_version(printed: &str) -> Result<(Flavor, String)> {
@@ -115,22 +125,30 @@ fn at_least(version: &str, wanted: [u32; 2]) -> bool {
 /// The folder of the library among the wrapper's `-L` arguments.
 fn library_folder(shown: &str) -> Option<PathBuf> {
     let folders = shown.split_whitespace().filter_map(|word| word.strip_prefix("-L")).map(PathBuf::from);
-    folders.into_iter().find(|folder| ["libmpi.so", "libmpich.so"].iter().any(|name| folder.join(name).exists()))
+    // The loader's own folders hold everybody's libraries: naming one would put it before libtorch's.
+    let own = format!("/usr/lib/{}-linux-gnu", std::env::consts::ARCH);
+    let special =
+        folders.filter(|folder| !["/usr/lib", "/usr/lib64", &own].iter().any(|known| folder == Path::new(known)));
+    special.into_iter().find(|folder| ["libmpi.so", "libmpich.so"].iter().any(|name| folder.join(name).exists()))
 }
 
-/// Compiles and links a program that wants MPI 3.1.
-fn compiles(mpicc: &Path) -> Result<()> {
+/// Compiles and links a program that wants MPI 3.1 of the launcher's make: two makes may share a machine.
+fn compiles(mpicc: &Path, flavor: Flavor) -> Result<()> {
     let folder = std::env::temp_dir().join(format!("mp-mpicc-{}", std::process::id()));
     fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
     let source = folder.join("probe.c");
-    let program = "#include <mpi.h>\n\
+    let program = format!(
+        "#include <mpi.h>\n\
         #if MPI_VERSION * 10 + MPI_SUBVERSION < 31\n#error MPI 3.1 is needed\n#endif\n\
-        int main(int c, char **v) { MPI_Init(&c, &v); return MPI_Finalize(); }\n";
+        #ifndef {}\n#error mpicc and mpirun belong to different libraries\n#endif\n\
+        int main(int c, char **v) {{ MPI_Init(&c, &v); return MPI_Finalize(); }}\n",
+        flavor.macro_name()
+    );
     let outcome = fs::write(&source, program)
         .map_err(Into::into)
         .and_then(|()| process::stdout_of(Command::new(mpicc).arg(&source).arg("-o").arg(folder.join("probe"))));
     let _ = fs::remove_dir_all(&folder);
-    outcome.map(drop).context("it cannot compile a program with MPI 3.1")
+    outcome.map(drop)
 }
 
 #[cfg(test)]
@@ -157,8 +175,30 @@ mod tests {
     #[test]
     fn a_compiler_that_knows_no_mpi_is_refused() {
         if let Some(compiler) = process::which("cc") {
-            assert!(compiles(&compiler).is_err());
+            assert!(compiles(&compiler, Flavor::OpenMpi).is_err());
         }
+    }
+
+    #[test]
+    fn a_suffix_tells_two_libraries_in_one_folder_apart() {
+        let folder = std::env::temp_dir().join(format!("xtask-mpi-{}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        for name in ["mpirun", "mpirun.mpich"] {
+            fs::write(folder.join(name), "").unwrap();
+        }
+        assert_eq!(launcher(&folder.join("mpicc.mpich")).unwrap(), folder.join("mpirun.mpich"));
+        assert_eq!(launcher(&folder.join("mpicc")).unwrap(), folder.join("mpirun"));
+        fs::remove_dir_all(&folder).unwrap();
+    }
+
+    #[test]
+    fn the_loaders_own_folders_are_not_named() {
+        assert_eq!(library_folder("gcc -I/x -L/usr/lib -lmpi"), None);
+        let folder = std::env::temp_dir().join(format!("xtask-mpi-lib-{}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        fs::write(folder.join("libmpi.so"), "").unwrap();
+        assert_eq!(library_folder(&format!("gcc -L/none -L{} -lmpi", folder.display())), Some(folder.clone()));
+        fs::remove_dir_all(&folder).unwrap();
     }
 
     #[test]

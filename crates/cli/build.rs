@@ -1,4 +1,6 @@
-//! Lets the binary find libtorch and MPI at run time.
+//! Lets the binary find libtorch and MPI at run time, and its tests the launcher.
+
+use std::path::Path;
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
@@ -8,4 +10,6 @@ fn main() {
     for folder in torch.split(':').chain(mpi.split(':')).filter(|folder| !folder.is_empty()) {
         println!("cargo:rustc-link-arg=-Wl,-rpath,{folder}");
     }
+    let beside = mpi.split(':').map(|folder| Path::new(folder).join("../bin/mpirun")).find(|path| path.exists());
+    println!("cargo:rustc-env=MP_CLI_MPIRUN={}", beside.map_or("mpirun".into(), |path| path.display().to_string()));
 }

@@ -189,7 +189,7 @@ mod tests {
     #[test]
     fn the_first_step_does_not_set_the_pace() {
         let mut pace = Pace::default();
-        [10.0, 1.0, 1.0, 1.0].map(|seconds| pace.take(seconds));
+        [10.0, 1.0, 1.0, 1.0].into_iter().for_each(|seconds| pace.take(seconds));
         assert_eq!(pace.left(7), Duration::from_secs(7));
     }
 }

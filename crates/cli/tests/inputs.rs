@@ -1,0 +1,101 @@
+//! Input that cannot serve: exit code 2, one message that names what is wrong and the way out, nothing left behind.
+
+mod common;
+
+use std::fs;
+use std::path::Path;
+
+use common::{alone, train};
+
+/// Refuses to train, and returns the message.
+fn refused(folder: &Path, sets: &[&str]) -> String {
+    let ended = train(folder, sets);
+    assert!(!folder.join("runs").exists(), "a run folder was left: {ended:#?}");
+    ended.input_error().to_string()
+}
+
+#[test]
+fn configurations_that_are_none() {
+    let folder = tempfile::tempdir().unwrap();
+    let refused = |sets: &[&str]| refused(folder.path(), sets);
+    assert!(refused(&["train.step=3"]).contains("did you mean `train.steps`?"));
+    assert!(refused(&["optimiser.lr=3"]).contains("did you mean `optimizer`?"));
+    assert!(refused(&["train.steps=many"]).contains("`train.steps` is \"many\", but must be a whole number"));
+    assert!(refused(&["train.precision=fp16"]).contains("one of \"fp32\", \"bf16\", \"fp64\""));
+    assert!(refused(&["optimizer.lr=-1"]).contains("`optimizer.lr` is -1"));
+    assert!(refused(&["steps"]).contains("write it as `section.key=value`"));
+    let ended = alone(folder.path(), &["train", "--preset", "shakespere"]);
+    assert!(ended.input_error().contains("did you mean `shakespeare`?"));
+    let ended = alone(folder.path(), &["train", "--config", "none.toml"]);
+    assert!(ended.input_error().contains("`none.toml` cannot be read"));
+    fs::write(folder.path().join("bad.toml"), "[train\n").unwrap();
+    let ended = alone(folder.path(), &["train", "--config", "bad.toml"]);
+    assert!(ended.input_error().contains("`bad.toml` is not valid TOML: line 1"));
+}
+
+#[test]
+fn arguments_that_are_none() {
+    let folder = tempfile::tempdir().unwrap();
+    alone(folder.path(), &["trian"]).input_error();
+    alone(folder.path(), &["train", "--stes", "3"]).input_error();
+    alone(folder.path(), &["train", "--log", "a=b=c"]).input_error();
+    let help = alone(folder.path(), &["--help"]).success();
+    assert!(help.out.contains("mpirun -n 4 mp-cli train"));
+}
+
+#[test]
+fn layouts_that_cannot_be() {
+    let folder = tempfile::tempdir().unwrap();
+    let refused = |sets: &[&str]| refused(folder.path(), sets);
+    refused(&["parallel.tp=2"]);
+    refused(&["model.heads=3"]);
+    refused(&["parallel.micro_batch=3"]);
+    refused(&["model.max_seq=8"]);
+}
+
+#[test]
+fn data_that_cannot_be_trained_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str, bytes: &[u8]| {
+        fs::write(folder.path().join(name), bytes).unwrap();
+        format!("data.path={name}")
+    };
+    let refused = |set: &str| refused(folder.path(), &[set]);
+    assert!(refused("data.path=none.txt").contains("none.txt"));
+    assert!(refused("data.path=.").contains("folder"));
+    assert!(refused(&file("empty.txt", b"")).contains("is empty"));
+    assert!(refused(&file("short.txt", b"too short")).contains("tokens"));
+    assert!(refused(&file("binary.txt", b"text, then \xff")).contains("byte 11 is 0xff"));
+    assert!(refused("data.tokenizer=none.json").contains("none.json"));
+    assert!(refused("data.validation=none.txt").contains("none.txt"));
+}
+
+#[test]
+fn ids_beyond_the_vocabulary() {
+    let folder = tempfile::tempdir().unwrap();
+    let message = refused(folder.path(), &["model.vocab=100"]);
+    assert!(message.contains("model.vocab") && message.contains("100"), "{message}");
+}
+
+#[test]
+fn folders_that_cannot_be_written() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("file"), "in the way").unwrap();
+    assert!(refused(folder.path(), &["train.out=file/runs"]).contains("cannot be written"));
+    let ended = alone(folder.path(), &["train", "--json", "file/a.json"]);
+    assert!(ended.input_error().contains("`--json`"));
+    let ended = alone(folder.path(), &["train", "--log-dir", "file/logs"]);
+    assert!(ended.input_error().contains("`--log-dir`"));
+    let ended = alone(folder.path(), &["plan", "--out", "file/plans"]);
+    assert!(ended.input_error().contains("`--out`"));
+}
+
+#[test]
+fn a_device_that_is_not_there() {
+    if Path::new("/dev/nvidiactl").exists() {
+        eprintln!("skipped: this machine has a GPU");
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    assert!(refused(folder.path(), &["train.device=cuda"]).contains("set it to \"cpu\" or \"auto\""));
+}

@@ -1,6 +1,7 @@
 //! What `mpirun` and its ranks need around them: `cargo xtask env` prints it, the other commands set it.
 
 use anyhow::{Context, Result};
+use std::io::Write;
 use std::path::Path;
 use std::process::{Command, ExitCode};
 
@@ -11,27 +12,29 @@ use crate::workspace::Workspace;
 /// Prints shell lines for `eval`; everything else goes to standard error.
 pub fn command(workspace: &Workspace) -> Result<ExitCode> {
     let installs = setup::ensure(workspace)?;
-    let launcher = &installs.mpi.mpirun;
-    let mut folders = vec![workspace.target()?.join("release")];
-    if launcher.file_name() != Some("mpirun".as_ref()) {
-        println!("mpirun() {{ {} \"$@\"; }}", quoted(&launcher.display().to_string()));
-    } else if process::which("mpirun").as_ref() != Some(launcher) {
-        // One that is found anyway needs no place before everything else in its folder, which may be /usr/bin.
-        folders.push(launcher.parent().context("mpirun lies in a folder")?.to_path_buf());
-    }
-    let folders: String = folders.iter().map(|folder| quoted(&folder.display().to_string()) + ":").collect();
-    println!("export PATH={folders}\"$PATH\"");
-    if let Some(library) = &installs.mpi.library {
-        // Our own binaries carry the path; programs that the user links with mpicc may not.
-        println!(
-            "export LD_LIBRARY_PATH={}\"${{LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}}\"",
-            quoted(&library.display().to_string())
-        );
-    }
-    for (name, value) in variables(&installs.mpi) {
-        println!("export {name}={}", quoted(&value));
-    }
+    let lines = shell_lines(&installs.mpi, &workspace.target()?.join("release"), process::which("mpirun").as_deref())?;
+    std::io::stdout().write_all(lines.as_bytes()).context("cannot print")?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// The lines, where `found` is the launcher that the shell finds by itself.
+fn shell_lines(mpi: &Mpi, release: &Path, found: Option<&Path>) -> Result<String> {
+    let shown = |path: &Path| quoted(&path.display().to_string());
+    let mut lines = Vec::new();
+    let mut folders = shown(release) + ":";
+    if mpi.mpirun.file_name() != Some("mpirun".as_ref()) {
+        lines.push(format!("mpirun() {{ {} \"$@\"; }}", shown(&mpi.mpirun)));
+    } else if found != Some(&mpi.mpirun) {
+        // One that is found anyway needs no place before everything else in its folder, which may be /usr/bin.
+        folders += &(shown(mpi.mpirun.parent().context("mpirun lies in a folder")?) + ":");
+    }
+    lines.push(format!("export PATH={folders}\"$PATH\""));
+    if let Some(library) = &mpi.library {
+        // Our own binaries carry the path; programs that the user links with mpicc may not.
+        lines.push(format!("export LD_LIBRARY_PATH={}\"${{LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}}\"", shown(library)));
+    }
+    lines.extend(variables(mpi).into_iter().map(|(name, value)| format!("export {name}={}", quoted(&value))));
+    Ok(lines.join("\n") + "\n")
 }
 
 /// A command that runs `program` on `ranks` ranks; its arguments follow.
@@ -117,6 +120,22 @@ mod tests {
     #[test]
     fn mpich_needs_nothing() {
         assert!(variables(&mpi(Flavor::Mpich, "4.0.2")).is_empty());
+    }
+
+    #[test]
+    fn the_launchers_folder_joins_the_path_only_where_it_is_missing() {
+        let mpi = mpi(Flavor::Mpich, "4.0.2");
+        let lines = |found: &str| shell_lines(&mpi, Path::new("/t/release"), Some(Path::new(found))).unwrap();
+        assert_eq!(lines("/usr/bin/mpirun"), "export PATH='/t/release':'/mpi/bin':\"$PATH\"\n");
+        assert_eq!(lines("/mpi/bin/mpirun"), "export PATH='/t/release':\"$PATH\"\n");
+    }
+
+    #[test]
+    fn a_launcher_of_another_name_is_reached_as_mpirun() {
+        let mut mpi = mpi(Flavor::Mpich, "4.0.2");
+        mpi.mpirun = "/usr/bin/mpirun.mpich".into();
+        let text = shell_lines(&mpi, Path::new("/t/release"), None).unwrap();
+        assert_eq!(text, "mpirun() { '/usr/bin/mpirun.mpich' \"$@\"; }\nexport PATH='/t/release':\"$PATH\"\n");
     }
 
     #[test]

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::sync::Arc;
 
+#[cfg(doc)]
+use crate::Error;
 use crate::{Buffer, BufferMut, OwnedBuffer, Result};
 
 /// A process's index in a group.
@@ -29,7 +31,18 @@ pub enum ReduceOp {
 /// A group of ranks that communicate together.
 ///
 /// Calls on one group must be made in the same order by all its ranks; non-blocking collectives count where they are
-/// started.
+/// started, and do not match blocking ones. Messages between two ranks with one tag arrive in the order in which they were
+/// sent, and receives get them in the order in which they were started.
+///
+/// # Reductions
+/// bfloat16 accumulates in `f32` and is rounded once. Integers wrap. Every rank gets the same bits. What Max and Min make
+/// of NaN is up to the backend.
+///
+/// # Errors
+/// Every call refuses bad arguments of its own before anything is sent, with the errors named below. Besides these a call
+/// may fail with what its backend meets: [`Error::PeerGone`], [`Error::Mismatch`] and [`Error::PeerRefused`] over threads,
+/// [`Error::Mpi`] over MPI. Ranks that disagree about a call are an error on all of them over threads; MPI does not detect
+/// it (see the module of the backend).
 pub trait Communicator: Send + Sync + fmt::Debug {
     /// Returns the group's name, `"tp"` for instance.
     fn name(&self) -> &str;
@@ -43,14 +56,59 @@ pub trait Communicator: Send + Sync + fmt::Debug {
     fn local_size(&self) -> usize;
 
     /// Reduces elementwise in place; every rank ends with the result.
+    ///
+    /// # Errors
+    /// [`Error::UnsupportedOp`] for an average of integers.
+    ///
+    /// # Source
+    /// MPI 4.1, §6.9.6 MPI_Allreduce; Avg is ours.
     fn all_reduce(&self, buffer: BufferMut<'_>, op: ReduceOp) -> Result<()>;
     /// Reduces `size · n` elements elementwise; rank `i` receives the `i`-th run of `n`.
+    ///
+    /// # Shapes
+    /// - `send`: `size · n`
+    /// - `receive`: `n`
+    ///
+    /// # Errors
+    /// [`Error::Length`], [`Error::NotDivisible`], [`Error::Kind`], [`Error::UnsupportedOp`].
+    ///
+    /// # Source
+    /// MPI 4.1, §6.10.1 MPI_Reduce_scatter_block.
     fn reduce_scatter(&self, send: Buffer<'_>, receive: BufferMut<'_>, op: ReduceOp) -> Result<()>;
     /// Joins every rank's `n` elements, in rank order, on every rank.
+    ///
+    /// # Shapes
+    /// - `send`: `n`
+    /// - `receive`: `size · n`
+    ///
+    /// # Errors
+    /// [`Error::Length`], [`Error::Kind`].
+    ///
+    /// # Source
+    /// MPI 4.1, §6.7 MPI_Allgather.
     fn all_gather(&self, send: Buffer<'_>, receive: BufferMut<'_>) -> Result<()>;
     /// Sends the `i`-th of `size` equal runs to rank `i`.
+    ///
+    /// # Shapes
+    /// - `send`, `receive`: `size · n`
+    ///
+    /// # Errors
+    /// [`Error::Length`], [`Error::NotDivisible`], [`Error::Kind`].
+    ///
+    /// # Source
+    /// MPI 4.1, §6.8 MPI_Alltoall.
     fn all_to_all(&self, send: Buffer<'_>, receive: BufferMut<'_>) -> Result<()>;
     /// Sends `send_counts[i]` elements to rank `i` and receives `receive_counts[i]` from it, runs packed in rank order.
+    ///
+    /// # Shapes
+    /// - `send`: the sum of `send_counts`
+    /// - `receive`: the sum of `receive_counts`
+    ///
+    /// # Errors
+    /// [`Error::Length`] also for lists that do not hold one count a rank; [`Error::Kind`].
+    ///
+    /// # Source
+    /// MPI 4.1, §6.8 MPI_Alltoallv, without displacements.
     fn all_to_all_v(
         &self,
         send: Buffer<'_>,
@@ -59,12 +117,33 @@ pub trait Communicator: Send + Sync + fmt::Debug {
         receive_counts: &[usize],
     ) -> Result<()>;
     /// Copies the root's elements to every rank.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchRank`].
+    ///
+    /// # Source
+    /// MPI 4.1, §6.4 MPI_Bcast.
     fn broadcast(&self, buffer: BufferMut<'_>, root: Rank) -> Result<()>;
     /// Sends to one rank; may return before the peer has received.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchRank`]; [`Error::ToItself`], where [`start_send`](Self::start_send) serves.
+    ///
+    /// # Source
+    /// MPI 4.1, §3.2 MPI_Send.
     fn send(&self, buffer: Buffer<'_>, to: Rank, tag: Tag) -> Result<()>;
     /// Receives from one rank exactly `buffer.len()` elements.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchRank`]; [`Error::Length`] or [`Error::Kind`] for another message than expected.
+    ///
+    /// # Source
+    /// MPI 4.1, §3.2 MPI_Recv.
     fn receive(&self, buffer: BufferMut<'_>, from: Rank, tag: Tag) -> Result<()>;
     /// Returns once every rank has called it.
+    ///
+    /// # Source
+    /// MPI 4.1, §6.3 MPI_Barrier.
     fn barrier(&self) -> Result<()>;
 
     /// Starts an [`all_reduce`](Self::all_reduce); the request gives the buffer back.
@@ -81,6 +160,12 @@ pub trait Communicator: Send + Sync + fmt::Debug {
     /// Cuts the group: ranks with the same color form a new one, ordered by `key` then old rank.
     ///
     /// Collective over the group. `None` joins no new group and gets `None`.
+    ///
+    /// # Errors
+    /// What the backend meets; refusals are collective too.
+    ///
+    /// # Source
+    /// MPI 4.1, §7.4.2 MPI_Comm_split.
     fn split(&self, color: Option<u32>, key: u32, name: &str) -> Result<Option<Arc<dyn Communicator>>>;
 }
 
@@ -114,11 +199,19 @@ impl Request {
     }
 
     /// Says whether the operation is complete, and moves it forward.
+    ///
+    /// # Errors
+    /// What the operation fails with; [`wait`](Self::wait) then fails as well.
     pub fn is_complete(&mut self) -> Result<bool> {
         self.0.poll()
     }
 
     /// Waits for completion and gives the buffer back.
+    ///
+    /// A request that is dropped instead still completes, for the peers' sake; its buffer is lost.
+    ///
+    /// # Errors
+    /// What the operation fails with; its buffer is lost.
     pub fn wait(self) -> Result<OwnedBuffer> {
         self.0.finish()
     }

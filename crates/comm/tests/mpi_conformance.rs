@@ -1,11 +1,13 @@
 //! The conformance suite over MPI: `mpirun -n N mpi_conformance`.
 //!
-//! With the argument `--huge` it also sends more than 2³¹ bytes, which takes some 5 GiB a rank.
+//! With the argument `--huge` it also sends more than 2³¹ bytes, which takes some 5 GiB a rank; with `--serialized` it
+//! asks MPI for no more than MPI_THREAD_SERIALIZED.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mp_comm::conformance::{self, Report};
+use mp_comm::ledger::Ledger;
 use mp_comm::mpi::{self, Mpi, ThreadLevel, MESSAGE_CHUNK_BYTES};
 use mp_comm::{BufferMut, Call, Communicator, Error, Rank, ReduceOp, Tag};
 
@@ -22,7 +24,8 @@ const CHECKS: [(&str, Check); 6] = [
 ];
 
 fn main() {
-    let world = match Mpi::initialize() {
+    let level = if asked("--serialized") { ThreadLevel::Serialized } else { ThreadLevel::Multiple };
+    let world = match Mpi::initialize_with(level) {
         Ok(world) => world,
         Err(error) => {
             eprintln!("{error}");
@@ -53,6 +56,10 @@ fn main() {
     std::process::exit(i32::from(failed));
 }
 
+fn asked(option: &str) -> bool {
+    std::env::args().any(|argument| argument == option)
+}
+
 fn suite(comm: &Arc<dyn Communicator>) -> Result<Report, Error> {
     let mut report = conformance::run(comm)?;
     for (name, check) in CHECKS {
@@ -60,7 +67,14 @@ fn suite(comm: &Arc<dyn Communicator>) -> Result<Report, Error> {
         let Some(own) = comm.split(Some(0), 0, "check")? else { continue };
         report.note(&**comm, name, check(&own))?;
     }
-    if std::env::args().any(|argument| argument == "--huge") {
+    if comm.size() <= 2 {
+        let ledger: Arc<dyn Communicator> = Arc::new(Ledger::new(Arc::clone(comm), Arc::default()));
+        let inner = conformance::run(&ledger)?;
+        let failures = inner.failures.into_iter().map(|line| format!("under a ledger: {line}"));
+        report.passed += inner.passed;
+        report.failures.extend(failures);
+    }
+    if asked("--huge") {
         report.note(&**comm, "more than 2^31 bytes", conformance::beyond_c_int(comm))?;
     }
     Ok(report)

@@ -16,8 +16,6 @@ int mp_comm_max_error_string(void) { return MPI_MAX_ERROR_STRING; }
 
 int mp_comm_max_library_version(void) { return MPI_MAX_LIBRARY_VERSION_STRING; }
 
-int mp_comm_error_pending(void) { return MPI_ERR_PENDING; }
-
 int mp_comm_return_errors(MPI_Comm comm) { return MPI_Comm_set_errhandler(comm, MPI_ERRORS_RETURN); }
 
 int mp_comm_split_node(MPI_Comm comm, MPI_Comm *node)

@@ -71,7 +71,15 @@ impl Mpi {
     /// # Source
     /// MPI 4.1, §11.6.2 MPI_Init_thread.
     pub fn initialize() -> Result<MpiWorld> {
-        session::initialize()
+        Self::initialize_with(ThreadLevel::Multiple)
+    }
+
+    /// Starts MPI at a thread level of at most `wanted`; all ranks ask for the same.
+    ///
+    /// # Errors
+    /// As for [`initialize`](Self::initialize).
+    pub fn initialize_with(wanted: ThreadLevel) -> Result<MpiWorld> {
+        session::initialize(wanted)
     }
 
     fn new(group: Group) -> Self {

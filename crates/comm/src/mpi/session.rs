@@ -38,6 +38,18 @@ impl ThreadLevel {
         }
     }
 
+    fn code(self) -> i32 {
+        // SAFETY: constants that rsmpi's C file exports.
+        unsafe {
+            match self {
+                Self::Single => ffi::RSMPI_THREAD_SINGLE,
+                Self::Funneled => ffi::RSMPI_THREAD_FUNNELED,
+                Self::Serialized => ffi::RSMPI_THREAD_SERIALIZED,
+                Self::Multiple => ffi::RSMPI_THREAD_MULTIPLE,
+            }
+        }
+    }
+
     /// Returns MPI's name of the level.
     pub const fn name(self) -> &'static str {
         match self {
@@ -186,8 +198,8 @@ pub fn abort(code: i32) -> ! {
     std::process::exit(code)
 }
 
-/// Starts MPI; see [`Mpi::initialize`].
-pub(super) fn initialize() -> Result<MpiWorld> {
+/// Starts MPI; see [`Mpi::initialize_with`].
+pub(super) fn initialize(wanted: ThreadLevel) -> Result<MpiWorld> {
     static STARTING: Mutex<()> = Mutex::new(());
     let _starting = STARTING.lock().unwrap_or_else(PoisonError::into_inner);
     if started()? {
@@ -195,9 +207,8 @@ pub(super) fn initialize() -> Result<MpiWorld> {
     }
     let mut provided = 0;
     // SAFETY: MPI has not started; null arguments are allowed since MPI 2.
-    let code = unsafe {
-        ffi::MPI_Init_thread(std::ptr::null_mut(), std::ptr::null_mut(), ffi::RSMPI_THREAD_MULTIPLE, &mut provided)
-    };
+    let code =
+        unsafe { ffi::MPI_Init_thread(std::ptr::null_mut(), std::ptr::null_mut(), wanted.code(), &mut provided) };
     checked("MPI_Init_thread", code)?;
     // SAFETY: MPI has just started; only this thread knows.
     let largest_tag = unsafe {
@@ -209,7 +220,8 @@ pub(super) fn initialize() -> Result<MpiWorld> {
         checked("MPI_Allreduce", code)?;
         raw::mp_comm_largest_tag()
     };
-    let level = ThreadLevel::of(provided);
+    // A library may grant more than it was asked for.
+    let level = ThreadLevel::of(provided).min(wanted);
     let refusal = if level < ThreadLevel::Serialized {
         Some(Error::ThreadLevel { provided: level.name() })
     } else if largest_tag < super::messages::EXCHANGE_TAG {

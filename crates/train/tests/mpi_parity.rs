@@ -1,0 +1,57 @@
+//! Every layout of the world size at hand against one rank, over MPI: `mpirun -n N mpi_parity`.
+#![allow(missing_docs)]
+
+mod parity;
+
+use std::sync::Arc;
+
+use mp_comm::mpi::Mpi;
+use mp_comm::{BufferMut, Communicator, Rank, ReduceOp};
+use mp_runtime::device;
+
+fn main() {
+    let world = match Mpi::initialize() {
+        Ok(world) => world,
+        Err(error) => {
+            eprintln!("{error}");
+            std::process::exit(1);
+        }
+    };
+    device::prepare(1);
+    let comm = world.communicator();
+    let (passed, failed) = match suite(&comm) {
+        Ok(counts) => counts,
+        Err(error) => {
+            eprintln!("rank {}: {error}", comm.rank().0);
+            world.abort(1)
+        }
+    };
+    if comm.rank() == Rank(0) {
+        println!("{passed} passed, {failed} failed");
+    }
+    drop(comm);
+    drop(world);
+    std::process::exit(i32::from(failed > 0));
+}
+
+/// Counts the cases that pass and fail on all ranks.
+fn suite(world: &Arc<dyn Communicator>) -> mp_train::Result<(usize, usize)> {
+    let (mut passed, mut failed) = (0, 0);
+    for model in parity::models() {
+        let expected = parity::oracle(&model)?;
+        for layout in parity::layouts(world.size()) {
+            let traces = parity::train(&model, layout, Arc::clone(world))?;
+            let verdict = parity::compare(&model, &traces, &expected);
+            let mut bad = [i32::from(verdict.is_err())];
+            world.all_reduce(BufferMut::new(&mut bad), ReduceOp::Max)?;
+            if let Err(difference) = verdict {
+                println!("{}, {layout:?}, rank {}: {difference}", model.name, world.rank().0);
+            }
+            match bad {
+                [0] => passed += 1,
+                _ => failed += 1,
+            }
+        }
+    }
+    Ok((passed, failed))
+}

@@ -1,0 +1,201 @@
+//! Whole runs on rank-threads: what they leave on disk, how they continue, and how they end.
+#![allow(missing_docs)]
+
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+
+use mp_comm::{threads, Communicator};
+use mp_runtime::Device;
+use mp_train::checkpoint::{CheckpointStore, DirectoryStore, Verify};
+use mp_train::records::{EndReason, Observer, Record, Report, StepRecord};
+use mp_train::{metrics, run, Config, Error, Result};
+
+/// A tiny run of six steps in double precision.
+fn config(out: &Path, name: &str, sets: &[&str]) -> Config {
+    let mut all = vec![
+        format!("train.out={}", out.display()),
+        format!("train.name={name}"),
+        "model.hidden=16".into(),
+        "model.layers=1".into(),
+        "model.heads=4".into(),
+        "train.precision=fp64".into(),
+        "train.steps=6".into(),
+        "train.seq=16".into(),
+        "train.global_batch=4".into(),
+        "optimizer.warmup=2".into(),
+        "checkpoint.every=3".into(),
+        "checkpoint.keep=0".into(),
+        "eval.every=2".into(),
+        "eval.batches=2".into(),
+    ];
+    all.extend(sets.iter().map(|set| (*set).to_string()));
+    Config::load(None, None, &all).unwrap()
+}
+
+/// Trains on `ranks` rank-threads; what each came to.
+fn train(ranks: usize, config: &Config) -> Vec<Result<Report>> {
+    train_until(ranks, config, |_, _| {})
+}
+
+struct Watch<'a, F> {
+    stop: &'a AtomicBool,
+    heard: &'a F,
+}
+
+impl<F: Fn(&StepRecord, &AtomicBool)> Observer for Watch<'_, F> {
+    fn step(&mut self, record: &StepRecord) {
+        (self.heard)(record, self.stop);
+    }
+}
+
+fn train_until(
+    ranks: usize,
+    config: &Config,
+    heard: impl Fn(&StepRecord, &AtomicBool) + Sync,
+) -> Vec<Result<Report>> {
+    let one = |world: Arc<dyn Communicator>| -> std::result::Result<Result<Report>, String> {
+        let stop = AtomicBool::new(false);
+        let mut watch = Watch { stop: &stop, heard: &heard };
+        Ok(run::train(config, world, Device::Cpu, &stop, &mut watch))
+    };
+    threads::run(ranks, one)
+}
+
+fn succeed(ranks: usize, config: &Config) -> Report {
+    train(ranks, config).into_iter().map(|result| result.unwrap()).next().unwrap()
+}
+
+fn steps(folder: &Path) -> Vec<StepRecord> {
+    let records = metrics::read(&folder.join("metrics.jsonl")).unwrap();
+    let step = |record| match record {
+        Record::Step(step) => Some(step),
+        _ => None,
+    };
+    records.into_iter().filter_map(step).collect()
+}
+
+#[test]
+fn a_run_leaves_its_folder_as_documented() {
+    let out = tempfile::tempdir().unwrap();
+    let report = succeed(4, &config(out.path(), "a", &[]));
+    assert_eq!((report.step, report.reason), (6, EndReason::Finished));
+    let folder = out.path().join("a");
+    assert_eq!(report.run_dir, std::path::absolute(&folder).unwrap());
+    let plan: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(folder.join("plan.json")).unwrap()).unwrap();
+    assert_eq!((&plan["mesh"]["tp"], &plan["mesh"]["dp"]), (&2.into(), &2.into()), "the default layout on four ranks");
+    let records = metrics::read(&folder.join("metrics.jsonl")).unwrap();
+    let evals: Vec<u64> =
+        records.iter().filter(|record| matches!(record, Record::Eval(_))).map(Record::step).collect();
+    assert_eq!(evals, [2, 4, 6]);
+    assert!(matches!(records.last(), Some(Record::End(end)) if end.reason == EndReason::Finished && end.step == 6));
+    let steps = steps(&folder);
+    assert_eq!(steps.iter().map(|step| step.tokens).collect::<Vec<_>>(), [64, 128, 192, 256, 320, 384]);
+    assert!(steps[5].loss < steps[0].loss);
+    assert_eq!(DirectoryStore::new(folder.join("checkpoints"), 0).steps().unwrap(), [3, 6]);
+    assert!(report.sample.unwrap().starts_with("The "));
+    // The saved configuration repeats the run.
+    let again = Config::load(Some(&folder.join("config.toml")), None, &["train.name=b".into()]).unwrap();
+    succeed(4, &again);
+    let losses = |steps: &[StepRecord]| steps.iter().map(|step| step.loss).collect::<Vec<_>>();
+    assert_eq!(losses(&steps), losses(&self::steps(&out.path().join("b"))));
+}
+
+/// Drops what comes after step 3, as a crash would.
+fn crash_after_three(folder: &Path) {
+    std::fs::remove_dir_all(folder.join("checkpoints/step-00000006")).unwrap();
+}
+
+#[test]
+fn a_resumed_run_is_the_uninterrupted_one() {
+    let out = tempfile::tempdir().unwrap();
+    let dropout = "model.dropout=0.1";
+    succeed(2, &config(out.path(), "whole", &[dropout]));
+    succeed(2, &config(out.path(), "cut", &[dropout]));
+    let (whole, cut) = (out.path().join("whole"), out.path().join("cut"));
+    crash_after_three(&cut);
+    succeed(2, &config(out.path(), "cut", &[dropout, "checkpoint.resume=true"]));
+    let (expected, got) = (steps(&whole), steps(&cut));
+    assert_eq!(got.len(), 6);
+    for (got, expected) in got.iter().zip(&expected) {
+        assert_eq!((got.step, got.loss, got.gradient_norm), (expected.step, expected.loss, expected.gradient_norm));
+    }
+}
+
+#[test]
+fn a_run_resumes_under_another_layout() {
+    let out = tempfile::tempdir().unwrap();
+    succeed(2, &config(out.path(), "whole", &["parallel.tp=2"]));
+    succeed(2, &config(out.path(), "cut", &["parallel.tp=2"]));
+    let (whole, cut) = (out.path().join("whole"), out.path().join("cut"));
+    crash_after_three(&cut);
+    succeed(4, &config(out.path(), "cut", &["parallel.tp=1", "parallel.dp=4", "checkpoint.resume=true"]));
+    for (got, expected) in steps(&cut).iter().zip(&steps(&whole)) {
+        // The parity suite's bound.
+        assert!((got.loss - expected.loss).abs() <= 1e-10 * expected.loss, "{got:?} {expected:?}");
+    }
+}
+
+#[test]
+fn a_stop_asked_for_on_one_rank_ends_all_in_good_order() {
+    let out = tempfile::tempdir().unwrap();
+    let heard = |record: &StepRecord, stop: &AtomicBool| {
+        if record.step == 2 {
+            stop.store(true, Ordering::Relaxed);
+        }
+    };
+    let results = train_until(4, &config(out.path(), "a", &[]), heard);
+    for report in results {
+        let report = report.unwrap();
+        assert_eq!((report.step, report.reason), (2, EndReason::Signal));
+    }
+    let folder = out.path().join("a");
+    assert_eq!(DirectoryStore::new(folder.join("checkpoints"), 0).steps().unwrap(), [2]);
+    succeed(2, &config(out.path(), "a", &["checkpoint.resume=true"]));
+    assert_eq!(steps(&folder).iter().map(|step| step.step).collect::<Vec<_>>(), [1, 2, 3, 4, 5, 6]);
+}
+
+#[test]
+fn a_loss_that_is_no_number_fails_all_ranks_and_keeps_the_checkpoint() {
+    let out = tempfile::tempdir().unwrap();
+    succeed(2, &config(out.path(), "a", &[]));
+    let sets = ["checkpoint.resume=true", "train.steps=20", "optimizer.lr=1e300", "train.clip_norm=0"];
+    for result in train(2, &config(out.path(), "a", &sets)) {
+        let error = result.unwrap_err();
+        assert!(matches!(error, Error::NotFinite { .. }), "{error}");
+        assert!(!error.is_input());
+    }
+    let store = DirectoryStore::new(out.path().join("a/checkpoints"), 0);
+    assert!(store.latest(Verify::Checksums).unwrap().is_some());
+}
+
+#[test]
+fn impossible_input_is_refused_on_all_ranks_and_leaves_nothing() {
+    let out = tempfile::tempdir().unwrap();
+    let short = out.path().join("short.txt");
+    std::fs::write(&short, "too short").unwrap();
+    let path = format!("data.path={}", short.display());
+    for set in ["parallel.tp=3", "model.vocab=100", "parallel.micro_batch=3", path.as_str(), "data.path=/nowhere.txt"] {
+        let results = train(2, &config(out.path(), "a", &[set]));
+        let errors: Vec<Error> = results.into_iter().map(|result| result.unwrap_err()).collect();
+        assert!(errors.iter().all(Error::is_input), "{set}: {errors:?}");
+        let speaking = errors.iter().filter(|error| !matches!(error, Error::Peer { .. })).count();
+        assert_eq!(speaking, 1, "{set}: {errors:?}");
+        assert!(!out.path().join("a").exists(), "{set}");
+    }
+}
+
+#[test]
+fn a_corrupt_checkpoint_is_refused_with_its_file() {
+    let out = tempfile::tempdir().unwrap();
+    succeed(2, &config(out.path(), "a", &[]));
+    let file = out.path().join("a/checkpoints/step-00000006/model.safetensors");
+    let mut bytes = std::fs::read(&file).unwrap();
+    let last = bytes.len() - 1;
+    bytes[last] ^= 1;
+    std::fs::write(&file, bytes).unwrap();
+    let results = train(2, &config(out.path(), "a", &["checkpoint.resume=true", "train.steps=8"]));
+    let first = results.into_iter().next().unwrap().unwrap_err();
+    assert!(first.is_input() && first.to_string().contains("model.safetensors"), "{first}");
+}

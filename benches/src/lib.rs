@@ -1,1 +1,6 @@
-//! Benchmarks.
+//! Benchmarks that anyone can run: `cargo xtask bench`.
+//!
+//! `configs/` holds the recipes, `peers/` the PyTorch programs that they are timed beside; the binary `train` measures
+//! throughput with the split of its time.
+
+pub mod gemm;

@@ -1,0 +1,237 @@
+//! Throughput of training with the split of its time: `mpirun -n N train --tp T --dp D`.
+//!
+//! Random tokens, so that nothing but the step is measured. FLOPs are model FLOPs: forward and backward, attention over
+//! the full square, nothing recomputed.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::Result;
+use clap::{Parser, ValueEnum};
+use mp_benches::gemm;
+use mp_comm::ledger::{Ledger, Log};
+use mp_comm::mpi::Mpi;
+use mp_comm::{BufferMut, Communicator, Rank, ReduceOp};
+use mp_data::{Batch, SampleSource, TextSource, Tokens};
+use mp_model::regions::TensorGroup;
+use mp_model::{build, Parameters};
+use mp_plan::{ArchitectureName, ModelConfig, ParallelConfig};
+use mp_runtime::rng::Stream;
+use mp_runtime::{device, Device};
+use mp_train::config::{Precision, TrainConfig};
+use mp_train::groups::Groups;
+use mp_train::layout::Layout;
+use mp_train::optimizer::optimizer;
+use mp_train::step::{Seconds, Trainer, Work};
+use mp_train::Config;
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Family {
+    Llama,
+    Gpt2,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Numbers {
+    Fp32,
+    Bf16,
+}
+
+/// The model, the layout and how long to measure.
+#[derive(Debug, Parser)]
+struct Options {
+    #[arg(long, default_value = "llama")]
+    architecture: Family,
+    #[arg(long, default_value_t = 384)]
+    hidden: usize,
+    #[arg(long, default_value_t = 6)]
+    layers: usize,
+    #[arg(long, default_value_t = 6)]
+    heads: usize,
+    /// 0: as many as heads
+    #[arg(long, default_value_t = 0)]
+    kv_heads: usize,
+    /// 0: the family's rule
+    #[arg(long, default_value_t = 0)]
+    ffn: usize,
+    #[arg(long, default_value_t = 4096)]
+    vocab: usize,
+    #[arg(long, default_value_t = 256)]
+    seq: usize,
+    /// Sequences in a step, over all ranks
+    #[arg(long, default_value_t = 8)]
+    batch: usize,
+    #[arg(long, default_value_t = 20)]
+    steps: u64,
+    /// Steps before them that are not timed
+    #[arg(long, default_value_t = 5)]
+    warmup: u64,
+    #[arg(long, default_value_t = 1)]
+    tp: usize,
+    #[arg(long, default_value_t = 1)]
+    dp: usize,
+    /// Threads of a rank; 0: the cores divided by the ranks
+    #[arg(long, default_value_t = 0)]
+    threads: usize,
+    #[arg(long, default_value = "fp32")]
+    precision: Numbers,
+}
+
+impl Options {
+    fn config(&self) -> Config {
+        let model = ModelConfig {
+            architecture: match self.architecture {
+                Family::Llama => ArchitectureName::Llama,
+                Family::Gpt2 => ArchitectureName::Gpt2,
+            },
+            hidden: self.hidden,
+            layers: self.layers,
+            heads: self.heads,
+            kv_heads: self.kv_heads,
+            ffn: self.ffn,
+            vocab: self.vocab,
+            ..ModelConfig::default()
+        };
+        let precision = match self.precision {
+            Numbers::Fp32 => Precision::Fp32,
+            Numbers::Bf16 => Precision::Bf16,
+        };
+        let parallel = ParallelConfig { tp: self.tp, dp: self.dp, ..ParallelConfig::default() };
+        let train = TrainConfig { global_batch: self.batch, seq: self.seq, precision, ..TrainConfig::default() };
+        Config { model, parallel, train, ..Config::default() }
+    }
+}
+
+fn main() -> Result<()> {
+    let options = Options::parse();
+    let mpi = Mpi::initialize()?;
+    let log = Arc::new(Log::new());
+    let world: Arc<dyn Communicator> = Arc::new(Ledger::new(mpi.communicator(), Arc::clone(&log)));
+    let cores = std::thread::available_parallelism()?.get();
+    let threads = if options.threads > 0 { options.threads } else { (cores / world.local_size()).max(1) };
+    device::prepare(threads);
+    let measured = measure(&options, &world, &log);
+    match measured {
+        Ok(figures) => figures.print(&options, &*world, threads)?,
+        Err(error) => {
+            eprintln!("{error:#}");
+            mpi.abort(1)
+        }
+    }
+    Ok(())
+}
+
+/// What was measured on this rank, in seconds a step.
+struct Figures {
+    step: f64,
+    seconds: Seconds,
+    communication: f64,
+    peak: f64,
+    flop: f64,
+    layout: String,
+    loss: f64,
+}
+
+fn measure(options: &Options, world: &Arc<dyn Communicator>, log: &Log) -> Result<Figures> {
+    let config = options.config();
+    let layout = Layout::new(&config, options.vocab, world.size())?;
+    let groups = Groups::new(world, &layout.partition.mesh)?;
+    let precision = match options.precision {
+        Numbers::Fp32 => mp_runtime::Precision::Fp32,
+        Numbers::Bf16 => mp_runtime::Precision::Bf16,
+    };
+    let parameters = Parameters::new(&layout.partition, groups.tp.rank().0, 1, precision, Device::Cpu)?;
+    let update = optimizer(&config.optimizer, &parameters)?;
+    let group = TensorGroup { comm: Arc::clone(&groups.tp), between: layout.between };
+    let rank = groups.dp.rank().0;
+    let mut trainer = Trainer::new(groups, build(parameters, group)?, layout.between, update, 1, 1.0)?;
+    let peak = gemm::peak(&**world, precision.compute())?;
+    let source = random_text(options)?;
+    let (mut seconds, mut total, mut loss) = (Seconds::default(), 0.0, 0.0);
+    for step in 1..=options.warmup + options.steps {
+        let batches = (0..layout.batches.micro_batches())
+            .map(|micro| Batch::read(&source, layout.batches.samples(step - 1, rank, micro)))
+            .collect::<mp_data::Result<Vec<_>>>()?;
+        if step == options.warmup + 1 {
+            world.barrier()?;
+            log.take();
+        }
+        let begun = Instant::now();
+        let outcome = trainer.step(&Work { step, lr: 1e-3, batches: &batches, global_batch: options.batch })?;
+        if step > options.warmup {
+            total += begun.elapsed().as_secs_f64();
+            seconds.passes += outcome.seconds.passes;
+            seconds.reduction += outcome.seconds.reduction;
+            seconds.update += outcome.seconds.update;
+        }
+        loss = outcome.loss;
+    }
+    let communication: f64 = log.totals().values().map(|total| total.blocked_seconds).sum();
+    let steps = options.steps as f64;
+    let architecture = &layout.partition.architecture;
+    Ok(Figures {
+        step: total / steps,
+        seconds: Seconds {
+            passes: seconds.passes / steps,
+            reduction: seconds.reduction / steps,
+            update: seconds.update / steps,
+        },
+        communication: communication / steps,
+        peak,
+        flop: architecture.flops_per_token(options.seq) * (options.batch * options.seq) as f64,
+        layout: layout.words(),
+        loss,
+    })
+}
+
+fn random_text(options: &Options) -> Result<impl SampleSource> {
+    let needed = (options.warmup + options.steps) as usize * options.batch * options.seq + 2 * options.seq;
+    let mut words = vec![0; needed.min(1 << 22)];
+    Stream::new(1, "text", 0).words(0, &mut words);
+    let ids = words.iter().map(|word| word % options.vocab as u32).collect();
+    Ok(TextSource::new(Tokens::new("random tokens", ids), options.seq, 1)?)
+}
+
+impl Figures {
+    fn print(&self, options: &Options, world: &dyn Communicator, threads: usize) -> Result<()> {
+        let mut peaks = [self.peak];
+        world.all_reduce(BufferMut::new(&mut peaks), ReduceOp::Sum)?;
+        if world.rank() != Rank(0) {
+            return Ok(());
+        }
+        let tokens = (options.batch * options.seq) as f64 / self.step;
+        let rate = self.flop / self.step;
+        let compute = self.step - self.communication - self.seconds.update;
+        let share = |seconds: f64| 100.0 * seconds / self.step;
+        println!(
+            "{} ({} ranks, {threads} threads each): {tokens:.0} tokens/s, {:.1} ms a step, loss {:.4}",
+            self.layout,
+            world.size(),
+            self.step * 1e3,
+            self.loss
+        );
+        println!(
+            "  {:.1} GFLOP/s of model FLOPs, {:.1} % of the {:.1} GFLOP/s that products reach here",
+            rate / 1e9,
+            100.0 * rate / peaks[0],
+            peaks[0] / 1e9
+        );
+        println!(
+            "  rank 0: compute {:.1} %, waiting for communication {:.1} %, update {:.1} %",
+            share(compute),
+            share(self.communication),
+            share(self.seconds.update)
+        );
+        println!(
+            "{}",
+            serde_json::json!({
+                "layout": self.layout, "ranks": world.size(), "threads": threads, "tokens_per_second": tokens,
+                "step_seconds": self.step, "gemm_share": rate / peaks[0], "gemm_flop_per_second": peaks[0],
+                "compute_seconds": compute, "communication_seconds": self.communication,
+                "update_seconds": self.seconds.update, "passes_seconds": self.seconds.passes,
+                "reduction_seconds": self.seconds.reduction, "loss": self.loss,
+            })
+        );
+        Ok(())
+    }
+}

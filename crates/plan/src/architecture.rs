@@ -163,7 +163,6 @@ impl Architecture {
             rope_theta: self.rope_theta,
             rope_scaling: self.rope_scaling.clone(),
             norm_eps: self.norm_eps,
-            from: None,
         }
     }
 

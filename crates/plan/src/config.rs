@@ -62,8 +62,6 @@ pub struct ModelConfig {
     pub rope_scaling: Option<RopeScaling>,
     /// Epsilon of the norms; unset: 1e-5.
     pub norm_eps: f64,
-    /// A run folder (or model folder) that architecture, weights and tokenizer come from.
-    pub from: Option<String>,
 }
 
 impl Default for ModelConfig {
@@ -84,7 +82,6 @@ impl Default for ModelConfig {
             rope_theta: 10_000.0,
             rope_scaling: None,
             norm_eps: 1e-5,
-            from: None,
         }
     }
 }

@@ -18,4 +18,4 @@ pub mod update;
 
 pub use device::{Device, Precision};
 pub use error::{Error, Result};
-pub use tch::{Kind, TchError, Tensor};
+pub use tch::{Kind, Reduction, TchError, Tensor};

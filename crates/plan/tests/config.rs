@@ -9,7 +9,6 @@ fn unusual() -> (ModelConfig, ParallelConfig) {
         tie_embeddings: Some(false),
         dropout: 0.1,
         rope_scaling: Some(RopeScaling::Linear { factor: 2.5 }),
-        from: Some("runs/first".into()),
         ..ModelConfig::default()
     };
     let parallel = ParallelConfig { tp: 4, dp: 2, sequence_parallel: Switch::Set(true), ..ParallelConfig::default() };

@@ -149,3 +149,25 @@ pub fn choose_device(name: DeviceName, world: &dyn Communicator) -> mp_train::Re
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_peer_that_never_comes_is_not_waited_for() {
+        let group = mp_comm::threads::Threads::group(2, "parting");
+        let request = group[0].start_all_reduce(vec![1i64].into(), ReduceOp::Min).unwrap();
+        assert!(wait_for(request, Duration::from_millis(20)).unwrap().is_none());
+        drop(group);
+    }
+
+    #[test]
+    fn peers_that_come_are_heard() {
+        let least = mp_comm::threads::run(3, |world| {
+            let request = world.start_all_reduce(vec![world.rank().0 as i64].into(), ReduceOp::Max)?;
+            Ok::<_, mp_comm::Error>(wait_for(request, PATIENCE)?.unwrap().to_vec::<i64>())
+        });
+        assert_eq!(least, [[2], [2], [2]]);
+    }
+}

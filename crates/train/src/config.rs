@@ -101,7 +101,7 @@ pub struct TrainConfig {
 impl Default for TrainConfig {
     fn default() -> Self {
         Self {
-            steps: 300,
+            steps: 400,
             global_batch: 16,
             seq: 128,
             precision: Precision::Fp32,
@@ -171,7 +171,7 @@ impl Default for OptimizerConfig {
     fn default() -> Self {
         Self {
             name: OptimizerName::AdamW,
-            lr: 1e-3,
+            lr: 2e-3,
             min_lr: None,
             betas: [0.9, 0.95],
             eps: 1e-8,

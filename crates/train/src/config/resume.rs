@@ -135,6 +135,17 @@ mod tests {
     }
 
     #[test]
+    fn a_file_says_nothing_about_the_model_of_a_continued_run() {
+        let (out, _) = run(&["model.hidden=64", "train.seq=32"]);
+        let file = out.path().join("new.toml");
+        let text =
+            format!("[model]\nhidden = 32\n[train]\nseq = 16\nsteps = 5\nout = {:?}\nname = \"old\"\n", out.path());
+        std::fs::write(&file, text).unwrap();
+        let config = Config::load(Some(&file), None, &["checkpoint.resume=true".into()]).unwrap();
+        assert_eq!((config.model.hidden, config.train.seq, config.train.steps), (64, 32, 5));
+    }
+
+    #[test]
     fn a_set_against_the_run_is_refused_and_the_same_value_is_not() {
         let (out, _) = run(&["model.hidden=64", "data.path=a.txt"]);
         let error = load(out.path(), &["model.hidden=32"]).unwrap_err().to_string();

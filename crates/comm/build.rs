@@ -16,8 +16,12 @@ mod mpi {
     const SOURCE: &str = "src/mpi/handles.c";
 
     pub fn build() {
-        for name in ["MPICC", "MP_RPATH", "PATH"] {
+        for name in ["MPICC", "MP_RPATH"] {
             println!("cargo:rerun-if-env-changed={name}");
+        }
+        if env::var_os("MPICC").is_none() {
+            // Only then does the search path decide which compiler answers.
+            println!("cargo:rerun-if-env-changed=PATH");
         }
         println!("cargo:rerun-if-changed={SOURCE}");
         let compiler = env::var("MPICC").unwrap_or_else(|_| "mpicc".into());

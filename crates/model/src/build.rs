@@ -23,7 +23,7 @@ use crate::{Error, Result, Stage};
 /// Builds the model that a rank's parameters are the shards of.
 ///
 /// # Errors
-/// [`Error::UnknownParameter`](crate::Error::UnknownParameter) if the partition lacks one that the family needs.
+/// [`Error::UnknownParameter`] if the partition lacks one that the family needs.
 pub fn build(parameters: Parameters, group: TensorGroup) -> Result<Box<dyn Stage>> {
     let shards = Shards { parameters: &parameters, group: &group };
     let body: Box<dyn Body> = match shards.architecture().name {
@@ -68,7 +68,7 @@ impl Shards<'_> {
     /// Hands out one parameter.
     ///
     /// # Errors
-    /// [`Error::UnknownParameter`](crate::Error::UnknownParameter).
+    /// [`Error::UnknownParameter`].
     pub fn weight(&self, name: &str) -> Result<Weight> {
         self.parameters.weight(name)
     }
@@ -76,7 +76,7 @@ impl Shards<'_> {
     /// Makes the vocabulary-parallel embedding.
     ///
     /// # Errors
-    /// [`Error::UnknownParameter`](crate::Error::UnknownParameter).
+    /// [`Error::UnknownParameter`].
     pub fn embedding(&self) -> Result<VocabParallelEmbedding> {
         let name = "embedding.weight";
         let vocab = self.architecture().vocab;
@@ -86,7 +86,7 @@ impl Shards<'_> {
     /// Makes a LayerNorm.
     ///
     /// # Errors
-    /// [`Error::UnknownParameter`](crate::Error::UnknownParameter).
+    /// [`Error::UnknownParameter`].
     pub fn layer_norm(&self, at: &str) -> Result<Norm> {
         let (weight, bias) = (self.weight(&format!("{at}.weight"))?, self.bias(at)?);
         Ok(Norm::Layer { weight, bias, epsilon: self.architecture().norm_eps })
@@ -95,7 +95,7 @@ impl Shards<'_> {
     /// Makes an RMSNorm.
     ///
     /// # Errors
-    /// [`Error::UnknownParameter`](crate::Error::UnknownParameter).
+    /// [`Error::UnknownParameter`].
     pub fn root_mean_square_norm(&self, at: &str) -> Result<Norm> {
         let weight = self.weight(&format!("{at}.weight"))?;
         Ok(Norm::RootMeanSquare { weight, epsilon: self.architecture().norm_eps })
@@ -104,7 +104,7 @@ impl Shards<'_> {
     /// Makes a self-attention with this rank's heads.
     ///
     /// # Errors
-    /// [`Error::UnknownParameter`](crate::Error::UnknownParameter).
+    /// [`Error::UnknownParameter`].
     pub fn attention(&self, at: &str, angles: Option<Angles>) -> Result<SelfAttention> {
         let width = self.architecture().head_dim;
         let query = self.range(&format!("{at}.query.weight"))?;
@@ -126,7 +126,7 @@ impl Shards<'_> {
     /// Makes a perceptron.
     ///
     /// # Errors
-    /// [`Error::UnknownParameter`](crate::Error::UnknownParameter).
+    /// [`Error::UnknownParameter`].
     pub fn mlp(&self, at: &str, activation: Activation) -> Result<Mlp> {
         let parts: &[&str] = match activation {
             Activation::Gelu => &["up"],

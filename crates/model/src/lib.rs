@@ -2,7 +2,7 @@
 //!
 //! Reading order: how tensors travel ([`collective`]); what a rank keeps of every parameter ([`parameter`]); the
 //! conjugate [`regions`] between replicated and sharded activations; the sharded [`layers`]; the [`models`]; and
-//! [`build`], which turns a partition into a [`Stage`].
+//! [`mod@build`], which turns a partition into a [`Stage`].
 
 pub mod build;
 pub mod collective;

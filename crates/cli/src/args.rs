@@ -27,6 +27,10 @@ pub enum Command {
 
 /// `mp-cli train`.
 #[derive(Debug, clap::Args)]
+#[command(
+    after_help = "SIGTERM, SIGINT or SIGUSR1 makes a run save and end in good order. mpirun hands SIGUSR1 on to its \
+                        ranks; on the others it may end them before they have saved."
+)]
 pub struct Train {
     #[command(flatten)]
     pub configuration: Configuration,

@@ -128,19 +128,15 @@ fn wait_for(mut request: Request, patience: Duration) -> mp_comm::Result<Option<
     request.wait().map(Some)
 }
 
-/// Chooses what a rank computes on. Ranks of a node share its devices in turn.
+/// Chooses what a rank computes on: the CPU, for tensors on other devices do not travel between ranks yet.
 ///
 /// # Errors
-/// An input error where CUDA is asked for and absent.
-pub fn choose_device(name: DeviceName, world: &dyn Communicator) -> mp_train::Result<Device> {
-    let cuda = || Device::Cuda(world.local_rank().0 % device::cuda_devices().max(1));
+/// An input error where CUDA is asked for.
+pub fn choose_device(name: DeviceName) -> mp_train::Result<Device> {
     match name {
-        DeviceName::Cpu => Ok(Device::Cpu),
-        DeviceName::Auto if !device::cuda_available() => Ok(Device::Cpu),
-        DeviceName::Auto => Ok(cuda()),
-        DeviceName::Cuda if device::cuda_available() => Ok(cuda()),
+        DeviceName::Auto | DeviceName::Cpu => Ok(Device::Cpu),
         DeviceName::Cuda => {
-            let why = device::cuda_absence().unwrap_or("libtorch finds no device");
+            let why = device::cuda_absence().unwrap_or("there is a device, but training on it is not built yet");
             Err(refused(
                 "train.device",
                 "\"cuda\"",

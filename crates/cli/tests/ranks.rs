@@ -4,8 +4,9 @@
 mod common;
 
 use std::fs;
+use std::process::{Command, Stdio};
 
-use common::{ranks, with_sets, TINY};
+use common::{launcher, ranks, with_sets, TINY};
 
 #[test]
 fn four_ranks_train_a_model_cut_in_two() {
@@ -49,4 +50,23 @@ fn help_is_printed_once() {
     let folder = tempfile::tempdir().unwrap();
     let ended = ranks(2, folder.path(), &["--help"]).success();
     assert_eq!(ended.out.matches("Usage:").count(), 1, "{ended:#?}");
+}
+
+#[test]
+fn mpirun_hands_a_signal_on_and_the_run_is_saved() {
+    let folder = tempfile::tempdir().unwrap();
+    let words = with_sets("train", &[TINY, &["train.steps=1000000", "train.name=a", "checkpoint.every=0"]]);
+    let mut command = launcher(2, folder.path());
+    let mut child = command.args(&words).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let metrics = folder.path().join("runs/a/metrics.jsonl");
+    while fs::metadata(&metrics).map_or(0, |file| file.len()) == 0 {
+        assert!(child.try_wait().unwrap().is_none(), "the run ended by itself");
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    let sent = Command::new("kill").args(["-USR1", &child.id().to_string()]).status().unwrap();
+    assert!(sent.success());
+    let output = child.wait_with_output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && text.contains("stopped by a signal after step"), "{output:?}");
+    assert_eq!(fs::read_dir(folder.path().join("runs/a/checkpoints")).unwrap().count(), 1);
 }

@@ -134,7 +134,7 @@ fn a_signal_saves_and_ends_in_good_order() {
     let metrics = folder.path().join("runs/a/metrics.jsonl");
     while fs::metadata(&metrics).map_or(0, |file| file.len()) == 0 {
         assert!(child.try_wait().unwrap().is_none(), "the run ended by itself");
-        std::thread::yield_now();
+        std::thread::sleep(std::time::Duration::from_millis(10));
     }
     let killed = std::process::Command::new("kill").arg(child.id().to_string()).status().unwrap();
     assert!(killed.success());

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use mp_train::agree::agree;
 use mp_train::records::Observer;
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::flag;
 
 use crate::args::Train;
@@ -39,12 +39,16 @@ pub fn run(args: &Train, world: &World) -> Result<(), Failure> {
     Ok(screen.result(&report)?)
 }
 
-/// Lets SIGTERM and SIGINT ask the run to save and end; a second SIGINT ends the process at once.
+/// Lets SIGTERM, SIGINT and SIGUSR1 ask the run to save and end; a second SIGINT ends the process at once.
+///
+/// Open MPI's mpirun hands SIGUSR1 on and waits. On SIGTERM it too ends its ranks after a moment, which may be too short
+/// to save.
 fn stop_on_signals() -> Arc<AtomicBool> {
     let stop = Arc::new(AtomicBool::new(false));
     // Only a signal number that does not exist can be refused.
     let _ = flag::register_conditional_shutdown(SIGINT, 1, Arc::clone(&stop));
-    let _ = flag::register(SIGINT, Arc::clone(&stop));
-    let _ = flag::register(SIGTERM, Arc::clone(&stop));
+    for signal in [SIGINT, SIGTERM, SIGUSR1] {
+        let _ = flag::register(signal, Arc::clone(&stop));
+    }
     stop
 }

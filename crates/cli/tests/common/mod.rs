@@ -73,10 +73,9 @@ pub fn alone(folder: &Path, words: &[&str]) -> Ended {
     Ended::of(program(folder).args(words).output().unwrap(), begun)
 }
 
-/// Runs the program on `ranks` ranks.
+/// Prepares to run the program on `ranks` ranks.
 #[allow(dead_code, reason = "not every test needs ranks")]
-pub fn ranks(ranks: usize, folder: &Path, words: &[&str]) -> Ended {
-    let begun = Instant::now();
+pub fn launcher(ranks: usize, folder: &Path) -> Command {
     let mut command = Command::new(env!("MP_CLI_MPIRUN"));
     command.current_dir(folder).args(["--bind-to", "none", "-n", &ranks.to_string()]);
     // What lets MPI run as root, with more ranks than cores, and in containers.
@@ -90,8 +89,16 @@ pub fn ranks(ranks: usize, folder: &Path, words: &[&str]) -> Ended {
     ] {
         command.env(name, value);
     }
-    command.arg(env!("CARGO_BIN_EXE_mp-cli")).args(words);
-    Ended::of(command.output().expect("mpirun lies beside the MPI library"), begun)
+    command.arg(env!("CARGO_BIN_EXE_mp-cli"));
+    command
+}
+
+/// Runs the program on `ranks` ranks.
+#[allow(dead_code, reason = "not every test needs ranks")]
+pub fn ranks(ranks: usize, folder: &Path, words: &[&str]) -> Ended {
+    let begun = Instant::now();
+    let output = launcher(ranks, folder).args(words).output();
+    Ended::of(output.expect("mpirun lies beside the MPI library"), begun)
 }
 
 /// Puts `--set` before every assignment, after a command's name.

@@ -117,10 +117,6 @@ impl Observer for Progress<'_> {
         self.line(&format!("step {}: validation loss {:.4}", record.step, record.loss));
     }
 
-    fn note(&mut self, text: &str) {
-        self.line(text);
-    }
-
     fn end(&mut self, report: &Report) {
         if let Some(bar) = self.bar.take() {
             bar.finish_and_clear();

@@ -62,6 +62,7 @@ impl Arriving {
     /// # Errors
     /// [`Error::Comm`] if the operation failed.
     pub fn wait(self) -> Result<Tensor> {
+        let _span = tracing::trace_span!("wait").entered();
         drop(self.request.wait()?);
         match self.join {
             Some((dim, parts)) => join(&self.tensor, dim, parts),
@@ -70,11 +71,18 @@ impl Arriving {
     }
 }
 
+/// Marks a collective for whoever listens: the group and how many bytes this rank hands over.
+fn span(call: &'static str, group: &dyn Communicator, tensor: &Tensor) -> tracing::span::EnteredSpan {
+    let bytes = tensor.numel() * tensor.kind().elt_size_in_bytes();
+    tracing::trace_span!("collective", call, group = group.name(), bytes).entered()
+}
+
 /// Reduces a contiguous tensor in place over a group.
 ///
 /// # Errors
 /// [`Error::Comm`] if the operation failed, [`Error::Runtime`] if the tensor is not contiguous.
 pub fn all_reduce(group: &dyn Communicator, tensor: &mut Tensor, op: ReduceOp) -> Result<()> {
+    let _span = span("all_reduce", group, tensor);
     Ok(group.all_reduce(buffer_mut(tensor)?, op)?)
 }
 
@@ -83,6 +91,7 @@ pub fn all_reduce(group: &dyn Communicator, tensor: &mut Tensor, op: ReduceOp) -
 /// # Errors
 /// As [`all_reduce`].
 pub fn start_all_reduce(group: &dyn Communicator, tensor: Tensor, op: ReduceOp) -> Result<Arriving> {
+    let _span = span("start_all_reduce", group, &tensor);
     Ok(Arriving { request: group.start_all_reduce(lend(&tensor)?, op)?, tensor, join: None })
 }
 
@@ -91,6 +100,7 @@ pub fn start_all_reduce(group: &dyn Communicator, tensor: Tensor, op: ReduceOp) 
 /// # Errors
 /// As [`all_reduce`].
 pub fn start_all_gather(group: &dyn Communicator, shard: &Tensor, dim: i64) -> Result<Arriving> {
+    let _span = span("start_all_gather", group, shard);
     let parts = group.size() as i64;
     let shard = shard.f_contiguous()?;
     let mut shape = shard.size();
@@ -105,6 +115,7 @@ pub fn start_all_gather(group: &dyn Communicator, shard: &Tensor, dim: i64) -> R
 /// # Errors
 /// As [`all_reduce`].
 pub fn all_gather(group: &dyn Communicator, shard: &Tensor, dim: i64) -> Result<Tensor> {
+    let _span = span("all_gather", group, shard);
     let parts = group.size() as i64;
     let shard = shard.f_contiguous()?;
     let mut shape = shard.size();
@@ -119,6 +130,7 @@ pub fn all_gather(group: &dyn Communicator, shard: &Tensor, dim: i64) -> Result<
 /// # Errors
 /// As [`all_reduce`], and [`Error::Shape`] if the dim does not divide.
 pub fn start_reduce_scatter(group: &dyn Communicator, full: &Tensor, dim: i64) -> Result<Arriving> {
+    let _span = span("start_reduce_scatter", group, full);
     let (send, tensor) = scattered(group, full, dim)?;
     let request = group.start_reduce_scatter(lend(&send)?, lend(&tensor)?, ReduceOp::Sum)?;
     Ok(Arriving { request, tensor, join: None })
@@ -129,17 +141,10 @@ pub fn start_reduce_scatter(group: &dyn Communicator, full: &Tensor, dim: i64) -
 /// # Errors
 /// As [`start_reduce_scatter`].
 pub fn reduce_scatter(group: &dyn Communicator, full: &Tensor, dim: i64) -> Result<Tensor> {
+    let _span = span("reduce_scatter", group, full);
     let (send, mut tensor) = scattered(group, full, dim)?;
     group.reduce_scatter(buffer(&send)?, buffer_mut(&mut tensor)?, ReduceOp::Sum)?;
     Ok(tensor)
-}
-
-/// Copies the root's tensor to every rank.
-///
-/// # Errors
-/// As [`all_reduce`].
-pub fn broadcast(group: &dyn Communicator, tensor: &mut Tensor, root: mp_comm::Rank) -> Result<()> {
-    Ok(group.broadcast(buffer_mut(tensor)?, root)?)
 }
 
 /// Returns this rank's part of a tensor along `dim`.

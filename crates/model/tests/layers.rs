@@ -29,6 +29,9 @@ fn random(shape: &[i64], name: &str) -> Tensor {
 
 fn close(what: &str, got: &Tensor, expected: &Tensor) {
     assert_eq!(got.size(), expected.size(), "{what}");
+    if got.numel() == 0 {
+        return;
+    }
     let worst = (got - expected).abs().max().double_value(&[]);
     assert!(worst < TOLERANCE, "{what} differs by {worst:e}");
 }
@@ -188,7 +191,7 @@ fn row_parallel_is_its_twin(
 }
 
 #[rstest]
-fn cross_entropy_is_its_twin(#[values(1, 2, 4)] tp: usize, #[values(8, 13)] vocab: i64) {
+fn cross_entropy_is_its_twin(#[values(1, 2, 4)] tp: usize, #[values(5, 8, 13)] vocab: i64) {
     let local = (vocab as usize).div_ceil(tp);
     threads::run(tp, |comm| -> mp_model::Result<()> {
         let logits = random(&[B, S, vocab], "logits") * 3.0;
@@ -208,7 +211,7 @@ fn cross_entropy_is_its_twin(#[values(1, 2, 4)] tp: usize, #[values(8, 13)] voca
         let shard = Tensor::full([B, S, local as i64], 1e3, (Kind::Double, Device::Cpu));
         shard.narrow(2, 0, ids.len() as i64).copy_(&logits.narrow(2, start as i64, ids.len() as i64));
         let shard = shard.set_requires_grad(true);
-        let loss = vocab_parallel_cross_entropy(shard.shallow_clone(), ids.clone(), &targets, &*comm)?;
+        let loss = vocab_parallel_cross_entropy(&shard, ids.clone(), &targets, &*comm)?;
         // The sum of 14 losses of order 5.
         assert!((loss.double_value(&[]) - expected.double_value(&[])).abs() < 1e-12);
         autograd::backward(&[&loss], &[None], false)?;

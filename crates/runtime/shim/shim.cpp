@@ -90,9 +90,14 @@ struct RustNode : public torch::autograd::Node {
   std::string name() const override { return "RustNode"; }
 
   // The engine calls this when the graph will not be walked again.
-  void release_variables() override { drop(); }
+  void release_variables() override {
+    std::lock_guard<std::mutex> lock(mutex_);
+    drop();
+  }
 
   torch::autograd::variable_list apply(torch::autograd::variable_list &&gradients) override {
+    // Two threads may walk one retained graph; the closure has one owner at a time.
+    std::lock_guard<std::mutex> lock(mutex_);
     void *held = context.load();
     TORCH_CHECK(held, "backward through a custom function a second time: its saved tensors are gone");
     std::vector<at::Tensor *> arguments(gradients.size(), nullptr);

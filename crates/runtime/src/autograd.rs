@@ -50,7 +50,8 @@ pub fn backward(outputs: &[&Tensor], gradients: &[Option<&Tensor>], retain: bool
     ffi::backward(outputs, gradients, retain)
 }
 
-/// Calls `ready` each time the gradient of `leaf` has been accumulated in a backward pass.
+/// Calls `ready` each time the gradient of `leaf` has been accumulated in a backward pass. A leaf has one such closure:
+/// the last one given.
 ///
 /// # Errors
 /// [`Error::Torch`](crate::Error::Torch) if `leaf` is no leaf that requires a gradient.

@@ -1,4 +1,8 @@
 //! Tensors as plain memory: what communication and files read and write.
+//!
+//! A tensor is a handle; others may share its storage, and the borrow checker does not see them. While a view from here
+//! lives, its user must not write to the same storage through another handle, nor read it while the view is mutable:
+//! that is the one promise of this module that its callers keep, as they do with any two handles of one tensor.
 
 use crate::{ffi, Error, Result, Tensor};
 

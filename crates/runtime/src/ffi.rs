@@ -1,4 +1,5 @@
-//! The boundary to the C++ shim: the crate's only unsafe code. Everything it exports is safe to call.
+//! The boundary to the C++ shim: the crate's only unsafe code. What it exports is private to the crate; `memory_of` and
+//! `memory_of_mut` ask of their callers what [`crate::bytes`] passes on to its own.
 //!
 //! Ownership across the boundary: tensors are passed as pointers to heap-allocated `at::Tensor`, which is what a
 //! [`Tensor`] holds. Callback contexts are boxes of boxes, owned by the C++ node or hook and freed by it.
@@ -120,8 +121,7 @@ extern "C" fn mp_rust_backward(
     inputs: usize,
 ) -> *mut c_char {
     callback(|| {
-        // SAFETY: `context` is the box made in `attach`; the engine runs one node once at a time, so nobody else holds
-        // it. The gradients are `count` pointers, null or to heap tensors that are handed over to us; the results are
+        // SAFETY: `context` is the box made in `attach`; the node calls under its lock, so nobody else holds it. The gradients are `count` pointers, null or to heap tensors that are handed over to us; the results are
         // `inputs` null pointers of the caller's for us to fill.
         let (backward, gradients, results) = unsafe {
             (

@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use crate::{Device, Error, Kind, Result, Tensor};
 
-/// Elements to which a group's start is aligned: a cache line of the widest kind, and of every narrower one.
+/// Elements to which a group's start is aligned: whole cache lines for kinds of one byte and more.
 pub const ALIGNMENT: usize = 64;
 
 /// Where each tensor lies in a flat buffer.

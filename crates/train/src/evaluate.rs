@@ -16,13 +16,7 @@ use crate::Result;
 ///
 /// # Errors
 /// Whatever a layer or a collective raises.
-pub fn evaluate(
-    stage: &dyn Stage,
-    groups: &Groups,
-    windows: &Windows,
-    batch: usize,
-    limit: usize,
-) -> Result<f64> {
+pub fn evaluate(stage: &dyn Stage, groups: &Groups, windows: &Windows, batch: usize, limit: usize) -> Result<f64> {
     let _span = tracing::info_span!("evaluate").entered();
     let _off = autograd::no_grad();
     let device = stage.parameters().device();

@@ -27,9 +27,15 @@ pub struct Sampling {
 /// [`Error::Data`](crate::Error::Data) if the prompt cannot be tokenized, whatever a layer or a collective raises.
 pub fn generate(stage: &dyn Stage, tokenizer: &Tokenizer, prompt: &str, sampling: &Sampling) -> Result<String> {
     let mut ids = tokenizer.encode(prompt)?;
+    if ids.is_empty() {
+        // A tokenizer may drop all of a prompt; a model needs something to go on from.
+        ids.push(0);
+    }
     let stream = Stream::new(sampling.seed, "generate", 0);
     for position in 0..sampling.tokens {
-        let scores = next_scores(stage, &ids)?;
+        let mut scores = next_scores(stage, &ids)?;
+        // Beyond lies what no text contains: a vocabulary larger than the tokenizer's.
+        scores.truncate(tokenizer.vocab_size());
         let word = stream.block(position as u64)[0];
         ids.push(choose(&scores, sampling.temperature, unit(word)));
     }
@@ -44,7 +50,7 @@ fn next_scores(stage: &dyn Stage, ids: &[u32]) -> Result<Vec<f64>> {
     let parameters = stage.parameters();
     let partition = parameters.partition();
     let tp = partition.mesh.degree(Axis::Tp);
-    let longest = partition.architecture.max_seq / tp * tp;
+    let longest = (partition.architecture.max_seq / tp * tp).max(1);
     let mut seen: Vec<i64> = ids[ids.len().saturating_sub(longest)..].iter().map(|&id| i64::from(id)).collect();
     let length = seen.len() as i64;
     seen.resize(seen.len().next_multiple_of(tp), 0);

@@ -124,8 +124,6 @@ pub trait Observer {
     fn eval(&mut self, _record: &EvalRecord) {}
     /// A checkpoint is complete on disk.
     fn checkpoint(&mut self, _step: u64, _path: &Path) {}
-    /// Something that a person may want to know.
-    fn note(&mut self, _text: &str) {}
     /// The run is over.
     fn end(&mut self, _report: &Report) {}
 }
@@ -163,6 +161,6 @@ mod tests {
     #[test]
     fn an_observer_is_a_trait_object() {
         let observer: &mut dyn Observer = &mut ();
-        observer.note("heard by nobody");
+        observer.eval(&EvalRecord { step: 1, loss: 0.0 });
     }
 }

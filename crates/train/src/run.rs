@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 use std::time::Instant;
 
-use mp_comm::{Communicator, Rank};
+use mp_comm::{BufferMut, Communicator, Rank, ReduceOp};
 use mp_data::{split, Corpus, Prefetch, SampleSource, Split, TextSource, Tokenizer, Windows};
 use mp_model::regions::TensorGroup;
 use mp_model::{build, Parameters};
@@ -24,7 +24,7 @@ use crate::records::{EndReason, EndRecord, EvalRecord, Observer, Record, Report,
 use crate::run_folder::RunFolder;
 use crate::state::{self, Progress};
 use crate::step::{Trainer, Work};
-use crate::{Config, Result};
+use crate::{Config, Error, Result};
 
 /// Steps whose batches are read ahead.
 const READ_AHEAD: usize = 2;
@@ -39,8 +39,8 @@ const SAMPLE_TEMPERATURE: f64 = 0.8;
 /// `signal`. `observer` is called on rank 0 alone.
 ///
 /// # Errors
-/// Input that cannot serve, before anything is allocated or written; later whatever a step raises, with all complete
-/// checkpoints intact.
+/// Input that cannot serve, before anything is allocated or written (a checkpoint that cannot be continued from: before
+/// anything of its run is changed); later whatever a step raises, with all complete checkpoints intact.
 pub fn train(
     config: &Config,
     world: Arc<dyn Communicator>,
@@ -115,9 +115,11 @@ impl<'a> Run<'a> {
         let trainer = agree(&*world, model(config, &layout, &groups, device))?.finish(config, &layout, groups)?;
 
         let store = DirectoryStore::new(folder.checkpoints(), config.checkpoint.keep);
-        let step = agree(&*world, resume(config, &store, &trainer))?;
         let first = world.rank() == Rank(0);
-        let metrics = agree(&*world, opening(config, &layout, &folder, &store, step, first))?;
+        agree(&*world, if first { store.sweep() } else { Ok(()) })?;
+        let resumed = agree(&*world, resume(config, &store, &trainer))?;
+        let step = agree(&*world, same_step(&*world, &store, resumed))?;
+        let metrics = agree(&*world, opening(config, &layout, &folder, step, first))?;
         let (train_tokens, validation_tokens) =
             (text.split.train.len() as u64, text.split.validation.as_ref().map_or(0, |tokens| tokens.len() as u64));
         let seq = config.train.seq;
@@ -145,7 +147,19 @@ impl<'a> Run<'a> {
         let saved = (step > 0).then_some(step);
         let tokenizer = text.tokenizer;
         Ok(Self {
-            config, layout, tokenizer, reader, windows, trainer, rates, folder, store, metrics, observer, step, saved,
+            config,
+            layout,
+            tokenizer,
+            reader,
+            windows,
+            trainer,
+            rates,
+            folder,
+            store,
+            metrics,
+            observer,
+            step,
+            saved,
         })
     }
 
@@ -174,7 +188,8 @@ impl<'a> Run<'a> {
                 self.observer.step(&record);
             }
             if due(self.config.eval.every, self.step) && self.step < self.config.train.steps {
-                written = written.and(self.evaluate(self.config.eval.batches).map(|_| ()));
+                let (_, told) = self.evaluate(self.config.eval.batches)?;
+                written = written.and(told);
             }
             if due(self.config.checkpoint.every, self.step) {
                 agree(&*world, std::mem::replace(&mut written, Ok(())))?;
@@ -217,17 +232,25 @@ impl<'a> Run<'a> {
         self.metrics.as_mut().map_or(Ok(()), |metrics| metrics.write(&record))
     }
 
-    /// Measures and tells the validation loss, where there is a validation part.
-    fn evaluate(&mut self, limit: usize) -> Result<Option<f64>> {
-        let Some(windows) = &self.windows else { return Ok(None) };
+    /// Measures the validation loss over `limit` global batches of windows (0: all), where there is a validation part;
+    /// returns it with whether it could be told.
+    ///
+    /// What fails inside the measurement is returned at once, never agreed: the other ranks may be waiting in it.
+    fn evaluate(&mut self, limit: usize) -> Result<(Option<f64>, Result<()>)> {
+        let Some(windows) = &self.windows else { return Ok((None, Ok(()))) };
         let batch = self.layout.batches.micro_batch();
+        // The same windows under every layout.
+        let limit = limit * (self.config.train.global_batch / batch);
         let loss = evaluate(self.trainer.stage(), self.trainer.groups(), windows, batch, limit)?;
+        if !loss.is_finite() {
+            return Err(Error::NotFinite { step: self.step, what: "validation loss" });
+        }
         let record = EvalRecord { step: self.step, loss };
         let told = self.tell(Record::Eval(record.clone()));
         if self.metrics.is_some() {
             self.observer.eval(&record);
         }
-        told.map(|()| Some(loss))
+        Ok((Some(loss), told))
     }
 
     fn save(&mut self) -> Result<()> {
@@ -250,8 +273,9 @@ impl<'a> Run<'a> {
         let validation_loss = match reason {
             EndReason::Signal => None,
             EndReason::Finished => {
-                let measured = self.evaluate(0);
-                agree(&*world, measured)?
+                let (loss, told) = self.evaluate(0)?;
+                agree(&*world, told)?;
+                loss
             }
         };
         let sample = match reason {
@@ -276,10 +300,10 @@ impl<'a> Run<'a> {
         let sampling =
             Sampling { tokens: SAMPLE_TOKENS, temperature: SAMPLE_TEMPERATURE, seed: self.config.train.seed };
         let written = match self.trainer.groups().dp.rank() {
-            Rank(0) => generate(self.trainer.stage(), &self.tokenizer, PROMPT, &sampling),
-            _ => Ok(String::new()),
+            Rank(0) => generate(self.trainer.stage(), &self.tokenizer, PROMPT, &sampling)?,
+            _ => String::new(),
         };
-        agree(&*self.world(), written)
+        agree(&*self.world(), Ok(written))
     }
 }
 
@@ -325,19 +349,27 @@ fn resume(config: &Config, store: &DirectoryStore, trainer: &Trainer) -> Result<
     Ok(reader.manifest().step)
 }
 
+/// Refuses to go on where ranks found different checkpoints, as nodes with folders of their own do. Collective.
+fn same_step(world: &dyn Communicator, store: &DirectoryStore, step: u64) -> Result<u64> {
+    let mut bounds = [step as i64, -(step as i64)];
+    world.all_reduce(BufferMut::new(&mut bounds), ReduceOp::Min)?;
+    let (least, most) = (bounds[0], -bounds[1]);
+    if least == most {
+        return Ok(step);
+    }
+    let problem = format!("holds step {least} on some ranks and step {most} on others; put it where all nodes see it");
+    Err(Error::RunFolder { path: store.root().into(), problem })
+}
+
 /// Opens the run folder's files on rank 0.
-fn opening(
-    config: &Config,
-    layout: &Layout,
-    folder: &RunFolder,
-    store: &DirectoryStore,
-    step: u64,
-    first: bool,
-) -> Result<Option<Metrics>> {
+fn opening(config: &Config, layout: &Layout, folder: &RunFolder, step: u64, first: bool) -> Result<Option<Metrics>> {
     if !first {
         return Ok(None);
     }
-    store.sweep()?;
+    if step > 0 {
+        // Not earlier: a checkpoint that does not fit must not change what the folder says of its run.
+        folder.write_config(config)?;
+    }
     let plan = serde_json::to_string(&layout.plan(config)).expect("a plan is plain data");
     folder.write_plan(&plan)?;
     Metrics::open(&folder.metrics(), step).map(Some)

@@ -17,6 +17,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use mp_comm::{BufferMut, Communicator, Rank};
 
 use crate::agree::agree;
+use crate::checkpoint::{CheckpointStore, DirectoryStore};
 use crate::durable;
 use crate::{Config, Error, Result};
 
@@ -70,6 +71,14 @@ impl RunFolder {
         self.path.join(CHECKPOINTS)
     }
 
+    /// Writes `config.toml`, whole.
+    ///
+    /// # Errors
+    /// [`Error::Write`].
+    pub fn write_config(&self, config: &Config) -> Result<()> {
+        save(&self.path, config)
+    }
+
     /// Writes `plan.json`, whole.
     ///
     /// # Errors
@@ -95,12 +104,17 @@ fn prepare(config: &Config) -> Result<PathBuf> {
         Some(name) => named(out.join(name), config.checkpoint.resume)?,
         None => unnamed(&out, &format!("{}-{}", config.label, timestamp(SystemTime::now())))?,
     };
-    let saved = path.join(CONFIG);
-    durable::write(&saved, config.to_toml().as_bytes()).map_err(|error| match error {
-        Error::Write { source, .. } => unwritable(&path, &source),
-        other => other,
-    })?;
+    if !path.join(CONFIG).exists() {
+        save(&path, config).map_err(|error| match error {
+            Error::Write { source, .. } => unwritable(&path, &source),
+            other => other,
+        })?;
+    }
     Ok(path)
+}
+
+fn save(path: &Path, config: &Config) -> Result<()> {
+    durable::write(&path.join(CONFIG), config.to_toml().as_bytes())
 }
 
 /// Makes the folder that the user named, or takes it if the run is to be continued.
@@ -137,10 +151,9 @@ fn unwritable(path: &Path, error: &std::io::Error) -> Error {
     Error::RunFolder { path: path.into(), problem }
 }
 
-/// Says whether a run folder holds anything that looks like a checkpoint.
+/// Says whether a run folder holds a checkpoint.
 pub fn has_checkpoint(folder: &Path) -> bool {
-    let mut entries = fs::read_dir(folder.join(CHECKPOINTS)).into_iter().flatten().flatten();
-    entries.any(|entry| entry.file_name().to_string_lossy().starts_with("step-"))
+    DirectoryStore::new(folder.join(CHECKPOINTS), 0).steps().is_ok_and(|steps| !steps.is_empty())
 }
 
 /// Writes a time as `20260131-235959`, in UTC.

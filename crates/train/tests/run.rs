@@ -49,11 +49,7 @@ impl<F: Fn(&StepRecord, &AtomicBool)> Observer for Watch<'_, F> {
     }
 }
 
-fn train_until(
-    ranks: usize,
-    config: &Config,
-    heard: impl Fn(&StepRecord, &AtomicBool) + Sync,
-) -> Vec<Result<Report>> {
+fn train_until(ranks: usize, config: &Config, heard: impl Fn(&StepRecord, &AtomicBool) + Sync) -> Vec<Result<Report>> {
     let one = |world: Arc<dyn Communicator>| -> std::result::Result<Result<Report>, String> {
         let stop = AtomicBool::new(false);
         let mut watch = Watch { stop: &stop, heard: &heard };
@@ -82,12 +78,10 @@ fn a_run_leaves_its_folder_as_documented() {
     assert_eq!((report.step, report.reason), (6, EndReason::Finished));
     let folder = out.path().join("a");
     assert_eq!(report.run_dir, std::path::absolute(&folder).unwrap());
-    let plan: serde_json::Value =
-        serde_json::from_slice(&std::fs::read(folder.join("plan.json")).unwrap()).unwrap();
+    let plan: serde_json::Value = serde_json::from_slice(&std::fs::read(folder.join("plan.json")).unwrap()).unwrap();
     assert_eq!((&plan["mesh"]["tp"], &plan["mesh"]["dp"]), (&2.into(), &2.into()), "the default layout on four ranks");
     let records = metrics::read(&folder.join("metrics.jsonl")).unwrap();
-    let evals: Vec<u64> =
-        records.iter().filter(|record| matches!(record, Record::Eval(_))).map(Record::step).collect();
+    let evals: Vec<u64> = records.iter().filter(|record| matches!(record, Record::Eval(_))).map(Record::step).collect();
     assert_eq!(evals, [2, 4, 6]);
     assert!(matches!(records.last(), Some(Record::End(end)) if end.reason == EndReason::Finished && end.step == 6));
     let steps = steps(&folder);
@@ -131,6 +125,7 @@ fn a_run_resumes_under_another_layout() {
     let (whole, cut) = (out.path().join("whole"), out.path().join("cut"));
     crash_after_three(&cut);
     succeed(4, &config(out.path(), "cut", &["parallel.tp=1", "parallel.dp=4", "checkpoint.resume=true"]));
+    assert_eq!(steps(&cut).len(), 6);
     for (got, expected) in steps(&cut).iter().zip(&steps(&whole)) {
         // The parity suite's bound.
         assert!((got.loss - expected.loss).abs() <= 1e-10 * expected.loss, "{got:?} {expected:?}");
@@ -198,4 +193,25 @@ fn a_corrupt_checkpoint_is_refused_with_its_file() {
     let results = train(2, &config(out.path(), "a", &["checkpoint.resume=true", "train.steps=8"]));
     let first = results.into_iter().next().unwrap().unwrap_err();
     assert!(first.is_input() && first.to_string().contains("model.safetensors"), "{first}");
+}
+
+#[test]
+fn a_resume_that_does_not_fit_changes_nothing() {
+    let out = tempfile::tempdir().unwrap();
+    succeed(2, &config(out.path(), "a", &[]));
+    let saved = out.path().join("a/config.toml");
+    let before = std::fs::read_to_string(&saved).unwrap();
+    let sets = ["checkpoint.resume=true", "optimizer.name=sgd", "train.steps=8"];
+    let first = train(2, &config(out.path(), "a", &sets)).into_iter().next().unwrap().unwrap_err();
+    assert!(first.is_input(), "{first}");
+    assert_eq!(std::fs::read_to_string(&saved).unwrap(), before);
+    succeed(2, &config(out.path(), "a", &["checkpoint.resume=true", "train.steps=8"]));
+    assert_eq!(steps(&out.path().join("a")).len(), 8);
+}
+
+#[test]
+fn a_vocabulary_beyond_the_tokenizers_still_writes_text() {
+    let out = tempfile::tempdir().unwrap();
+    let report = succeed(4, &config(out.path(), "a", &["model.vocab=4097", "parallel.tp=4", "train.steps=2"]));
+    assert!(report.sample.is_some() && report.validation_loss.is_some_and(f64::is_finite));
 }

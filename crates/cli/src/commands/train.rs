@@ -29,7 +29,7 @@ pub fn run(args: &Train, world: &World) -> Result<(), Failure> {
     let (config, mut screen) = agree(&**communicator, opened())?;
     let shared = threads::share(&**communicator)?;
     mp_runtime::device::prepare(if config.train.threads > 0 { config.train.threads } else { shared });
-    let device = agree(&**communicator, choose_device(config.train.device, &**communicator))?;
+    let device = agree(&**communicator, choose_device(config.train.device))?;
     let stop = stop_on_signals();
     let report = {
         let mut progress = Progress::new(&screen);

@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use mp_runtime::kernels::dropout::{self, Place};
 use mp_runtime::kernels::rotary::{rotate, Angles};
-use mp_runtime::{autograd, Kind, Tensor};
+use mp_runtime::{Kind, Tensor};
 
 use crate::layers::dropout::Dropout;
 use crate::layers::linear::{ColumnParallel, RowParallel};
@@ -88,11 +88,8 @@ impl SelfAttention {
         };
         let weights_bhst = causal_weights(q, k)?;
         let rows = self.rows(pass);
-        let mask = {
-            let _off = autograd::no_grad();
-            dropout::mask(&weights_bhst.size(), self.dropout.probability(), Place { rows: &rows, stream }, q)?
-        };
-        Ok(weights_bhst.f_mul(&mask)?.f_matmul(v)?)
+        let kept = dropout::dropout(&weights_bhst, self.dropout.probability(), Place { rows: &rows, stream })?;
+        Ok(kept.f_matmul(v)?)
     }
 
     /// Returns the global index of the first weight of each row `(b, h, s)`.

@@ -10,13 +10,13 @@ use crate::{collective, Result};
 /// Sums `log Σ_v exp(z_v) − z_target` over all targets, in nats; targets of −1 do not count.
 ///
 /// # Shapes
-/// - `logits`: `[b, s, v_local]`, this rank's part of the padded vocabulary; consumed, for the softmax takes its memory
+/// - `logits`: `[b, s, v_local]`, this rank's part of the padded vocabulary
 /// - `ids`: the token ids of its first `ids.len()` entries; what follows is padding
 /// - `targets`: `[b, s]`, replicated
 /// - returns a scalar in single precision, double where the logits are
 ///
 /// # Communication
-/// Forward: three all-reduces of `b·s` elements (maximum, sum of exponentials, target's logit), the last two as one.
+/// Forward: one all-reduce of `b·s` elements (the maximum) and one of `2·b·s` (sum of exponentials, target's logit).
 /// Backward: none.
 ///
 /// # Errors
@@ -25,18 +25,18 @@ use crate::{collective, Result};
 /// # Source
 /// Shoeybi et al. 2019, arXiv:1909.08053, §3.
 pub fn vocab_parallel_cross_entropy(
-    logits: Tensor,
+    logits: &Tensor,
     ids: Range<usize>,
     targets: &Tensor,
     group: &dyn Communicator,
 ) -> Result<Tensor> {
     let (loss, saved) = {
         let _off = autograd::no_grad();
-        forward(&logits, ids, &targets.f_view([-1])?, group)?
+        forward(logits, ids, &targets.f_view([-1])?, group)?
     };
     let kind = logits.kind();
     let shape = logits.size();
-    autograd::attach(&[&logits], &[loss.shallow_clone()], move |gradients| {
+    autograd::attach(&[logits], &[loss.shallow_clone()], move |gradients| {
         let Some(gradient) = &gradients[0] else { return Ok(vec![None]) };
         let dz = saved.gradient(gradient)?;
         Ok(vec![Some(dz.f_to_kind(kind)?.f_view(&shape[..])?)])
@@ -69,8 +69,12 @@ fn forward(logits: &Tensor, ids: Range<usize>, targets: &Tensor, group: &dyn Com
 
     let (column, here) = locate(targets, &ids)?;
     let here = here.f_to_kind(kind)?;
-    let target = z.f_gather(1, &column, false)?.f_mul(&here)?;
-    let softmax = z.f_exp()?;
+    // Filled, not multiplied: where a shard is all padding the column holds −∞, and −∞ · 0 is no number.
+    let elsewhere = here.f_eq(0.0)?;
+    let target = z.f_gather(1, &column, false)?.f_masked_fill(&elsewhere, 0.0)?;
+    // In place from here on: these are the largest tensors of a step.
+    let mut softmax = z;
+    let _ = softmax.f_exp_()?;
     let sum = softmax.f_sum_dim_intlist([-1i64].as_slice(), true, None)?;
     let mut both = Tensor::f_stack(&[sum, target], 0)?;
     collective::all_reduce(group, &mut both, ReduceOp::Sum)?;
@@ -78,7 +82,7 @@ fn forward(logits: &Tensor, ids: Range<usize>, targets: &Tensor, group: &dyn Com
 
     let counts = targets.f_ge(0)?.f_to_kind(kind)?.f_unsqueeze(1)?;
     let loss = sum.f_log()?.f_sub_(&target)?.f_mul_(&counts)?.f_sum(None)?;
-    let softmax = softmax.f_div(&sum)?;
+    let _ = softmax.f_div_(&sum)?;
     Ok((loss, Saved { softmax, column, here, counts }))
 }
 

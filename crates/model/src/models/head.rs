@@ -30,7 +30,7 @@ impl Stage for LanguageModel {
 
     fn loss_sum(&self, pass: &Pass<'_>, targets: &Tensor) -> Result<Tensor> {
         let logits = self.head.forward(&self.body.forward(pass)?)?;
-        vocab_parallel_cross_entropy(logits, self.ids.clone(), targets, &*self.group.comm)
+        vocab_parallel_cross_entropy(&logits, self.ids.clone(), targets, &*self.group.comm)
     }
 
     fn logits(&self, pass: &Pass<'_>) -> Result<Tensor> {

@@ -13,14 +13,15 @@ pub struct Place<'a> {
     pub stream: Stream,
 }
 
-/// Draws the mask that keeps an element with probability `1 − p` and scales it by `1/(1 − p)`.
+/// Draws the mask that keeps an element with probability `1 − p`: 1 where it is kept, 0 where it is dropped. What is
+/// kept is to be scaled by `1/(1 − p)`, as a scalar: in a mask of bfloat16 it would be rounded.
 ///
 /// # Shapes
 /// - returns `shape`; `place.rows` has one entry for each row of `shape`'s last dim
 ///
 /// # Errors
 /// [`Error::Tensor`](crate::Error::Tensor) where the rows do not fit the shape.
-pub fn mask(shape: &[i64], p: f64, place: Place<'_>, like: &Tensor) -> Result<Tensor> {
+fn mask(shape: &[i64], p: f64, place: Place<'_>, like: &Tensor) -> Result<Tensor> {
     let width = *shape.last().unwrap_or(&1) as usize;
     // A word below the threshold drops its element: the probability is exact to 2⁻³².
     let threshold = (p * 4_294_967_296.0) as u64;
@@ -41,7 +42,7 @@ pub fn mask(shape: &[i64], p: f64, place: Place<'_>, like: &Tensor) -> Result<Te
             *keep = u8::from(u64::from(word) >= threshold);
         }
     }
-    Ok(mask.f_to_kind(like.kind())?.f_to_device(like.device())?.f_mul_scalar_(1.0 / (1.0 - p))?)
+    Ok(mask.f_to_kind(like.kind())?.f_to_device(like.device())?)
 }
 
 /// Drops elements of `x` with probability `p` and scales the others by `1/(1 − p)`; `p = 0` returns `x`.
@@ -62,5 +63,5 @@ pub fn dropout(x: &Tensor, p: f64, place: Place<'_>) -> Result<Tensor> {
         let _off = autograd::no_grad();
         mask(&x.size(), p, place, x)?
     };
-    Ok(x.f_mul(&mask)?)
+    Ok(x.f_mul(&mask)?.f_mul_scalar(1.0 / (1.0 - p))?)
 }

@@ -1,5 +1,5 @@
-//! Fused kernels, each with its own backward: fewer passes over memory and fewer saved tensors than the same
-//! arithmetic in single operations.
+//! What models compute beside products and libtorch's own operations: rotary positions and RMSNorm with their
+//! backward, and dropout by place.
 
 pub mod dropout;
 pub mod rms_norm;

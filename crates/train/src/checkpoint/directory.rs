@@ -55,7 +55,7 @@ impl DirectoryStore {
     }
 
     /// Returns the folder of all checkpoints.
-    pub(super) fn root(&self) -> &Path {
+    pub(crate) fn root(&self) -> &Path {
         &self.root
     }
 

@@ -51,15 +51,8 @@ pub struct Trace {
 }
 
 pub fn models() -> Vec<Model> {
-    let base = ModelConfig {
-        hidden: 16,
-        layers: 2,
-        heads: 4,
-        ffn: 24,
-        vocab: VOCAB,
-        max_seq: SEQ,
-        ..ModelConfig::default()
-    };
+    let base =
+        ModelConfig { hidden: 16, layers: 2, heads: 4, ffn: 24, vocab: VOCAB, max_seq: SEQ, ..ModelConfig::default() };
     let gpt2 = ModelConfig { architecture: ArchitectureName::Gpt2, ..base.clone() };
     let llama = ModelConfig { architecture: ArchitectureName::Llama, ..base };
     let adamw = OptimizerName::AdamW;
@@ -142,9 +135,12 @@ pub fn compare(model: &Model, got: &[Trace], expected: &[Trace]) -> std::result:
         .into_iter()
         .map(|spec| spec.name)
         .collect();
+    if (got.len(), expected.len()) != (STEPS as usize, STEPS as usize) {
+        return Err(format!("{} steps against {} of one rank, where {STEPS} are asked for", got.len(), expected.len()));
+    }
     for (step, (got, expected)) in got.iter().zip(expected).enumerate() {
         for (what, a, b) in [("loss", got.loss, expected.loss), ("norm", got.norm, expected.norm)] {
-            if (a - b).abs() > 1e-10 * b.abs() {
+            if !within((a - b).abs(), 1e-10 * b.abs()) {
                 return Err(format!("step {}: {what} {a} where one rank has {b}", step + 1));
             }
         }
@@ -152,12 +148,17 @@ pub fn compare(model: &Model, got: &[Trace], expected: &[Trace]) -> std::result:
         for (name, (a, b)) in names.iter().zip(got.gradients.iter().zip(&expected.gradients)) {
             let allowed = 1e-10 * scale(b).max(1e-3 * model_scale);
             let worst = scale(&(a - b));
-            if worst > allowed {
+            if !within(worst, allowed) {
                 return Err(format!("step {}: gradient of {name} differs by {worst:e}, allowed {allowed:e}", step + 1));
             }
         }
     }
     Ok(())
+}
+
+/// What is no number is not within anything.
+fn within(difference: f64, allowed: f64) -> bool {
+    difference <= allowed
 }
 
 fn scale(tensor: &Tensor) -> f64 {

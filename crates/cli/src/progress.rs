@@ -21,6 +21,8 @@ const NEWEST: f64 = 0.1;
 pub struct Progress<'a> {
     screen: &'a Screen,
     bar: Option<ProgressBar>,
+    /// Whether the run was asked to continue.
+    resumes: bool,
     steps: u64,
     shown: Shown,
     pace: Pace,
@@ -57,9 +59,9 @@ impl Pace {
 
 impl<'a> Progress<'a> {
     /// Prepares to show a run.
-    pub fn new(screen: &'a Screen) -> Self {
+    pub fn new(screen: &'a Screen, resumes: bool) -> Self {
         let shown = Shown { at: Instant::now(), step: 0 };
-        Self { screen, bar: None, steps: 0, shown, pace: Pace::default() }
+        Self { screen, bar: None, resumes, steps: 0, shown, pace: Pace::default() }
     }
 
     /// Prints a line above the bar.
@@ -88,8 +90,12 @@ impl Observer for Progress<'_> {
         let (train, held_out) = (grouped(start.train_tokens), grouped(start.validation_tokens));
         self.line(&format!("data      {train} tokens to train on, {held_out} held out"));
         self.line(&format!("folder    {}", start.run_dir.display()));
-        if start.first_step > 1 {
+        if start.first_step > start.steps {
+            self.line(&format!("all {} steps are done: nothing is left to train", start.steps));
+        } else if start.first_step > 1 {
             self.line(&format!("continues after step {}", start.first_step - 1));
+        } else if self.resumes {
+            self.line("there is no checkpoint to continue from: this run starts at step 1");
         }
         let Some(target) = terminal::draw_target() else { return };
         let bar = ProgressBar::with_draw_target(Some(start.steps), target);
@@ -129,9 +135,9 @@ impl Observer for Progress<'_> {
         }
         match report.reason {
             EndReason::Signal => self.line(&format!(
-                "stopped by a signal after step {}; continue with --set train.name={} --set checkpoint.resume=true",
+                "stopped by a signal after step {}; continue with --config {} --set checkpoint.resume=true",
                 report.step,
-                report.run_dir.file_name().unwrap_or_default().to_string_lossy()
+                report.run_dir.join("config.toml").display()
             )),
             _ => self.line(&format!("done: {}", report.run_dir.display())),
         }

@@ -26,6 +26,20 @@ pub fn cores() -> usize {
     available_parallelism().map_or(1, usize::from)
 }
 
+/// Refuses more threads than the machine has processors: they would only wait for each other.
+///
+/// # Errors
+/// An input error that names the processors.
+pub fn check(threads: usize) -> mp_train::Result<()> {
+    let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let processors = cpuinfo.lines().filter(|line| line.starts_with("processor")).count().max(cores());
+    if threads <= processors {
+        return Ok(());
+    }
+    let rule = format!("this machine has {processors} processors; set it to at most that, or to 0 for a rank's share");
+    Err(mp_train::Error::Config { key: "train.threads", value: threads.to_string(), rule })
+}
+
 /// Digests where this process runs: the host, and the cores of it that the launcher bound the process to.
 fn place() -> i64 {
     let read = |path| std::fs::read_to_string(path).unwrap_or_default();
@@ -39,6 +53,14 @@ fn place() -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn more_threads_than_processors_are_refused() {
+        check(0).unwrap();
+        check(cores()).unwrap();
+        let error = check(1_000_000).unwrap_err();
+        assert!(error.is_input() && error.to_string().contains("processors"), "{error}");
+    }
 
     #[test]
     fn ranks_of_one_process_share_its_cores() {

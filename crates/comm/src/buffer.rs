@@ -153,6 +153,9 @@ impl<'a> BufferMut<'a> {
 }
 
 /// Memory with an owner of another crate, a tensor's for instance.
+///
+/// Both methods must return the same memory, unmoved, at every call: an operation under way asks again for each chunk
+/// while earlier chunks are still being written.
 pub trait ByteBuffer: Send {
     /// Returns the memory to read.
     fn bytes(&self) -> &[u8];

@@ -35,11 +35,18 @@ pub struct Options {
 
 /// Runs every check.
 pub fn command(workspace: &Workspace, options: &Options) -> Result<ExitCode> {
-    let installs = setup::ensure(workspace)?;
+    let installs = match setup::ensure(workspace) {
+        Ok(installs) => installs,
+        Err(error) => {
+            // The counts close every run, also one that could not begin.
+            println!("error: {error:#}\nfailed: set-up\n{}", Counts::one(false));
+            return Ok(ExitCode::FAILURE);
+        }
+    };
     let mut run = Run { workspace, installs, total: Counts::default(), faults: Vec::new() };
     run.lints();
     run.cargo_tests(options.all);
-    match Plan::read(&workspace.metadata()?) {
+    match workspace.metadata().and_then(|metadata| Plan::read(&metadata)) {
         Ok(plan) => run.planned(&plan),
         Err(error) => run.record("plan", Instant::now(), Err(error)),
     }
@@ -118,7 +125,8 @@ impl Run<'_> {
 
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = self.workspace.cargo();
-        command.args(arguments);
+        // What is counted below is read as plain text.
+        command.args(arguments).env("CARGO_TERM_COLOR", "never");
         self.installs.apply(&mut command);
         // Some tests start ranks themselves.
         environment::apply(&self.installs.mpi, &mut command);

@@ -24,7 +24,9 @@ pub fn run(args: &Train, world: &World) -> Result<(), Failure> {
     let communicator = world.communicator();
     let opened = || {
         listen::start(args, communicator.rank().0)?;
-        Ok((args.configuration.load()?, Screen::open(&args.output, world.is_first())?))
+        let config = args.configuration.load()?;
+        threads::check(config.train.threads)?;
+        Ok((config, Screen::open(&args.output, world.is_first())?))
     };
     let (config, mut screen) = agree(&**communicator, opened())?;
     let shared = threads::share(&**communicator)?;
@@ -32,7 +34,7 @@ pub fn run(args: &Train, world: &World) -> Result<(), Failure> {
     let device = agree(&**communicator, choose_device(config.train.device))?;
     let stop = stop_on_signals();
     let report = {
-        let mut progress = Progress::new(&screen);
+        let mut progress = Progress::new(&screen, config.checkpoint.resume);
         let observer: &mut dyn Observer = if screen.speaks() { &mut progress } else { &mut () };
         mp_train::run::train(&config, Arc::clone(communicator), device, &stop, observer)?
     };

@@ -80,6 +80,8 @@ impl Group {
 
     /// Cuts the group; see [`Communicator::split`](crate::Communicator::split).
     pub(super) fn split(&self, color: Option<u32>, key: u32, name: &str) -> Result<Option<Self>> {
+        // The calls below block, and a peer may be waiting for what is queued here before it comes to split.
+        super::engine::launch_all();
         // MPI takes non-negative C ints and orders by them; colors and keys are made dense first.
         let (color, key) = self.dense(color, key)?;
         let mut part = null();

@@ -10,6 +10,10 @@ fn main() {
     for folder in torch.split(':').chain(mpi.split(':')).filter(|folder| !folder.is_empty()) {
         println!("cargo:rustc-link-arg=-Wl,-rpath,{folder}");
     }
-    let beside = mpi.split(':').map(|folder| Path::new(folder).join("../bin/mpirun")).find(|path| path.exists());
-    println!("cargo:rustc-env=MP_CLI_MPIRUN={}", beside.map_or("mpirun".into(), |path| path.display().to_string()));
+    println!("cargo:rerun-if-env-changed=MP_MPIRUN");
+    // The launcher that set-up found works; one that lies beside the library is a guess.
+    let recorded = std::env::var("MP_MPIRUN").ok().filter(|launcher| !launcher.is_empty());
+    let beside = || mpi.split(':').map(|folder| Path::new(folder).join("../bin/mpirun")).find(|path| path.exists());
+    let launcher = recorded.or_else(|| beside().map(|path| path.display().to_string()));
+    println!("cargo:rustc-env=MP_CLI_MPIRUN={}", launcher.unwrap_or_else(|| "mpirun".into()));
 }

@@ -33,7 +33,7 @@ fn shell_lines(mpi: &Mpi, release: &Path, found: Option<&Path>) -> Result<String
         // Our own binaries carry the path; programs that the user links with mpicc may not.
         lines.push(format!("export LD_LIBRARY_PATH={}\"${{LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}}\"", shown(library)));
     }
-    lines.extend(variables(mpi).into_iter().map(|(name, value)| format!("export {name}={}", quoted(&value))));
+    lines.extend(variables(mpi).iter().map(|(name, value)| default_export(name, value)));
     Ok(lines.join("\n") + "\n")
 }
 
@@ -49,7 +49,7 @@ pub fn mpirun(mpi: &Mpi, ranks: usize, program: &Path) -> Command {
 pub fn apply(mpi: &Mpi, command: &mut Command) {
     for (name, value) in variables(mpi) {
         // A setting of the user's own is no accident.
-        if std::env::var_os(&name).is_none() {
+        if std::env::var_os(&name).is_none_or(|own| own.is_empty()) {
             command.env(name, value);
         }
     }
@@ -88,6 +88,14 @@ fn variables(mpi: &Mpi) -> Vec<(String, String)> {
 fn process_memory_is_readable() -> bool {
     let Some(python) = process::which("python3") else { return false };
     process::stdout_of(Command::new(python).args(["-c", include_str!("environment_probe.py")])).is_ok()
+}
+
+/// A line that sets a variable only where the user has not.
+fn default_export(name: &str, value: &str) -> String {
+    // Between double quotes, and inside the braces, other characters are special than between single ones.
+    let special = |c: char| ['\\', '"', '$', '`', '}'].contains(&c);
+    let escaped: String = value.chars().flat_map(|c| special(c).then_some('\\').into_iter().chain([c])).collect();
+    format!("export {name}=\"${{{name}:-{escaped}}}\"")
 }
 
 /// Quotes for a POSIX shell.
@@ -143,6 +151,18 @@ mod tests {
         let text = "it's $HOME \"and\" `more`";
         let script = format!("printf %s {}", quoted(text));
         assert_eq!(process::stdout_of(Command::new("sh").args(["-c", &script])).unwrap(), text);
+    }
+
+    #[test]
+    fn a_setting_of_the_users_own_wins_over_an_exported_one() {
+        let text = r#"a 'b' "c" $HOME `d` \e {f}"#;
+        let script = default_export("NAME", text) + "; printf %s \"$NAME\"";
+        let told = |own: &str| process::stdout_of(Command::new("sh").args(["-c", &script]).env("NAME", own)).unwrap();
+        assert_eq!(told("its own $value"), "its own $value");
+        assert_eq!(told(""), text);
+        let lines = shell_lines(&mpi(Flavor::OpenMpi, "5.0.11"), Path::new("/t"), None).unwrap();
+        let line = r#"export PRTE_MCA_rmaps_default_mapping_policy="${PRTE_MCA_rmaps_default_mapping_policy:-:oversubscribe}""#;
+        assert!(lines.lines().any(|other| other == line), "{lines}");
     }
 
     #[test]

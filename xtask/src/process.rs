@@ -45,7 +45,16 @@ pub fn run(command: &mut Command) -> Result<()> {
 }
 
 /// Runs, shows each line as it comes and keeps it, and ends the whole process tree after `limit`.
-pub fn watch(command: &mut Command, limit: Option<Duration>) -> Result<Outcome> {
+pub fn watch(command: &mut Command, limit: Duration) -> Result<Outcome> {
+    follow(command, limit, true)
+}
+
+/// As [`watch`], but keeps standard output to itself: it is for programs, not for people.
+pub fn capture(command: &mut Command, limit: Duration) -> Result<Outcome> {
+    follow(command, limit, false)
+}
+
+fn follow(command: &mut Command, limit: Duration, show_output: bool) -> Result<Outcome> {
     let name = describe(command);
     let mut child = command
         .stdin(Stdio::null())
@@ -55,8 +64,8 @@ pub fn watch(command: &mut Command, limit: Option<Duration>) -> Result<Outcome> 
         .with_context(|| format!("cannot start {name}"))?;
     let text = Arc::new(Mutex::new(String::new()));
     let echoes = [
-        echo(child.stdout.take().context("standard output is piped")?, false, Arc::clone(&text)),
-        echo(child.stderr.take().context("standard error is piped")?, true, Arc::clone(&text)),
+        echo(child.stdout.take().context("standard output is piped")?, show_output.then_some(Shown::Output), &text),
+        echo(child.stderr.take().context("standard error is piped")?, Some(Shown::Error), &text),
     ];
     let status = wait(&mut child, limit)?;
     // A process that was left behind may hold the streams open for ever: what it prints is not waited for.
@@ -68,15 +77,24 @@ pub fn watch(command: &mut Command, limit: Option<Duration>) -> Result<Outcome> 
     Ok(Outcome { status, text })
 }
 
-fn echo(stream: impl Read + Send + 'static, to_error: bool, kept: Arc<Mutex<String>>) -> JoinHandle<()> {
+/// The stream of ours on which a line is repeated.
+#[derive(Clone, Copy)]
+enum Shown {
+    Output,
+    Error,
+}
+
+fn echo(stream: impl Read + Send + 'static, on: Option<Shown>, kept: &Arc<Mutex<String>>) -> JoinHandle<()> {
+    let kept = Arc::clone(kept);
     std::thread::spawn(move || {
         let mut reader = BufReader::new(stream);
         let mut line = Vec::new();
         while reader.read_until(b'\n', &mut line).is_ok_and(|length| length > 0) {
             let shown = String::from_utf8_lossy(&line);
-            match to_error {
-                true => eprint!("{shown}"),
-                false => print!("{shown}"),
+            match on {
+                Some(Shown::Error) => eprint!("{shown}"),
+                Some(Shown::Output) => print!("{shown}"),
+                None => {}
             }
             if let Ok(mut kept) = kept.lock() {
                 kept.push_str(&shown);
@@ -86,8 +104,7 @@ fn echo(stream: impl Read + Send + 'static, to_error: bool, kept: Arc<Mutex<Stri
     })
 }
 
-fn wait(child: &mut Child, limit: Option<Duration>) -> Result<Option<ExitStatus>> {
-    let Some(limit) = limit else { return Ok(Some(child.wait()?)) };
+fn wait(child: &mut Child, limit: Duration) -> Result<Option<ExitStatus>> {
     let begin = Instant::now();
     while begin.elapsed() < limit {
         if let Some(status) = child.try_wait()? {
@@ -195,7 +212,7 @@ mod tests {
 
     #[test]
     fn a_watched_command_keeps_both_streams_and_its_status() {
-        let outcome = watch(&mut shell("echo one; echo two >&2; exit 3"), None).unwrap();
+        let outcome = watch(&mut shell("echo one; echo two >&2; exit 3"), Duration::from_secs(60)).unwrap();
         assert_eq!(outcome.status.and_then(|status| status.code()), Some(3));
         let mut lines: Vec<&str> = outcome.text.lines().collect();
         lines.sort_unstable();
@@ -206,7 +223,7 @@ mod tests {
     fn a_time_out_ends_grandchildren_too() {
         // `exec` keeps the number that is printed; the trap makes the parent deaf to the polite signal.
         let script = "trap '' TERM; (exec sleep 600) & echo $!; wait; sleep 600";
-        let outcome = watch(&mut shell(script), Some(Duration::from_millis(300))).unwrap();
+        let outcome = watch(&mut shell(script), Duration::from_millis(300)).unwrap();
         assert!(outcome.status.is_none());
         let grandchild: u32 = outcome.text.trim().parse().unwrap();
         // Whoever inherits it may not have collected its exit status yet.

@@ -7,6 +7,9 @@ use std::process::ExitCode;
 use crate::workspace::Workspace;
 use crate::{environment, process, setup};
 
+/// What cargo is told to build `mp-cli` in the release profile.
+pub const RELEASE_BUILD: [&str; 4] = ["build", "--release", "-p", "mp-cli"];
+
 /// Arguments of `cargo xtask train`.
 #[derive(Args)]
 pub struct Options {
@@ -33,7 +36,7 @@ pub fn command(workspace: &Workspace, options: &Options) -> Result<ExitCode> {
 /// Builds `mp-cli` in the release profile.
 pub fn build_release(workspace: &Workspace, installs: &setup::Installs) -> Result<()> {
     let mut build = workspace.cargo();
-    build.args(["build", "--release", "-p", "mp-cli"]);
+    build.args(RELEASE_BUILD);
     installs.apply(&mut build);
     process::run(&mut build)
 }

@@ -31,6 +31,8 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::UnknownTokenizer`] if nothing lies at the path, [`Error::TokenizerFile`] if the file does not parse or
     /// holds no tokens, [`Error::FeatureOff`] if this build has no Hugging Face support, and the errors of reading a file.
+    /// The `tokenizers` crate panics on some malformed files; that too becomes an error, but the panic's own message
+    /// still goes to standard error, because the hook that prints it belongs to the whole process.
     pub fn load(spec: &str) -> Result<Self> {
         match spec {
             "bytes" => Ok(Self::bytes()),
@@ -72,7 +74,8 @@ impl Tokenizer {
     /// `tokenizer.json` asks for.
     ///
     /// # Errors
-    /// [`Error::Encode`] if the tokenizer does not cover the text; bytes cover any.
+    /// [`Error::Encode`] if the tokenizer does not cover the text, for pairs with the first character that it lacks;
+    /// bytes cover any.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
         match &self.kind {
             Kind::Bytes => Ok(text.bytes().map(u32::from).collect()),
@@ -109,9 +112,14 @@ impl Tokenizer {
 mod huggingface {
     //! The `tokenizers` crate, held to plain text.
 
-    use std::panic::catch_unwind;
+    use std::panic::{catch_unwind, AssertUnwindSafe};
+
+    use tokenizers::{Model as _, ModelWrapper};
 
     use crate::error::Cause;
+
+    /// Text in which a missing character is looked for at a time; long texts are not encoded again as a whole.
+    const PIECE_BYTES: usize = 1 << 16;
 
     /// A parsed `tokenizer.json`.
     #[derive(Debug, Clone)]
@@ -130,6 +138,7 @@ mod huggingface {
             // Files exported for inference often truncate at the model's length: a corpus would silently shrink to it.
             inner.with_truncation(None)?;
             inner.with_padding(None);
+            refuse_unknown(&mut inner);
             // The count of entries would be too small where ids have gaps.
             let vocab_size = inner.get_vocab(true).values().max().map_or(0, |&id| id as usize + 1);
             if vocab_size == 0 {
@@ -143,12 +152,77 @@ mod huggingface {
         }
 
         pub fn encode(&self, text: &str) -> Result<Vec<u32>, Cause> {
-            Ok(self.inner.encode_fast(text, false)?.get_ids().to_vec())
+            self.try_encode(text).map_err(|cause| match self.missing(text) {
+                Some((offset, missing)) => {
+                    format!("it has no token for the character {missing:?} at byte {offset} of the text").into()
+                }
+                None => cause,
+            })
         }
 
         pub fn decode(&self, ids: &[u32]) -> Result<String, Cause> {
-            self.inner.decode(ids, false)
+            guarded(|| self.inner.decode(ids, false))
         }
+
+        fn try_encode(&self, text: &str) -> Result<Vec<u32>, Cause> {
+            guarded(|| Ok(self.inner.encode_fast(text, false)?.get_ids().to_vec()))
+        }
+
+        /// The first character that pairs cannot be made of, and its offset. Other models work on whole words.
+        fn missing(&self, text: &str) -> Option<(usize, char)> {
+            if !matches!(self.inner.get_model(), ModelWrapper::BPE(_)) {
+                return None;
+            }
+            let mut start = 0;
+            let piece = loop {
+                let end = text.floor_char_boundary(start + PIECE_BYTES);
+                let piece = &text[start..end];
+                if piece.is_empty() {
+                    return None;
+                }
+                if self.try_encode(piece).is_err() {
+                    break piece;
+                }
+                start = end;
+            };
+            // Whatever ends at `good` encodes, and whatever ends at `bad` does not.
+            let (mut good, mut bad) = (0, piece.len());
+            while let Some(middle) = between(piece, good, bad) {
+                match self.try_encode(&piece[..middle]) {
+                    Ok(_) => good = middle,
+                    Err(_) => bad = middle,
+                }
+            }
+            Some((start + good, piece[good..].chars().next()?))
+        }
+    }
+
+    /// A boundary between characters near the middle of two others, if there is one.
+    fn between(text: &str, low: usize, high: usize) -> Option<usize> {
+        let below = text.floor_char_boundary(low + (high - low) / 2);
+        let middle = if below > low { below } else { text.ceil_char_boundary(low + 1) };
+        (middle < high).then_some(middle)
+    }
+
+    /// Makes pairs without a token for the unknown refuse characters that they lack, and not drop them: the crate
+    /// reports a token for the unknown that is itself unknown.
+    fn refuse_unknown(tokenizer: &mut tokenizers::Tokenizer) {
+        let ModelWrapper::BPE(pairs) = tokenizer.get_model() else { return };
+        if pairs.unk_token.is_some() {
+            return;
+        }
+        let mut pairs = pairs.clone();
+        let mut absent = String::from("\0");
+        while pairs.token_to_id(&absent).is_some() {
+            absent.push('\0');
+        }
+        pairs.unk_token = Some(absent);
+        tokenizer.with_model(pairs);
+    }
+
+    /// A panic of the crate is an error of the file's or the text's; nothing of ours is half changed by it.
+    fn guarded<T>(work: impl FnOnce() -> Result<T, Cause>) -> Result<T, Cause> {
+        catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| Err("the tokenizers crate panicked on it".into()))
     }
 }
 

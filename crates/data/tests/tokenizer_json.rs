@@ -96,6 +96,33 @@ fn a_text_beyond_the_vocabulary_is_an_error() {
     assert!(matches!(&error, Error::TokenId { id: 7, position: 1, vocab: 2, .. }), "{error}");
 }
 
+/// Pairs of plain letters, without a token for the unknown.
+fn letters(alphabet: &str) -> tokenizers::Tokenizer {
+    let vocab: tokenizers::models::bpe::Vocab = alphabet.chars().map(String::from).zip(0..).collect();
+    tokenizers::Tokenizer::new(BPE::builder().vocab_and_merges(vocab, Vec::new()).build().unwrap())
+}
+
+#[test]
+fn a_character_that_pairs_lack_is_named_and_not_dropped() {
+    let (_folder, path) = save(&letters("abé "));
+    let tokenizer = Tokenizer::load(&path).unwrap();
+    assert_eq!(tokenizer.encode("ab éa").unwrap(), [0, 1, 3, 2, 0]);
+    // Near the start, and far into a long text of characters of two bytes, with another one to follow.
+    for (text, offset) in [("ab ca".to_string(), 3), ("é ".repeat(50_000) + "cé?", 150_000)] {
+        let error = Corpus::from_text("x", text).tokenize(&tokenizer).unwrap_err();
+        assert!(matches!(&error, Error::Encode { .. }), "{error}");
+        assert!(error.to_string().contains(&format!("no token for the character 'c' at byte {offset} of")), "{error}");
+    }
+}
+
+#[test]
+fn pairs_with_a_token_for_the_unknown_cover_any_text() {
+    let vocab: tokenizers::models::bpe::Vocab = [("a".to_string(), 0), ("<unk>".to_string(), 1)].into_iter().collect();
+    let model = BPE::builder().vocab_and_merges(vocab, Vec::new()).unk_token("<unk>".into());
+    let (_folder, path) = save(&tokenizers::Tokenizer::new(model.build().unwrap()));
+    assert_eq!(Tokenizer::load(&path).unwrap().encode("aza").unwrap(), [0, 1, 0]);
+}
+
 #[test]
 fn the_text_is_cut_before_it_is_tokenized() {
     let (_folder, path) = save(&byte_pairs());

@@ -59,26 +59,12 @@ impl<'a> Installer<'a> {
         }
         fs::create_dir_all(self.cache)
             .with_context(|| format!("cannot create the cache folder {} (set MP_CACHE)", self.cache.display()))?;
-        let _lock = self.lock()?;
+        let _lock = lock(self.cache, Duration::MAX)?;
         // Another set-up may have finished the job while this one waited.
         if !is_complete(&place, bundle, self.processor) {
             self.install(bundle, &place)?;
         }
         Ok(place)
-    }
-
-    /// One set-up at a time: the cache is shared by all clones.
-    fn lock(&self) -> Result<File> {
-        let file = File::create(self.cache.join(".lock"))?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                eprintln!("waiting for another set-up that is filling {}", self.cache.display());
-                file.lock()?;
-            }
-            Err(TryLockError::Error(error)) => return Err(error).context("cannot lock the cache folder"),
-        }
-        Ok(file)
     }
 
     fn install(&self, bundle: &Bundle, place: &Path) -> Result<()> {
@@ -182,6 +168,31 @@ impl<'a> Installer<'a> {
             bail!("{} {} could not be unpacked; run the command again to download it anew", wheel.name, wheel.version);
         }
         Ok(())
+    }
+}
+
+/// One set-up at a time: the cache is shared by all clones.
+///
+/// # Errors
+/// If another still holds it after `limit`.
+pub fn lock(cache: &Path, limit: Duration) -> Result<File> {
+    let file = File::create(cache.join(".lock"))?;
+    let begin = Instant::now();
+    let mut said = false;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::Error(error)) => return Err(error).context("cannot lock the cache folder"),
+            Err(TryLockError::WouldBlock) if begin.elapsed() >= limit => {
+                bail!("another set-up has been filling {} for {} s", cache.display(), limit.as_secs())
+            }
+            Err(TryLockError::WouldBlock) => {}
+        }
+        if !said {
+            eprintln!("waiting for another set-up that is filling {}", cache.display());
+            said = true;
+        }
+        std::thread::sleep(Duration::from_millis(100));
     }
 }
 
@@ -310,6 +321,16 @@ mod tests {
         assert!(is_complete(&scratch.0, &LIBTORCH_CPU, HERE));
         scratch.fill(&LIBTORCH_CPU);
         assert!(!is_complete(&scratch.0, &LIBTORCH_CUDA, HERE));
+    }
+
+    #[test]
+    fn the_lock_is_not_waited_for_beyond_the_limit() {
+        let scratch = Scratch::new("lock");
+        let held = lock(&scratch.0, Duration::ZERO).unwrap();
+        let error = lock(&scratch.0, Duration::ZERO).unwrap_err().to_string();
+        assert!(error.contains("another set-up"), "{error}");
+        drop(held);
+        lock(&scratch.0, Duration::ZERO).unwrap();
     }
 
     #[test]

@@ -14,11 +14,13 @@ mod record;
 
 use anyhow::Result;
 use clap::Args;
+use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 
+pub use self::install::lock as lock_cache;
 use self::libtorch::Libtorch;
 pub use self::mpi::{Flavor, Mpi};
-pub use self::prerequisites::python as host_python;
+pub use self::prerequisites::{for_tests as check_for_tests, python as host_python};
 use self::record::Record;
 use crate::workspace::Workspace;
 
@@ -41,6 +43,11 @@ pub struct Installs {
 }
 
 impl Installs {
+    /// The folders that the loader has to search for libtorch and MPI where a binary does not carry them.
+    pub fn libraries(&self) -> Vec<PathBuf> {
+        self.record.libraries()
+    }
+
     /// Gives a command what plain `cargo` would read from the record.
     ///
     /// The process that runs set-up was itself started by cargo with the values of before; they would win.

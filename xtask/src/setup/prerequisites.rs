@@ -1,4 +1,4 @@
-//! What must be on the machine already: a C++ compiler, and Python where something has to be fetched.
+//! What must be on the machine already: a C++ compiler, Python where something has to be fetched, and what the tests use.
 
 use anyhow::{bail, ensure, Context, Result};
 use std::path::PathBuf;
@@ -18,6 +18,26 @@ pub fn compiler() -> Result<()> {
         Some(program) => bail!("CXX={program} is not on the PATH: unset it, or install that compiler"),
         None => bail!("no C++ compiler on the PATH; on Debian and Ubuntu: apt install g++"),
     }
+}
+
+/// Checks for what `cargo xtask test` calls beside the compiler: git, clippy and rustfmt.
+pub fn for_tests() -> Result<()> {
+    ensure!(process::which("git").is_some(), "no git on the PATH; on Debian and Ubuntu: apt install git");
+    let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
+    let works = |name: &str| process::stdout_of(Command::new(&cargo).args([name, "--version"])).is_ok();
+    match missing_components(works).as_slice() {
+        [] => Ok(()),
+        missing => {
+            let names = missing.join(" ");
+            bail!("this Rust toolchain lacks {names}: rustup component add {names}")
+        }
+    }
+}
+
+/// The components whose cargo command does not work.
+fn missing_components(works: impl Fn(&str) -> bool) -> Vec<&'static str> {
+    let components = [("clippy", "clippy"), ("fmt", "rustfmt")].into_iter();
+    components.filter(|(command, _)| !works(command)).map(|(_, component)| component).collect()
 }
 
 /// Finds a Python that can make virtual environments.
@@ -44,4 +64,16 @@ pub fn builtin_headers() -> Option<PathBuf> {
     let printed = process::stdout_of(Command::new(compiler).arg("-print-file-name=include")).ok()?;
     let folder = PathBuf::from(printed.trim());
     folder.join("stddef.h").exists().then_some(folder)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_components_that_do_not_work_are_missing() {
+        assert!(missing_components(|_| true).is_empty());
+        assert_eq!(missing_components(|command| command == "clippy"), ["rustfmt"]);
+        assert_eq!(missing_components(|_| false), ["clippy", "rustfmt"]);
+    }
 }

@@ -61,12 +61,17 @@ impl Record {
         text
     }
 
+    /// The folders of libtorch and, where the loader does not know it, of MPI.
+    pub fn libraries(&self) -> Vec<PathBuf> {
+        let libtorch = self.variables.get("LIBTORCH").map(|folder| format!("{folder}/lib"));
+        libtorch.iter().chain(self.variables.get("MP_RPATH")).map(PathBuf::from).collect()
+    }
+
     /// Build scripts can give a library path to binaries and tests, but not to documentation tests: rustdoc links those.
     fn documentation_tests(&self) -> String {
-        let libtorch = self.variables.get("LIBTORCH").map(|folder| format!("{folder}/lib"));
-        let folders = libtorch.iter().chain(self.variables.get("MP_RPATH"));
-        let flags: Vec<String> =
-            folders.flat_map(|folder| ["-C".to_string(), format!("link-arg=-Wl,-rpath,{folder}")]).collect();
+        let folders = self.libraries();
+        let flag = |folder: &PathBuf| ["-C".to_string(), format!("link-arg=-Wl,-rpath,{}", folder.display())];
+        let flags: Vec<String> = folders.iter().flat_map(flag).collect();
         format!("\n[build]\nrustdocflags = {}\n", serde_json::Value::from(flags))
     }
 }

@@ -17,11 +17,6 @@ impl Counts {
     pub fn one(passed: bool) -> Self {
         Self { passed: passed.into(), failed: (!passed).into() }
     }
-
-    /// A run that failed without a failed test has failed once: it did not compile, hung or crashed.
-    pub fn settled(self, success: bool) -> Self {
-        Self { failed: self.failed.max((!success).into()), ..self }
-    }
 }
 
 impl AddAssign for Counts {
@@ -37,10 +32,19 @@ impl fmt::Display for Counts {
     }
 }
 
+/// What a run counts for. One that failed without a failed test has failed once: it did not compile, hung or crashed.
+/// So has one without a summary: nobody knows what it ran.
+pub fn settled(summary: Option<Counts>, success: bool) -> Counts {
+    match summary {
+        Some(counts) => Counts { failed: counts.failed.max((!success).into()), ..counts },
+        None => Counts::one(false),
+    }
+}
+
 /// Reads nextest's summary: `Summary [   0.010s] 5 tests run: 3 passed (1 slow), 1 failed, 1 timed out, 2 skipped`.
-pub fn nextest(text: &str) -> Counts {
+pub fn nextest(text: &str) -> Option<Counts> {
     let summary = text.lines().rev().find(|line| line.trim_start().starts_with("Summary ["));
-    let results = summary.and_then(|line| line.split_once(" run:")).map_or("", |(_, results)| results);
+    let (_, results) = summary?.split_once(" run:")?;
     let mut counts = Counts::default();
     for (number, word) in numbered(&without_brackets(results)) {
         match word {
@@ -49,13 +53,14 @@ pub fn nextest(text: &str) -> Counts {
             _ => {}
         }
     }
-    counts
+    Some(counts)
 }
 
 /// Adds up the lines `test result: ok. 3 passed; 0 failed; …` of each crate.
-pub fn documentation_tests(text: &str) -> Counts {
-    let mut counts = Counts::default();
+pub fn documentation_tests(text: &str) -> Option<Counts> {
+    let mut sum = None;
     for line in text.lines().filter(|line| line.starts_with("test result: ")) {
+        let counts = sum.get_or_insert_with(Counts::default);
         let results = line.split_once(". ").map_or("", |(_, results)| results).replace(';', ",");
         for (number, word) in numbered(&results) {
             match word {
@@ -65,12 +70,12 @@ pub fn documentation_tests(text: &str) -> Counts {
             }
         }
     }
-    counts
+    sum
 }
 
 /// Reads the last line `N passed, N failed` that an MPI suite prints.
-pub fn suite(text: &str) -> Counts {
-    text.lines().rev().find_map(suite_line).unwrap_or_else(|| Counts::one(false))
+pub fn suite(text: &str) -> Option<Counts> {
+    text.lines().rev().find_map(suite_line)
 }
 
 fn suite_line(line: &str) -> Option<Counts> {
@@ -106,31 +111,33 @@ mod tests {
     #[test]
     fn nextest_summaries_are_read_in_all_their_forms() {
         let green = "    Summary [   5.459s] 45 tests run: 45 passed, 0 skipped\n";
-        assert_eq!(nextest(green), counts(45, 0));
+        assert_eq!(nextest(green), Some(counts(45, 0)));
         let red = "     Summary [ 0.1s] 7 tests run: 3 passed (1 slow, 1 leaky), 2 failed, 1 timed out, 1 exec failed, 4 skipped\n        FAIL x\n";
-        assert_eq!(nextest(red), counts(3, 4));
-        assert_eq!(nextest("    Summary [   0.0s] 1 test run: 1 passed, 0 skipped"), counts(1, 0));
+        assert_eq!(nextest(red), Some(counts(3, 4)));
+        assert_eq!(nextest("    Summary [   0.0s] 1 test run: 1 passed, 0 skipped"), Some(counts(1, 0)));
     }
 
     #[test]
-    fn a_run_without_a_summary_counts_as_one_failure_if_it_failed() {
-        assert_eq!(nextest("error: could not compile").settled(false), counts(0, 1));
-        assert_eq!(nextest("").settled(true), counts(0, 0));
-        assert_eq!(counts(5, 2).settled(false), counts(5, 2));
+    fn a_run_without_a_summary_counts_as_one_failure() {
+        assert_eq!(settled(nextest("error: could not compile"), false), counts(0, 1));
+        assert_eq!(settled(nextest(""), true), counts(0, 1));
+        assert_eq!(settled(documentation_tests("all is well\n"), true), counts(0, 1));
+        assert_eq!(settled(Some(counts(5, 2)), false), counts(5, 2));
+        assert_eq!(settled(Some(counts(5, 0)), false), counts(5, 1));
     }
 
     #[test]
     fn documentation_tests_add_up() {
         let text = "test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured\n\
                     test result: FAILED. 1 passed; 2 failed; 0 ignored\n";
-        assert_eq!(documentation_tests(text), counts(4, 2));
+        assert_eq!(documentation_tests(text), Some(counts(4, 2)));
     }
 
     #[test]
     fn a_suite_speaks_last_or_has_failed() {
-        assert_eq!(suite("ring: ok\n12 passed, 1 failed\n"), counts(12, 1));
-        assert_eq!(suite("12 passed, 0 failed\nclosing words\n").settled(false), counts(12, 1));
-        assert_eq!(suite("a rank died\n"), counts(0, 1));
+        assert_eq!(suite("ring: ok\n12 passed, 1 failed\n"), Some(counts(12, 1)));
+        assert_eq!(settled(suite("12 passed, 0 failed\nclosing words\n"), false), counts(12, 1));
+        assert_eq!(suite("a rank died\n"), None);
     }
 
     #[test]

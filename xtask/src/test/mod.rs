@@ -1,169 +1,197 @@
 //! `cargo xtask test`: every check in turn, each shown as it runs and counted; a failure does not stop the next.
 //!
-//! `plan` says what the workspace has to run beyond nextest, `counts` reads results, `nextest` makes sure of the runner.
+//! `plan` says what the workspace has to run beyond nextest, `counts` reads results, `nextest` makes sure of the runner,
+//! `report` adds up and keeps the time.
 
 mod counts;
 mod nextest;
 mod plan;
+mod report;
 
-use anyhow::Result;
+use anyhow::{ensure, Context, Result};
 use clap::Args;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use self::counts::Counts;
-use self::plan::{Example, FeatureTest, Plan, Suite};
-use crate::process::{self, Outcome};
+use self::plan::{Example, FeatureTest, Plan, Suite, Variant};
+use self::report::{Deadline, Report};
+use crate::process::Outcome;
 use crate::setup::{self, Installs};
 use crate::workspace::Workspace;
 use crate::{environment, tidy, train};
 
-/// No single step may take longer than this; the whole run has half an hour on two cores.
-const STEP_LIMIT: Duration = Duration::from_secs(25 * 60);
+/// The time for everything, and with `--all`.
+const BUDGET: Duration = Duration::from_secs(30 * 60);
+const BUDGET_ALL: Duration = Duration::from_secs(2 * 60 * 60);
 const EXAMPLE_LIMIT: Duration = Duration::from_secs(120);
 /// Ranks for examples that talk over MPI.
 const EXAMPLE_RANKS: usize = 2;
 const TRAINING_RANKS: usize = 4;
+/// Ignored tests that other tests start as their children: alone they have nothing to do.
+const CHILDREN: [&str; 2] = ["dying_rank", "child_writes_more_than_fits"];
+/// Members that are used without their default features too.
+const BARE: [&str; 2] = ["mp-comm", "mp-data"];
 
 /// Arguments of `cargo xtask test`.
 #[derive(Args)]
 pub struct Options {
-    /// Also run ignored tests, and the default training run in the release build
+    /// Also run ignored tests, messages beyond 2^31 bytes, and the default training run in the release build
     #[arg(long)]
     all: bool,
 }
 
-/// Runs every check.
+/// Runs every check; whatever happens, the counts are printed last.
 pub fn command(workspace: &Workspace, options: &Options) -> Result<ExitCode> {
-    let installs = match setup::ensure(workspace) {
-        Ok(installs) => installs,
-        Err(error) => {
-            // The counts close every run, also one that could not begin.
-            println!("error: {error:#}\nfailed: set-up\n{}", Counts::one(false));
-            return Ok(ExitCode::FAILURE);
+    let all = options.all;
+    let mut report = Report::default();
+    let deadline = Deadline::after(if all { BUDGET_ALL } else { BUDGET });
+    report.step("prerequisites", || setup::check_for_tests().map(|()| Counts::one(true)));
+    let mut installs = None;
+    report.step("set-up", || {
+        installs = Some(set_up(workspace, deadline)?);
+        Ok(Counts::one(true))
+    });
+    if let Some(installs) = installs {
+        let run = Run { workspace, installs, deadline };
+        run.lints(&mut report);
+        run.cargo_tests(&mut report, all);
+        let mut plan = Plan::default();
+        report.step("plan", || {
+            plan = Plan::read(&workspace.metadata()?, all)?;
+            Ok(Counts::one(true))
+        });
+        run.planned(&mut report, &plan);
+        if all {
+            report.step("default training run", || run.training());
         }
-    };
-    let mut run = Run { workspace, installs, total: Counts::default(), faults: Vec::new() };
-    run.lints();
-    run.cargo_tests(options.all);
-    match workspace.metadata().and_then(|metadata| Plan::read(&metadata)) {
-        Ok(plan) => run.planned(&plan),
-        Err(error) => run.record("plan", Instant::now(), Err(error)),
     }
-    if options.all {
-        run.step("default training run", |run| run.training());
-    }
-    Ok(run.close(options.all))
+    Ok(report.close(&notes(all)))
 }
 
-/// The state of one run: what was counted, what went wrong.
+/// Set-up downloads where something is missing: in a process of its own it can be ended.
+fn set_up(workspace: &Workspace, deadline: Deadline) -> Result<Installs> {
+    let mut command = Command::new(std::env::current_exe().context("cannot find this program")?);
+    let outcome = deadline.watch(command.arg("setup"), Duration::MAX)?;
+    ensure!(outcome.success(), "set-up failed (its message is above): the checks need libtorch and MPI");
+    setup::ensure(workspace)
+}
+
+fn notes(all: bool) -> Vec<String> {
+    let long = "ignored tests, mpi_conformance --huge, the default training run in the release build";
+    let first = match all {
+        true => format!("--all added: {long}"),
+        false => format!("left out (`cargo xtask test --all` runs them): {long}"),
+    };
+    vec![first, format!("left out always, because other tests start them: {}", CHILDREN.join(", "))]
+}
+
+/// What every step needs.
 struct Run<'a> {
     workspace: &'a Workspace,
     installs: Installs,
-    total: Counts,
-    faults: Vec<String>,
+    deadline: Deadline,
 }
 
 impl Run<'_> {
-    fn lints(&mut self) {
-        self.step("fmt", |run| run.one(&["fmt", "--all", "--check"], ""));
-        self.step("clippy", |run| run.one(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"], ""));
-        self.step("tidy", |run| Ok(Counts::one(tidy::command(run.workspace)? == ExitCode::SUCCESS)));
-    }
-
-    fn cargo_tests(&mut self, all: bool) {
-        self.step("unit and property tests", |run| run.nextest(all));
-        self.step("documentation tests", |run| {
-            let outcome = run.cargo(&["test", "--doc", "--workspace", "--no-fail-fast"], "")?;
-            Ok(counts::documentation_tests(&outcome.text).settled(outcome.success()))
-        });
-        self.step("documentation", |run| run.one(&["doc", "--no-deps", "--workspace"], "-D warnings"));
-    }
-
-    fn planned(&mut self, plan: &Plan) {
-        for test in &plan.feature_tests {
-            self.step(&test.title(), |run| run.feature_test(test));
+    fn lints(&self, report: &mut Report) {
+        report.step("fmt", || self.one(&["fmt", "--all", "--check"]));
+        report.step("clippy", || self.one(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]));
+        for member in BARE {
+            let words = ["clippy", "-p", member, "--no-default-features", "--all-targets", "--", "-D", "warnings"];
+            report.step(&format!("clippy of {member} without default features"), || self.one(&words));
         }
-        self.step("examples: build", |run| run.one(&["build", "--workspace", "--examples"], ""));
+        report.step("tidy", || Ok(Counts::one(tidy::command(self.workspace)? == ExitCode::SUCCESS)));
+    }
+
+    fn cargo_tests(&self, report: &mut Report, all: bool) {
+        let limit = self.deadline.left();
+        report.step("cargo-nextest", || nextest::ensure(self.workspace, limit).map(|()| Counts::one(true)));
+        report.step("unit and property tests", || self.unit_tests(all));
+        report.step("documentation tests", || self.documentation_tests());
+        report.step("documentation", || {
+            let mut command = self.command(&["doc", "--no-deps", "--workspace"]);
+            Ok(Counts::one(self.watch(command.env("RUSTDOCFLAGS", "-D warnings"))?.success()))
+        });
+    }
+
+    fn planned(&self, report: &mut Report, plan: &Plan) {
+        for test in &plan.feature_tests {
+            report.step(&test.title(), || self.feature_test(test));
+        }
+        report.step("examples: build", || self.one(&["build", "--workspace", "--examples"]));
         for example in &plan.examples {
-            self.step(&format!("example {}", example.name), |run| run.example(example));
+            report.step(&format!("example {}", example.name), || self.example(example));
         }
         if plan.suites.is_empty() {
             return;
         }
-        let built = plan::build_suites(&mut self.command(&["build", "--workspace", "--test", "mpi_*", "--keep-going"]));
+        let mut built = HashMap::new();
+        report.step("MPI suites: build", || {
+            let mut command = self.command(&["build", "--workspace", "--test", "mpi_*", "--keep-going"]);
+            let outcome = self.deadline.capture(command.arg("--message-format=json-render-diagnostics"))?;
+            // One that does not compile must not hide the others.
+            built = plan::executables(&outcome.text);
+            Ok(Counts::one(outcome.success()))
+        });
         for suite in &plan.suites {
-            let binary = built.as_ref().ok().and_then(|built| built.get(&suite.key()));
-            for &ranks in &suite.ranks {
-                self.step(&format!("{} on {ranks} ranks", suite.name), |run| match binary {
-                    Some(binary) => run.suite(suite, binary, ranks),
-                    None => anyhow::bail!("{} was not built", suite.name),
-                });
+            let binary = built.get(&suite.key());
+            for variant in &suite.variants {
+                report.step(&variant.title(&suite.name), || self.suite(suite, binary, variant));
             }
         }
     }
 
-    /// Shows a title, runs, counts; an error counts as one failure.
-    fn step(&mut self, title: &str, work: impl FnOnce(&Self) -> Result<Counts>) {
-        println!("== {title}");
-        let begin = Instant::now();
-        let result = work(self);
-        self.record(title, begin, result);
-    }
-
-    fn record(&mut self, title: &str, begin: Instant, result: Result<Counts>) {
-        let counts = result.unwrap_or_else(|error| {
-            println!("error: {error:#}");
-            Counts::one(false)
-        });
-        println!("== {title}: {counts}, {:.1} s", begin.elapsed().as_secs_f64());
-        if counts.failed > 0 {
-            self.faults.push(title.to_string());
-        }
-        self.total += counts;
-    }
-
+    /// A cargo command whose output can be read.
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = self.workspace.cargo();
-        // What is counted below is read as plain text.
-        command.args(arguments).env("CARGO_TERM_COLOR", "never");
+        command.args(arguments);
         self.installs.apply(&mut command);
         // Some tests start ranks themselves.
         environment::apply(&self.installs.mpi, &mut command);
+        // Colours between the words of a summary hide it.
+        command.env("CARGO_TERM_COLOR", "never").env("NO_COLOR", "1");
+        command.env_remove("CLICOLOR_FORCE").env_remove("FORCE_COLOR");
         command
     }
 
-    fn cargo(&self, arguments: &[&str], rustdoc_flags: &str) -> Result<Outcome> {
-        let mut command = self.command(arguments);
-        if !rustdoc_flags.is_empty() {
-            command.env("RUSTDOCFLAGS", rustdoc_flags);
-        }
-        process::watch(&mut command, Some(STEP_LIMIT))
+    fn watch(&self, command: &mut Command) -> Result<Outcome> {
+        self.deadline.watch(command, Duration::MAX)
     }
 
-    /// A step that passes or fails as a whole.
-    fn one(&self, arguments: &[&str], rustdoc_flags: &str) -> Result<Counts> {
-        Ok(Counts::one(self.cargo(arguments, rustdoc_flags)?.success()))
+    /// A cargo command that passes or fails as a whole.
+    fn one(&self, arguments: &[&str]) -> Result<Counts> {
+        Ok(Counts::one(self.watch(&mut self.command(arguments))?.success()))
     }
 
-    fn nextest(&self, all: bool) -> Result<Counts> {
-        let mut command = self.command(&[]);
-        nextest::prepare(self.workspace, &mut command)?;
-        command.args(["nextest", "run", "--workspace", "--no-fail-fast", "--no-tests", "pass"]);
-        if all {
-            command.args(["--run-ignored", "all"]);
-        }
-        let outcome = process::watch(&mut command, Some(STEP_LIMIT))?;
-        Ok(counts::nextest(&outcome.text).settled(outcome.success()))
+    fn unit_tests(&self, all: bool) -> Result<Counts> {
+        let children = CHILDREN.map(|name| format!("test(={name})")).join(" | ");
+        let ignored = ["--run-ignored", "all", "-E", &format!("not ({children})")];
+        self.nextest(&["--workspace", "--no-tests", "pass"], if all { &ignored } else { &[] })
     }
 
     fn feature_test(&self, test: &FeatureTest) -> Result<Counts> {
-        let mut command = self.command(&[]);
-        nextest::prepare(self.workspace, &mut command)?;
-        command.args(["nextest", "run", "--no-fail-fast", "-p", &test.package, "--test", &test.name]);
-        command.args(["--features", &test.features.join(",")]);
-        let outcome = process::watch(&mut command, Some(STEP_LIMIT))?;
-        Ok(counts::nextest(&outcome.text).settled(outcome.success()))
+        let features = test.features.join(",");
+        self.nextest(&["-p", &test.package, "--test", &test.name], &["--features", &features])
+    }
+
+    fn nextest(&self, which: &[&str], more: &[&str]) -> Result<Counts> {
+        let mut command = self.command(&["nextest", "run", "--no-fail-fast"]);
+        nextest::find(self.workspace, &mut command)?;
+        let outcome = self.watch(command.args(which).args(more))?;
+        Ok(counts::settled(counts::nextest(&outcome.text), outcome.success()))
+    }
+
+    fn documentation_tests(&self) -> Result<Counts> {
+        let mut command = self.command(&["test", "--doc", "--workspace", "--no-fail-fast"]);
+        // RUSTDOCFLAGS of the user's own replace the recorded ones, which hold these folders.
+        let own = std::env::var_os("LD_LIBRARY_PATH").filter(|own| !own.is_empty());
+        let own = own.iter().flat_map(std::env::split_paths);
+        let folders = std::env::join_paths(self.installs.libraries().into_iter().chain(own))?;
+        let outcome = self.watch(command.env("LD_LIBRARY_PATH", folders))?;
+        Ok(counts::settled(counts::documentation_tests(&outcome.text), outcome.success()))
     }
 
     fn example(&self, example: &Example) -> Result<Counts> {
@@ -172,45 +200,27 @@ impl Run<'_> {
             true => environment::mpirun(&self.installs.mpi, EXAMPLE_RANKS, &binary),
             false => Command::new(&binary),
         };
-        let outcome = process::watch(&mut command, Some(EXAMPLE_LIMIT))?;
-        if outcome.status.is_none() {
-            println!("no end after {} s: ended by force", EXAMPLE_LIMIT.as_secs());
-        }
-        Ok(Counts::one(outcome.success()))
+        Ok(Counts::one(self.deadline.watch(&mut command, EXAMPLE_LIMIT)?.success()))
     }
 
-    fn suite(&self, suite: &Suite, binary: &std::path::Path, ranks: usize) -> Result<Counts> {
-        let mut command = environment::mpirun(&self.installs.mpi, ranks, binary);
+    fn suite(&self, suite: &Suite, binary: Option<&PathBuf>, variant: &Variant) -> Result<Counts> {
+        let binary: &Path = binary.with_context(|| format!("{} was not built", suite.name))?;
+        let mut command = environment::mpirun(&self.installs.mpi, variant.ranks, binary);
+        command.args(variant.option);
         // More ranks than cores: one thread each, or they wait for one another.
         command.env("OMP_NUM_THREADS", "1");
-        let outcome = process::watch(&mut command, Some(suite.limit))?;
-        if outcome.status.is_none() {
-            println!("no end after {} s: ended by force", suite.limit.as_secs());
-        }
-        Ok(counts::suite(&outcome.text).settled(outcome.success()))
+        let outcome = self.deadline.watch(&mut command, suite.limit)?;
+        Ok(counts::settled(counts::suite(&outcome.text), outcome.success()))
     }
 
     fn training(&self) -> Result<Counts> {
-        train::build_release(self.workspace, &self.installs)?;
+        let mut build = self.workspace.cargo();
+        build.args(train::RELEASE_BUILD);
+        self.installs.apply(&mut build);
+        ensure!(self.watch(&mut build)?.success(), "the release build failed");
         let binary = self.workspace.target()?.join("release/mp-cli");
         let mut command = environment::mpirun(&self.installs.mpi, TRAINING_RANKS, &binary);
         command.arg("train").current_dir(&self.workspace.root);
-        Ok(Counts::one(process::watch(&mut command, Some(STEP_LIMIT))?.success()))
-    }
-
-    fn close(self, all: bool) -> ExitCode {
-        for fault in &self.faults {
-            println!("failed: {fault}");
-        }
-        match all {
-            true => println!("--all added: ignored tests, the default training run in the release build"),
-            false => println!("left out (`cargo xtask test --all` runs them): ignored tests, the default training run in the release build"),
-        }
-        println!("{}", self.total);
-        if self.total.failed == 0 {
-            ExitCode::SUCCESS
-        } else {
-            ExitCode::FAILURE
-        }
+        Ok(Counts::one(self.watch(&mut command)?.success()))
     }
 }

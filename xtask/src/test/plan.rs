@@ -9,11 +9,13 @@ use anyhow::{Context, Result};
 use serde_json::Value;
 use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
 use std::time::Duration;
 
 const RANKS: [usize; 5] = [1, 2, 3, 4, 8];
 const SUITE_SECONDS: u64 = 240;
+/// Runs of a suite with an option, on so many ranks; the last says which need `--all`.
+const WITH_OPTIONS: [(&str, usize, &str, bool); 2] =
+    [("mpi_conformance", 2, "--serialized", false), ("mpi_conformance", 2, "--huge", true)];
 const WITH_EXAMPLES: [&str; 2] = ["mp-comm", "mp-plan"];
 
 /// Everything to run, in order.
@@ -58,34 +60,50 @@ pub struct Suite {
     pub name: String,
     /// The source file, which tells it from one of the same name in another member.
     source: String,
-    /// The world sizes to run it on.
-    pub ranks: Vec<usize>,
+    /// How to run it.
+    pub variants: Vec<Variant>,
     /// When it counts as hung.
     pub limit: Duration,
 }
 
 impl Suite {
-    /// The key under which [`build_suites`] files its binary.
+    /// The key under which [`executables`] files its binary.
     pub fn key(&self) -> String {
         self.source.clone()
     }
 }
 
+/// One run of a suite.
+pub struct Variant {
+    /// The world size.
+    pub ranks: usize,
+    /// An argument for the suite.
+    pub option: Option<&'static str>,
+}
+
+impl Variant {
+    /// A title for people.
+    pub fn title(&self, suite: &str) -> String {
+        let option = self.option.map(|option| format!(" {option}")).unwrap_or_default();
+        format!("{suite}{option} on {} ranks", self.ranks)
+    }
+}
+
 impl Plan {
-    /// Reads `cargo metadata`.
-    pub fn read(metadata: &Value) -> Result<Self> {
+    /// Reads `cargo metadata`; `all` adds what takes long.
+    pub fn read(metadata: &Value, all: bool) -> Result<Self> {
         let mut plan = Self::default();
         for package in metadata["packages"].as_array().context("`cargo metadata` lists no packages")? {
             let name = package["name"].as_str().unwrap_or_default();
             let defaults = default_features(package);
             for target in package["targets"].as_array().into_iter().flatten() {
-                plan.add(name, package, target, &defaults);
+                plan.add(name, package, target, &defaults, all);
             }
         }
         Ok(plan)
     }
 
-    fn add(&mut self, package: &str, manifest: &Value, target: &Value, defaults: &BTreeSet<String>) {
+    fn add(&mut self, package: &str, manifest: &Value, target: &Value, defaults: &BTreeSet<String>, all: bool) {
         let name = target["name"].as_str().unwrap_or_default().to_string();
         let required = strings(&target["required-features"]);
         let is_kind = |kind: &str| strings(&target["kind"]).iter().any(|other| other == kind);
@@ -96,7 +114,7 @@ impl Plan {
             let seconds = settings["timeout_seconds"].as_u64().unwrap_or(SUITE_SECONDS);
             let source = target["src_path"].as_str().unwrap_or_default().to_string();
             self.suites.push(Suite {
-                ranks: ranks(&settings[&name]),
+                variants: variants(&name, &settings[&name], all),
                 name,
                 source,
                 limit: Duration::from_secs(seconds),
@@ -105,6 +123,12 @@ impl Plan {
             self.feature_tests.push(FeatureTest { package: package.into(), name, features: required });
         }
     }
+}
+
+fn variants(suite: &str, listed: &Value, all: bool) -> Vec<Variant> {
+    let plain = ranks(listed).into_iter().map(|ranks| Variant { ranks, option: None });
+    let with_options = WITH_OPTIONS.iter().filter(|(name, _, _, long)| *name == suite && (all || !long));
+    plain.chain(with_options.map(|&(_, ranks, option, _)| Variant { ranks, option: Some(option) })).collect()
 }
 
 fn ranks(listed: &Value) -> Vec<usize> {
@@ -129,19 +153,15 @@ fn default_features(package: &Value) -> BTreeSet<String> {
     found
 }
 
-/// Runs a `cargo build` of the suites, and files the binaries by their source.
-pub fn build_suites(command: &mut Command) -> Result<HashMap<String, PathBuf>> {
-    command.arg("--message-format=json-render-diagnostics").stdin(Stdio::null()).stderr(Stdio::inherit());
-    // One that does not compile must not hide the others: the status says less than the messages.
-    let output = command.output().context("cannot start cargo")?;
-    let lines = String::from_utf8_lossy(&output.stdout);
-    let messages = lines.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    Ok(messages
+/// The binaries that cargo's messages name, filed by their source.
+pub fn executables(messages: &str) -> HashMap<String, PathBuf> {
+    let messages = messages.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    messages
         .filter_map(|message| {
             let source = message["target"]["src_path"].as_str()?.to_string();
             Some((source, PathBuf::from(message["executable"].as_str()?)))
         })
-        .collect())
+        .collect()
 }
 
 #[cfg(test)]
@@ -149,7 +169,7 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn plan() -> Plan {
+    fn plan(all: bool) -> Plan {
         let target = |kind: &str, name: &str, test: bool, required: Value| json!({"kind": [kind], "name": name, "test": test, "required-features": required, "src_path": format!("/t/{name}.rs")});
         let metadata = json!({"packages": [
             {
@@ -167,27 +187,40 @@ mod tests {
             {"name": "mp-plan", "metadata": null, "targets": [target("example", "billion", false, json!([]))]},
             {"name": "mp-train", "metadata": null, "targets": [target("example", "other", false, json!([]))]},
         ]});
-        Plan::read(&metadata).unwrap()
+        Plan::read(&metadata, all).unwrap()
     }
 
     #[test]
     fn suites_are_the_targets_that_plain_tests_pass_over() {
-        let suites = plan().suites;
-        let listed: Vec<(&str, &[usize])> = suites.iter().map(|s| (s.name.as_str(), s.ranks.as_slice())).collect();
-        assert_eq!(listed, [("mpi_conformance", [1, 2, 3, 4, 8].as_slice()), ("mpi_small", [1, 2].as_slice())]);
+        let suites = plan(false).suites;
+        let titles = |suite: &Suite| suite.variants.iter().map(|v| v.title("")).collect::<Vec<_>>();
+        assert_eq!((suites[0].name.as_str(), suites[1].name.as_str()), ("mpi_conformance", "mpi_small"));
+        assert_eq!(titles(&suites[0])[4..], [" on 8 ranks", " --serialized on 2 ranks"]);
+        assert_eq!(titles(&suites[1]), [" on 1 ranks", " on 2 ranks"]);
+        assert_eq!(titles(&plan(true).suites[0])[5..], [" --serialized on 2 ranks", " --huge on 2 ranks"]);
         assert_eq!(suites[0].limit, Duration::from_secs(30));
     }
 
     #[test]
     fn tests_behind_default_features_are_left_to_plain_tests() {
-        let titles: Vec<String> = plan().feature_tests.iter().map(FeatureTest::title).collect();
+        let titles: Vec<String> = plan(false).feature_tests.iter().map(FeatureTest::title).collect();
         assert_eq!(titles, ["schedules of mp-comm with shuttle"]);
     }
 
     #[test]
     fn examples_over_mpi_are_known_by_the_feature() {
-        let examples = plan().examples;
+        let examples = plan(false).examples;
         let listed: Vec<(&str, bool)> = examples.iter().map(|e| (e.name.as_str(), e.over_mpi)).collect();
         assert_eq!(listed, [("ring", true), ("billion", false)]);
+    }
+
+    #[test]
+    fn binaries_are_found_among_the_messages_and_other_lines() {
+        let messages = concat!(
+            "{\"reason\":\"compiler-artifact\",\"target\":{\"src_path\":\"/t/a.rs\"},\"executable\":\"/o/a\"}\n",
+            "error: could not compile\n",
+            "{\"target\":{\"src_path\":\"/t/lib.rs\"},\"executable\":null}\n",
+        );
+        assert_eq!(executables(messages), [("/t/a.rs".to_string(), PathBuf::from("/o/a"))].into());
     }
 }

@@ -144,7 +144,9 @@ fn measure(options: &Options, world: &Arc<dyn Communicator>, log: &Log) -> Resul
     let update = optimizer(&config.optimizer, &parameters)?;
     let group = TensorGroup { comm: Arc::clone(&groups.tp), between: layout.between };
     let rank = groups.dp.rank().0;
-    let mut trainer = Trainer::new(groups, build(parameters, group)?, layout.between, update, 1, 1.0)?;
+    let layers = 0..layout.partition.architecture.layers;
+    let mut trainer =
+        Trainer::new(groups, build(parameters, group, std::slice::from_ref(&layers))?, layout.between, update, 1, 1.0)?;
     let peak = gemm::peak(&**world, precision.compute())?;
     let source = random_text(options)?;
     let (mut seconds, mut total, mut loss) = (Seconds::default(), 0.0, 0.0);

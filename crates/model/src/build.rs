@@ -13,28 +13,31 @@ use crate::layers::linear::{ColumnParallel, RowParallel};
 use crate::layers::mlp::{Activation, Mlp};
 use crate::layers::norm::Norm;
 use crate::models::gpt2::Gpt2;
-use crate::models::head::LanguageModel;
 use crate::models::llama::Llama;
-use crate::models::Body;
-use crate::parameter::{Parameters, Weight};
+use crate::models::slice::{Entrance, Exit, Slice};
+use crate::models::Family;
+use crate::parameter::Parameters;
 use crate::regions::TensorGroup;
-use crate::{Error, Result, Stage};
+use crate::stage::{Model, Stage};
+use crate::unit::Residence;
+use crate::weight::Weight;
+use crate::{Error, Result};
 
-/// Builds the model that a rank's parameters are the shards of.
+/// Builds a rank's share of a model: one stage for each range of layers, with the entrance before layer 0 and the exit
+/// after the last.
 ///
 /// # Errors
-/// [`Error::UnknownParameter`] if the partition lacks one that the family needs.
-pub fn build(parameters: Parameters, group: TensorGroup) -> Result<Box<dyn Stage>> {
+/// [`Error::UnknownParameter`] if the partition lacks a parameter that a stage needs.
+pub fn build(parameters: Parameters, group: TensorGroup, chunks: &[Range<usize>]) -> Result<Model> {
     let shards = Shards { parameters: &parameters, group: &group };
-    let body: Box<dyn Body> = match shards.architecture().name {
-        ArchitectureName::Gpt2 => Box::new(Gpt2::new(&shards)?),
+    let family: Box<dyn Family> = match shards.architecture().name {
+        ArchitectureName::Gpt2 => Box::new(Gpt2),
         ArchitectureName::Llama => Box::new(Llama::new(&shards)?),
         other => return Err(Error::Unbuilt(format!("architecture {other:?}"))),
     };
-    let table = if shards.architecture().tie_embeddings { "embedding.weight" } else { "head.weight" };
-    let head = ColumnParallel::new(shards.weight(table)?, None, &group);
-    let ids = shards.range(table)?;
-    Ok(Box::new(LanguageModel { body, head, ids, parameters, group }))
+    let stage = |layers: &Range<usize>| -> Result<Box<dyn Stage>> { Ok(Box::new(shards.slice(&*family, layers)?)) };
+    let stages = chunks.iter().map(stage).collect::<Result<_>>()?;
+    Ok(Model::new(parameters, stages))
 }
 
 /// A rank's parameters as a model's constructor asks for them.
@@ -45,6 +48,43 @@ pub struct Shards<'a> {
 }
 
 impl Shards<'_> {
+    /// Makes the stage of some layers.
+    fn slice(&self, family: &dyn Family, layers: &Range<usize>) -> Result<Slice> {
+        let (first, last) = (layers.start == 0, layers.end == self.architecture().layers);
+        Ok(Slice {
+            entrance: if first { Some(self.entrance(family)?) } else { None },
+            blocks: layers.clone().map(|layer| family.block(self, layer)).collect::<Result<_>>()?,
+            exit: if last { Some(self.exit(family)?) } else { None },
+            group: self.group.clone(),
+        })
+    }
+
+    fn entrance(&self, family: &dyn Family) -> Result<Entrance> {
+        let (name, vocab) = ("embedding.weight", self.architecture().vocab);
+        Ok(Entrance {
+            embedding: VocabParallelEmbedding::new(self.weight(name)?, self.range(name)?, vocab, self.group),
+            positions: family.positions(self)?,
+            dropout: self.dropout("embedding"),
+            residence: self.parameters.entrance(),
+        })
+    }
+
+    fn exit(&self, family: &dyn Family) -> Result<Exit> {
+        let table = if self.architecture().tie_embeddings { "embedding.weight" } else { "head.weight" };
+        Ok(Exit {
+            norm: family.norm(self, "final_norm")?,
+            head: ColumnParallel::new(self.weight(table)?, None, self.group),
+            ids: self.range(table)?,
+            vocab: self.architecture().vocab,
+            residence: self.parameters.exit(),
+        })
+    }
+
+    /// Says when the values of a layer are there.
+    pub fn residence(&self, layer: usize) -> Residence {
+        self.parameters.layer(layer)
+    }
+
     /// Returns the model's shape.
     pub fn architecture(&self) -> &Architecture {
         &self.parameters.partition().architecture
@@ -71,16 +111,6 @@ impl Shards<'_> {
     /// [`Error::UnknownParameter`].
     pub fn weight(&self, name: &str) -> Result<Weight> {
         self.parameters.weight(name)
-    }
-
-    /// Makes the vocabulary-parallel embedding.
-    ///
-    /// # Errors
-    /// [`Error::UnknownParameter`].
-    pub fn embedding(&self) -> Result<VocabParallelEmbedding> {
-        let name = "embedding.weight";
-        let vocab = self.architecture().vocab;
-        Ok(VocabParallelEmbedding::new(self.weight(name)?, self.range(name)?, vocab, self.group))
     }
 
     /// Makes a LayerNorm.

@@ -110,6 +110,20 @@ pub fn start_all_gather(group: &dyn Communicator, shard: &Tensor, dim: i64) -> R
     Ok(Arriving { request, tensor, join: Some((dim, parts)) })
 }
 
+/// Starts joining every rank's elements in `whole`, in rank order.
+///
+/// # Shapes
+/// - `shard`: `[n]`
+/// - `whole`: `[size · n]`, not to be touched before it is waited for
+///
+/// # Errors
+/// As [`all_reduce`].
+pub fn start_all_gather_into(group: &dyn Communicator, shard: &Tensor, whole: Tensor) -> Result<Arriving> {
+    let _span = span("start_all_gather", group, shard);
+    let request = group.start_all_gather(lend(shard)?, lend(&whole)?)?;
+    Ok(Arriving { request, tensor: whole, join: None })
+}
+
 /// Joins every rank's tensor along `dim`, in rank order.
 ///
 /// # Errors

@@ -35,6 +35,26 @@ pub enum Error {
     /// Something that a plan may name and no layer computes.
     #[error("{0} has no counterpart among the layers")]
     Unbuilt(String),
+    /// A part of the model that a step left out.
+    #[error("elements {elements:?} of the gradient still wait for {missing} contributions at the end of a step")]
+    GradientMissing {
+        /// The bucket.
+        elements: std::ops::Range<usize>,
+        /// How many uses are missing.
+        missing: usize,
+    },
+    /// A part of the model that a step went through more often than announced.
+    #[error("elements {elements:?} of the gradient got more contributions than the step has micro-batches")]
+    GradientTwice {
+        /// The bucket.
+        elements: std::ops::Range<usize>,
+    },
+    /// Work for another stage.
+    #[error("this stage does not have {what}")]
+    NotHere {
+        /// What was asked of it.
+        what: &'static str,
+    },
     /// A sequence longer than the model's positions.
     #[error("a sequence of {seq} tokens is longer than the model's max_seq of {max_seq}")]
     TooLong {

@@ -56,7 +56,7 @@ impl Completion {
         })
     }
 
-    /// Completes the gradients of one backward pass, or of several that were accumulated.
+    /// Completes the gradients that this rank owns, of one backward pass or of several that were accumulated.
     ///
     /// # Communication
     /// At most two all-reduces, each of all the gradients it concerns in one piece.
@@ -65,13 +65,20 @@ impl Completion {
     /// [`Error::Comm`](crate::Error::Comm) if one fails.
     pub fn run(&self, parameters: &Parameters) -> Result<()> {
         for sum in &self.sums {
-            let views = sum.parameters.iter().map(|&index| Ok(parameters.gradients().view(index)?));
-            let views = views.collect::<Result<Vec<_>>>()?;
-            let flat = views.iter().map(|view| Ok(view.f_view([-1])?)).collect::<Result<Vec<_>>>()?;
-            let mut joined = Tensor::f_cat(&flat, 0)?;
+            let mut parts = Vec::new();
+            for &index in &sum.parameters {
+                for piece in parameters.owned_of(parameters.gradients().layout().range(index)) {
+                    parts.push(parameters.gradients().range(piece)?);
+                }
+            }
+            if parts.is_empty() {
+                // So it is on all tensor ranks of this data rank: they own the same elements.
+                continue;
+            }
+            let mut joined = Tensor::f_cat(&parts, 0)?;
             collective::all_reduce(&*sum.group, &mut joined, ReduceOp::Sum)?;
-            let lengths: Vec<i64> = flat.iter().map(|part| part.numel() as i64).collect();
-            for (mut part, summed) in flat.into_iter().zip(joined.f_split_with_sizes(&lengths[..], 0)?) {
+            let lengths: Vec<i64> = parts.iter().map(|part| part.numel() as i64).collect();
+            for (mut part, summed) in parts.into_iter().zip(joined.f_split_with_sizes(&lengths[..], 0)?) {
                 part.f_copy_(&summed)?;
             }
         }

@@ -4,8 +4,10 @@
 //! conjugate [`regions`] between replicated and sharded activations; the sharded [`layers`]; the [`models`]; and
 //! [`mod@build`], which turns a partition into a [`Stage`].
 
+mod bucket;
 pub mod build;
 pub mod collective;
+pub mod deferral;
 pub mod error;
 pub mod gradient;
 pub mod layers;
@@ -15,9 +17,11 @@ pub mod pass;
 pub mod regions;
 pub mod shard;
 pub mod stage;
+pub mod unit;
+pub mod weight;
 
 pub use build::build;
 pub use error::{Error, Result};
 pub use parameter::Parameters;
 pub use pass::Pass;
-pub use stage::Stage;
+pub use stage::{Model, Stage};

@@ -1,104 +1,40 @@
-//! What a rank keeps of every parameter: its shard, as a view of flat buffers.
-//!
-//! Gradients are not accumulated by libtorch but by the layers themselves, straight into the flat gradient buffer: a
-//! weight is no leaf of the graph. What puts a layer into the graph is the *anchor*, a scalar leaf without a value of
-//! interest that every use of a parameter has as an input.
+//! What a rank keeps of every parameter: its shard, in flat buffers of values, masters and gradients.
 
 use std::ops::Range;
 use std::sync::Arc;
 
-use mp_plan::{Init, Partition, PartitionedParameter};
+use mp_comm::solo::Solo;
+use mp_comm::Communicator;
+use mp_plan::{Arrangement, Init, Partition, PartitionedParameter, Zero};
 use mp_runtime::flat::{Flat, Layout};
 use mp_runtime::rng::Stream;
-use mp_runtime::{autograd, Device, Kind, Precision, Tensor};
+use mp_runtime::{Device, Kind, Precision, Tensor};
 
+use crate::bucket::Bucket;
+use crate::collective::{start_all_gather_into, Arriving};
+use crate::deferral::{Deferral, DeferredProducts};
+use crate::unit::{Residence, Unit};
+use crate::weight::{Value, Weight};
 use crate::{Error, Result};
 
-/// One parameter's shard, or several neighbouring ones stacked along dim 0, as a layer uses it.
-#[derive(Debug)]
-pub struct Weight {
-    value: Tensor,
-    gradient: Tensor,
-    anchor: Tensor,
+/// How the data ranks divide the work of keeping and reducing.
+#[derive(Debug, Clone)]
+pub struct Sharing {
+    /// The ranks that hold the same shards and see different tokens.
+    pub data: Arc<dyn Communicator>,
+    /// What they share out.
+    pub zero: Zero,
+    /// Bytes of gradients that are reduced together.
+    pub bucket_bytes: usize,
 }
 
-impl Weight {
-    /// Returns the values, outside the graph.
-    pub fn value(&self) -> &Tensor {
-        &self.value
-    }
+/// Bytes of a bucket where nobody says: enough that latency does not count, little enough that reductions start early.
+pub const BUCKET_BYTES: usize = 25 << 20;
 
-    /// Returns the anchor that puts a function of this weight into the graph.
-    pub fn anchor(&self) -> &Tensor {
-        &self.anchor
-    }
-
-    /// Returns the kind that gradients are summed in.
-    pub fn gradient_kind(&self) -> Kind {
-        self.gradient.kind()
-    }
-
-    /// Makes another handle to the same memory.
-    pub fn share(&self) -> Self {
-        Self {
-            value: self.value.shallow_clone(),
-            gradient: self.gradient.shallow_clone(),
-            anchor: self.anchor.shallow_clone(),
-        }
-    }
-
-    /// Returns the values as a tensor of the graph, whose gradient is added to the flat buffer.
-    ///
-    /// # Errors
-    /// [`Error::Runtime`] where libtorch refuses.
-    pub fn tracked(&self) -> Result<Tensor> {
-        let used = self.value.f_detach()?;
-        let mut owner = self.share();
-        autograd::attach(&[&self.anchor], &[used.shallow_clone()], move |gradients| {
-            if let Some(gradient) = &gradients[0] {
-                owner.accumulate(gradient)?;
-            }
-            Ok(vec![None])
-        })?;
-        Ok(used)
-    }
-
-    /// Adds to the gradient.
-    ///
-    /// # Errors
-    /// [`Error::Runtime`] where the shapes differ.
-    pub fn accumulate(&mut self, gradient: &Tensor) -> Result<()> {
-        let _ = self.gradient.f_add_(gradient)?;
-        Ok(())
-    }
-
-    /// Adds the product of a linear layer's output gradient and input, `dYᵀ · X`, to the gradient.
-    ///
-    /// # Shapes
-    /// - `dy`: `[n, d_out]`
-    /// - `x`: `[n, d_in]`
-    ///
-    /// # Errors
-    /// [`Error::Runtime`] where the shapes do not fit.
-    pub fn accumulate_product(&mut self, dy: &Tensor, x: &Tensor) -> Result<()> {
-        if dy.kind() == self.gradient.kind() {
-            let _ = self.gradient.f_addmm_(&dy.f_tr()?, x)?;
-            return Ok(());
-        }
-        self.accumulate(&dy.f_tr()?.f_mm(x)?)
-    }
-
-    /// Adds rows to rows `indices` of the gradient.
-    ///
-    /// # Shapes
-    /// - `indices`: `[n]`
-    /// - `rows`: `[n, d]`
-    ///
-    /// # Errors
-    /// [`Error::Runtime`] where the shapes do not fit.
-    pub fn accumulate_rows(&mut self, indices: &Tensor, rows: &Tensor) -> Result<()> {
-        let _ = self.gradient.f_index_add_(0, indices, &rows.f_to_kind(self.gradient.kind())?)?;
-        Ok(())
+impl Sharing {
+    /// Keeps everything on each of the data ranks.
+    pub fn replicated(data: Arc<dyn Communicator>) -> Self {
+        Self { data, zero: Zero::Replicated, bucket_bytes: BUCKET_BYTES }
     }
 }
 
@@ -107,15 +43,20 @@ impl Weight {
 pub struct Parameters {
     partition: Arc<Partition>,
     tp_rank: usize,
+    sharing: Sharing,
+    arrangement: Arrangement,
     values: Flat,
     /// Values in the optimizer's precision; absent where they are `values` themselves.
     masters: Option<Flat>,
     gradients: Flat,
+    buckets: Vec<Arc<Bucket>>,
+    units: Vec<Arc<Unit>>,
     anchor: Tensor,
+    deferral: Arc<Deferral>,
 }
 
 impl Parameters {
-    /// Allocates a rank's shards and draws their initial values.
+    /// Allocates a rank's shards and draws their initial values, for a single data rank.
     ///
     /// Each element is drawn by its index in the full tensor, so every layout starts from the same model.
     ///
@@ -128,30 +69,65 @@ impl Parameters {
         precision: Precision,
         device: Device,
     ) -> Result<Self> {
-        let made = Self::zeros(partition, tp_rank, precision, device)?;
+        let alone = Sharing::replicated(Arc::new(Solo::new("data")));
+        Self::shared(partition, tp_rank, alone, seed, precision, device)
+    }
+
+    /// Allocates a rank's shards and draws their initial values.
+    ///
+    /// # Errors
+    /// [`Error::Runtime`] if the device has no room.
+    pub fn shared(
+        partition: &Arc<Partition>,
+        tp_rank: usize,
+        sharing: Sharing,
+        seed: u64,
+        precision: Precision,
+        device: Device,
+    ) -> Result<Self> {
+        let made = Self::zeros(partition, tp_rank, sharing, precision, device)?;
         for (index, parameter) in partition.parameters.iter().enumerate() {
-            let shard = initial(parameter, tp_rank, seed)?;
-            made.masters().view(index)?.f_copy_(&shard)?;
+            made.load(index, &initial(parameter, tp_rank, seed)?)?;
         }
-        made.publish()?;
         Ok(made)
     }
 
-    fn zeros(partition: &Arc<Partition>, tp_rank: usize, precision: Precision, device: Device) -> Result<Self> {
+    fn zeros(
+        partition: &Arc<Partition>,
+        tp_rank: usize,
+        sharing: Sharing,
+        precision: Precision,
+        device: Device,
+    ) -> Result<Self> {
+        let bucket_elements = sharing.bucket_bytes / precision.master().elt_size_in_bytes();
+        let arrangement =
+            Arrangement::new(&partition.parameters, sharing.zero, sharing.data.size(), bucket_elements.max(1));
         let shape = |p: &PartitionedParameter| p.local_shape().iter().map(|&n| n as i64).collect::<Vec<_>>();
-        let shapes: Vec<_> = partition.parameters.iter().map(shape).collect();
-        let layout = Layout::new(shapes, &group_starts(&partition.parameters));
+        let shapes = partition.parameters.iter().map(shape).collect();
+        let layout = Layout::new(shapes, arrangement.ranges().to_vec(), arrangement.elements());
+        let owned = arrangement.owned(part(&arrangement, &sharing));
+        let flat = |shared_from: Zero, kind: Kind| match sharing.zero >= shared_from {
+            true => Flat::zeros_of(layout.clone(), &owned, kind, device),
+            false => Flat::zeros(layout.clone(), kind, device),
+        };
+        let values = flat(Zero::Parameters, precision.compute())?;
         let masters = match precision.compute() == precision.master() {
             true => None,
-            false => Some(Flat::zeros(layout.clone(), precision.master(), device)?),
+            false => Some(flat(Zero::Optimizer, precision.master())?),
         };
+        let gradients = flat(Zero::Gradients, precision.master())?;
         Ok(Self {
+            buckets: buckets(&arrangement, &sharing, &gradients)?,
+            units: units(&arrangement, &sharing, &values)?,
             partition: Arc::clone(partition),
             tp_rank,
-            values: Flat::zeros(layout.clone(), precision.compute(), device)?,
+            sharing,
+            arrangement,
+            values,
             masters,
-            gradients: Flat::zeros(layout, precision.master(), device)?,
+            gradients,
             anchor: Tensor::f_zeros([], (Kind::Float, device))?.f_set_requires_grad(true)?,
+            deferral: Arc::default(),
         })
     }
 
@@ -165,14 +141,53 @@ impl Parameters {
         self.tp_rank
     }
 
-    /// Returns the values in the optimizer's precision.
+    /// Returns how the data ranks share.
+    pub fn sharing(&self) -> &Sharing {
+        &self.sharing
+    }
+
+    /// Returns where each parameter lies in a flat buffer.
+    pub fn arrangement(&self) -> &Arrangement {
+        &self.arrangement
+    }
+
+    /// Returns the elements whose optimizer state this rank keeps: those it updates, and whose gradient it has in full
+    /// after a step's reductions.
+    pub fn owned(&self) -> Vec<Range<usize>> {
+        self.arrangement.owned(part(&self.arrangement, &self.sharing))
+    }
+
+    /// Returns which of some elements this rank owns.
+    pub fn owned_of(&self, range: Range<usize>) -> Vec<Range<usize>> {
+        let common = |own: Range<usize>| own.start.max(range.start)..own.end.min(range.end);
+        self.owned().into_iter().map(common).filter(|piece| !piece.is_empty()).collect()
+    }
+
+    /// Returns the values in the optimizer's precision: all that this rank owns, or more.
     pub fn masters(&self) -> &Flat {
         self.masters.as_ref().unwrap_or(&self.values)
     }
 
-    /// Returns the gradients.
+    /// Returns the gradients: all that this rank owns, or more.
     pub fn gradients(&self) -> &Flat {
         &self.gradients
+    }
+
+    /// Allocates zeros for what this rank owns, in the optimizer's precision.
+    ///
+    /// # Errors
+    /// [`Error::Runtime`] if the device has no room.
+    pub fn state(&self) -> Result<Flat> {
+        let like = self.masters();
+        Ok(Flat::zeros_of(like.layout().clone(), &self.owned(), like.all().kind(), self.device())?)
+    }
+
+    /// Returns the bytes that values, gradients and masters take.
+    ///
+    /// # Units
+    /// Bytes.
+    pub fn bytes(&self) -> [usize; 3] {
+        [self.values.bytes(), self.gradients.bytes(), self.masters.as_ref().map_or(0, Flat::bytes)]
     }
 
     /// Returns the kind of weights and activations.
@@ -185,24 +200,72 @@ impl Parameters {
         self.values.all().device()
     }
 
-    /// Copies the masters to the values that layers multiply by, where the two differ.
+    /// Gives a parameter values, whatever of it this rank keeps. Local to each rank.
+    ///
+    /// # Shapes
+    /// - `shard`: this tensor rank's shard, padding included
+    ///
+    /// # Errors
+    /// [`Error::Runtime`] where the shape is another.
+    pub fn load(&self, index: usize, shard: &Tensor) -> Result<()> {
+        put(&self.values, index, shard)?;
+        self.masters.as_ref().map_or(Ok(()), |masters| put(masters, index, shard))
+    }
+
+    /// Makes updated masters the values that layers multiply by. Collective over the data ranks.
+    ///
+    /// # Communication
+    /// Where optimizer state is shared out and values are not, one all-gather of each bucket's values.
+    ///
+    /// # Errors
+    /// [`Error::Comm`] if one fails.
+    pub fn publish(&self) -> Result<()> {
+        if let Some(masters) = &self.masters {
+            for range in self.owned() {
+                self.values.range(range.clone())?.f_copy_(&masters.range(range)?)?;
+            }
+        }
+        if !matches!(self.sharing.zero, Zero::Optimizer | Zero::Gradients) {
+            return Ok(());
+        }
+        let part = part(&self.arrangement, &self.sharing);
+        let gather = |(index, bucket): (usize, &mp_plan::Bucket)| -> Result<Arriving> {
+            let own = self.values.range(self.arrangement.own_part(index, part))?.f_detach_copy()?;
+            start_all_gather_into(&*self.sharing.data, &own, self.values.range(bucket.range.clone())?)
+        };
+        let arriving = self.arrangement.buckets().iter().enumerate().map(gather).collect::<Result<Vec<_>>>()?;
+        arriving.into_iter().try_for_each(|values| values.wait().map(drop))
+    }
+
+    /// Begins a step: gradients are zero, and reduced once each parameter has been used in so many micro-batches.
+    ///
+    /// Without this, backward passes add to the gradients and nothing is reduced.
     ///
     /// # Errors
     /// [`Error::Runtime`] where libtorch refuses.
-    pub fn publish(&self) -> Result<()> {
-        if let Some(masters) = &self.masters {
-            self.values.all().shallow_clone().f_copy_(masters.all())?;
-        }
+    pub fn begin_step(&self, micro_batches: usize) -> Result<()> {
+        let _ = self.gradients.all().shallow_clone().f_zero_()?;
+        self.buckets.iter().for_each(|bucket| bucket.begin(micro_batches));
         Ok(())
     }
 
-    /// Sets all gradients to zero.
+    /// Waits until the gradients that this rank owns are summed over the data ranks.
     ///
     /// # Errors
-    /// [`Error::Runtime`] where libtorch refuses.
-    pub fn zero_gradients(&self) -> Result<()> {
-        let _ = self.gradients.all().shallow_clone().f_zero_()?;
-        Ok(())
+    /// [`Error::GradientMissing`] if a parameter was not used as often as was announced; [`Error::Comm`].
+    pub fn finish_reduction(&self) -> Result<()> {
+        // In the order in which a backward pass fills them.
+        self.buckets.iter().rev().try_for_each(|bucket| bucket.finish())
+    }
+
+    /// Puts off the products for weights in backward passes, until [`take_deferred`](Self::take_deferred).
+    pub fn defer_products(&self) {
+        self.deferral.begin();
+    }
+
+    /// Takes the products that were put off.
+    pub fn take_deferred(&self) -> DeferredProducts {
+        self.deferral.take()
     }
 
     /// Finds a parameter's index in the partition.
@@ -214,7 +277,7 @@ impl Parameters {
         found.ok_or_else(|| Error::UnknownParameter(name.to_string()))
     }
 
-    /// Hands out one parameter.
+    /// Hands out one parameter. Each handle is used once in each pass.
     ///
     /// # Errors
     /// [`Error::UnknownParameter`].
@@ -234,37 +297,109 @@ impl Parameters {
     }
 
     fn joined(&self, indices: Range<usize>) -> Result<Weight> {
+        let layout = self.values.layout();
+        let buckets = self.arrangement.buckets();
+        let index = buckets.partition_point(|bucket| bucket.parameters.end <= indices.start);
+        let value =
+            match self.units.iter().zip(self.arrangement.units()).find(|(_, unit)| unit.buckets.contains(&index)) {
+                Some((unit, _)) => Value::Shared(Arc::clone(unit)),
+                None => Value::Resident(self.values.joined(indices.clone())?),
+            };
+        let bucket = Arc::clone(&self.buckets[index]);
+        bucket.register();
         Ok(Weight {
-            value: self.values.joined(indices.clone())?,
-            gradient: self.gradients.joined(indices)?,
+            shape: layout.stacked(indices.clone())?,
+            value,
+            range: layout.span(indices),
+            gradient_kind: self.gradients.all().kind(),
+            bucket,
             anchor: self.anchor.shallow_clone(),
+            deferral: Arc::clone(&self.deferral),
         })
+    }
+
+    /// Returns when the values of the model's entrance are there.
+    pub fn entrance(&self) -> Residence {
+        self.residence(0, None)
+    }
+
+    /// Returns when the values of a layer are there.
+    pub fn layer(&self, layer: usize) -> Residence {
+        let units = self.arrangement.units();
+        let index = units.iter().position(|unit| unit.layer == Some(layer));
+        index.map_or_else(Residence::default, |index| {
+            // The entrance multiplies by nothing in its backward.
+            let previous = (index > 1).then(|| index - 1);
+            self.residence(index, previous)
+        })
+    }
+
+    /// Returns when the values of the model's exit are there.
+    pub fn exit(&self) -> Residence {
+        let Some(last) = self.units.len().checked_sub(1) else { return Residence::default() };
+        let mut residence = self.residence(last, last.checked_sub(1));
+        if self.partition.architecture.tie_embeddings {
+            residence.own.push(Arc::clone(&self.units[0]));
+        }
+        residence
+    }
+
+    fn residence(&self, index: usize, previous: Option<usize>) -> Residence {
+        let Some(own) = self.units.get(index) else { return Residence::default() };
+        Residence {
+            own: vec![Arc::clone(own)],
+            next: self.units.get(index + 1).cloned(),
+            previous: previous.map(|previous| Arc::clone(&self.units[previous])),
+        }
     }
 }
 
-/// Says which parameters open a group of the flat buffer: all but those that follow a neighbour with the same last
-/// name ("weight", "bias") and the same parent, as query, key and value do.
-fn group_starts(parameters: &[PartitionedParameter]) -> Vec<bool> {
-    let family = |parameter: &PartitionedParameter| {
-        let mut parts: Vec<&str> = parameter.spec.name.split('.').collect();
-        let joins = ["query", "key", "value", "gate", "up"];
-        let own = parts.len().checked_sub(2)?;
-        if !joins.contains(&parts[own]) {
-            return None;
-        }
-        parts.remove(own);
-        Some(parts.join("."))
+/// Returns which part of each bucket this rank owns.
+fn part(arrangement: &Arrangement, sharing: &Sharing) -> usize {
+    match arrangement.parts() {
+        1 => 0,
+        _ => sharing.data.rank().0,
+    }
+}
+
+fn buckets(arrangement: &Arrangement, sharing: &Sharing, gradients: &Flat) -> Result<Vec<Arc<Bucket>>> {
+    let part = part(arrangement, sharing);
+    let bucket = |(index, bucket): (usize, &mp_plan::Bucket)| -> Result<Arc<Bucket>> {
+        let whole = match sharing.zero >= Zero::Gradients {
+            true => None,
+            false => Some(gradients.range(bucket.range.clone())?),
+        };
+        let own = gradients.range(arrangement.own_part(index, part))?;
+        Ok(Arc::new(Bucket::new(bucket.range.clone(), sharing.zero, &sharing.data, whole, own)))
     };
-    let mut last = None;
-    parameters
-        .iter()
-        .map(|parameter| {
-            let now = family(parameter);
-            let opens = now.is_none() || now != last;
-            last = now;
-            opens
-        })
-        .collect()
+    arrangement.buckets().iter().enumerate().map(bucket).collect()
+}
+
+fn units(arrangement: &Arrangement, sharing: &Sharing, values: &Flat) -> Result<Vec<Arc<Unit>>> {
+    let part = part(arrangement, sharing);
+    let shard = |index: usize| -> Result<(Range<usize>, Tensor)> {
+        Ok((arrangement.buckets()[index].range.clone(), values.range(arrangement.own_part(index, part))?))
+    };
+    let unit = |unit: &mp_plan::Unit| -> Result<Arc<Unit>> {
+        let shards = unit.buckets.clone().map(shard).collect::<Result<_>>()?;
+        Ok(Arc::new(Unit::new(&sharing.data, shards)))
+    };
+    arrangement.units().iter().map(unit).collect()
+}
+
+/// Copies what a flat buffer holds of a parameter from its shard.
+pub(crate) fn put(flat: &Flat, index: usize, shard: &Tensor) -> Result<()> {
+    let shape = flat.layout().shape(index);
+    if shard.size() != shape {
+        let (what, expected) = ("a parameter's shard".to_string(), format!("{shape:?}"));
+        return Err(Error::Shape { what, shape: shard.size(), expected });
+    }
+    let range = flat.layout().range(index);
+    let elements = shard.f_reshape([-1])?;
+    for (piece, mut place) in flat.pieces(range.clone())? {
+        place.f_copy_(&elements.f_narrow(0, (piece.start - range.start) as i64, piece.len() as i64)?)?;
+    }
+    Ok(())
 }
 
 /// Draws a rank's shard of a parameter, padding zero.

@@ -69,11 +69,10 @@ fn compare(
     tolerance: f64,
 ) -> mp_model::Result<()> {
     let rank = common::rank(partition, comm, between, golden.precision)?;
-    let parameters = rank.stage.parameters();
+    let parameters = rank.model.parameters();
     for (index, parameter) in partition.parameters.iter().enumerate() {
-        shard::scatter(parameters, index, &golden.tensor(&parameter.spec.name), parameters.masters())?;
+        shard::load(parameters, index, &golden.tensor(&parameter.spec.name))?;
     }
-    parameters.publish()?;
 
     let (tokens, targets) = (golden.tensor("tokens"), golden.tensor("targets"));
     let pass = Pass::evaluation(&tokens);
@@ -81,9 +80,9 @@ fn compare(
         let worst = common::difference(got, expected);
         assert!(worst <= tolerance, "{what} differs by {worst:e}");
     };
-    close("logits", &rank.stage.logits(&pass)?, &golden.tensor("logits"));
+    close("logits", &rank.model.logits(&pass)?, &golden.tensor("logits"));
 
-    let loss = rank.stage.loss_sum(&pass, &targets)? / targets.numel() as f64;
+    let loss = rank.model.loss_sum(&pass, &targets)? / targets.numel() as f64;
     close("loss", &loss.detach(), &golden.tensor("loss"));
 
     autograd::backward(&[&loss], &[None], false)?;

@@ -61,7 +61,7 @@ impl Rank {
         let parameters = Parameters::new(&partition, comm.rank().0, 1, Precision::Fp64, Device::Cpu)?;
         for (index, parameter) in partition.parameters.iter().enumerate() {
             let shape: Vec<i64> = parameter.spec.shape.iter().map(|&n| n as i64).collect();
-            shard::scatter(&parameters, index, &random(&shape, &parameter.spec.name), parameters.masters())?;
+            shard::load(&parameters, index, &random(&shape, &parameter.spec.name))?;
         }
         let log = Arc::new(Log::new());
         let comm: Arc<dyn Communicator> = Arc::new(Ledger::new(comm, Arc::clone(&log)));

@@ -5,6 +5,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::Zero;
+
 /// The model families that can be built.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -152,10 +154,24 @@ pub struct ParallelConfig {
     pub sequence_parallel: Switch<bool>,
     /// Sequences in a micro-batch; 0: the global batch divided by `dp`.
     pub micro_batch: usize,
+    /// What the data ranks share out (ZeRO stage): 0 nothing, 1 the optimizer's state, 2 also gradients, 3 also
+    /// parameters; auto: nothing.
+    pub zero: Switch<Zero>,
+    /// Bytes of gradients that are reduced together; 0: 25 MiB.
+    pub bucket_bytes: usize,
 }
 
 impl Default for ParallelConfig {
     fn default() -> Self {
-        Self { tp: 0, pp: 0, dp: 0, cp: 0, sequence_parallel: Switch::Auto, micro_batch: 0 }
+        Self {
+            tp: 0,
+            pp: 0,
+            dp: 0,
+            cp: 0,
+            sequence_parallel: Switch::Auto,
+            micro_batch: 0,
+            zero: Switch::Auto,
+            bucket_bytes: 0,
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! Which degrees can cut a model: the one place where a layout is refused.
 
-use crate::{mesh::Degrees, Architecture, Error, Result, Switch};
+use crate::{mesh::Degrees, Architecture, Error, Mesh, Result, Switch, Zero};
 
 /// The largest tensor degree that is named as an alternative.
 const LARGEST_NAMED: usize = 1024;
@@ -61,6 +61,22 @@ fn obstacle(architecture: &Architecture, tp: usize) -> Option<(&'static str, usi
     } else {
         None
     }
+}
+
+/// Checks that the data ranks of a mesh can share out what is asked; returns it.
+///
+/// # Errors
+/// [`Error::NothingToShare`] with a single data rank; [`Error::ZeroWithStages`] for gradients or parameters with more
+/// than one pipeline stage: each micro-batch would reduce or gather all of them again.
+pub fn check_zero(zero: Zero, mesh: &Mesh) -> Result<Zero> {
+    let Degrees { pp, dp, cp, .. } = mesh.degrees();
+    if zero > Zero::Replicated && dp * cp == 1 {
+        return Err(Error::NothingToShare { zero });
+    }
+    if zero >= Zero::Gradients && pp > 1 {
+        return Err(Error::ZeroWithStages { zero, pp });
+    }
+    Ok(zero)
 }
 
 /// Checks that sequences of `seq` tokens can be cut in `tp` parts, as sequence parallelism does.

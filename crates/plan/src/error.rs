@@ -1,6 +1,7 @@
 //! The one error type of this crate: what cannot be planned, with the values that stand in the way.
 
 use crate::mesh::Degrees;
+use crate::Zero;
 
 /// Shorthand for results of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -51,6 +52,25 @@ pub enum Error {
         parts: usize,
         /// The values of `by` that would work.
         legal: Vec<usize>,
+    },
+
+    /// Shares of what a single rank keeps.
+    #[error("parallel.zero {zero} shares out among data ranks, and there is one; use 0, or more ranks in dp or cp")]
+    NothingToShare {
+        /// The ZeRO stage.
+        zero: Zero,
+    },
+
+    /// Gradients or parameters shared out beside pipeline stages.
+    #[error(
+        "parallel.zero {zero} with parallel.pp {pp} would reduce and gather every stage anew for each micro-batch; \
+         use zero 0 or 1 with pp, or zero {zero} with pp 1"
+    )]
+    ZeroWithStages {
+        /// The ZeRO stage.
+        zero: Zero,
+        /// The pipeline degree.
+        pp: usize,
     },
 
     /// Heads of odd width, whose elements rotary positions cannot pair.

@@ -50,6 +50,7 @@
 //! configuration to what one of four ranks holds.
 
 pub mod architecture;
+pub mod arrangement;
 pub mod config;
 pub mod degrees;
 pub mod error;
@@ -62,8 +63,9 @@ pub mod storage;
 mod table;
 
 pub use architecture::Architecture;
+pub use arrangement::{Arrangement, Bucket, Unit, Zero};
 pub use config::{ArchitectureName, ModelConfig, ParallelConfig, RopeScaling, Switch};
-pub use degrees::{check_sequence, check_tensor, legal_tensor_degrees, sequence_parallel};
+pub use degrees::{check_sequence, check_tensor, check_zero, legal_tensor_degrees, sequence_parallel};
 pub use error::{Error, Result};
 pub use mesh::{Axis, Coordinates, Degrees, Mesh};
 pub use parameters::{Cut, Init, ParameterSpec};

@@ -278,6 +278,28 @@ impl Mesh {
     }
 }
 
+impl Mesh {
+    /// Returns a rank's index among those that hold the same shards and see different tokens: the plane dp × cp.
+    ///
+    /// # Panics
+    /// If `rank` is not below [`size`](Self::size).
+    pub fn data_rank(&self, rank: usize) -> usize {
+        let at = self.coordinates(rank);
+        at.dp * self.degrees.cp + at.cp
+    }
+
+    /// Returns the colour and key with which `rank` joins the group of its plane dp × cp.
+    ///
+    /// # Panics
+    /// If `rank` is not below [`size`](Self::size).
+    pub fn data_split_key(&self, rank: usize) -> (u32, u32) {
+        let key = self.data_rank(rank);
+        // Both axes count in steps of whole tensor groups, and lie side by side.
+        let color = rank - key * self.degrees.tp;
+        (color as u32, key as u32)
+    }
+}
+
 impl fmt::Display for Mesh {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.degrees.fmt(f)

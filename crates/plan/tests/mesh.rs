@@ -194,3 +194,16 @@ fn malformed_meshes_are_refused() {
     assert!(matches!(resolve(0, 0, 0), Err(Error::Zero { what: "ranks" })));
     assert!(matches!(resolve(usize::MAX, usize::MAX, 4), Err(Error::WorldSize { .. })));
 }
+
+#[test]
+fn the_plane_of_data_ranks_is_a_group_of_its_own() {
+    let mesh = Mesh::new(Degrees { pp: 2, dp: 3, cp: 2, tp: 2, ep: 1 }).unwrap();
+    for rank in 0..mesh.size() {
+        let (color, key) = mesh.data_split_key(rank);
+        let own = mesh.coordinates(rank);
+        let peers: Vec<usize> = (0..mesh.size()).filter(|&peer| mesh.data_split_key(peer).0 == color).collect();
+        assert_eq!(peers.len(), 6);
+        assert!(peers.iter().all(|&peer| (mesh.coordinates(peer).pp, mesh.coordinates(peer).tp) == (own.pp, own.tp)));
+        assert_eq!(peers[key as usize], rank);
+    }
+}

@@ -25,6 +25,22 @@ pub enum Error {
         /// What would do.
         wanted: &'static str,
     },
+    /// Tensors of a flat buffer that do not stack.
+    #[error("tensors of a flat buffer stack side by side and with one width: {shape:?} does not follow {first:?}")]
+    NotNeighbours {
+        /// The shape of the first.
+        first: Vec<i64>,
+        /// The shape of the one that does not follow.
+        shape: Vec<i64>,
+    },
+    /// Elements that a flat buffer does not hold in one piece.
+    #[error("elements {range:?} of {elements} are not held here in one piece")]
+    NotHeld {
+        /// The elements asked for.
+        range: std::ops::Range<usize>,
+        /// How many the layout has.
+        elements: usize,
+    },
     /// A library that was asked for and could not be opened.
     #[error("{library} cannot be opened: {reason}")]
     Library {

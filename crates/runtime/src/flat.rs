@@ -1,14 +1,11 @@
 //! Flat buffers: many tensors in one run of memory, each a view of it.
 //!
-//! Tensors of one *group* lie side by side without a gap, so that several matrices of the same width can be multiplied
-//! as one ([`Flat::joined`]); groups start at multiples of [`ALIGNMENT`].
+//! Where each tensor lies is decided elsewhere and the same for all buffers of a model; a buffer may hold all of these
+//! elements or only some ranges of them.
 
 use std::ops::Range;
 
 use crate::{Device, Error, Kind, Result, Tensor};
-
-/// Elements to which a group's start is aligned: whole cache lines for kinds of one byte and more.
-pub const ALIGNMENT: usize = 64;
 
 /// Where each tensor lies in a flat buffer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,26 +16,20 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// Lays tensors out in order; `starts_group[i]` says whether tensor `i` opens a group.
+    /// Lays tensor `i` of shape `shapes[i]` at `ranges[i]` of `elements`.
     ///
     /// # Panics
-    /// If the two lists differ in length.
-    pub fn new(shapes: Vec<Vec<i64>>, starts_group: &[bool]) -> Self {
-        assert_eq!(shapes.len(), starts_group.len());
-        let mut end = 0usize;
-        let ranges: Vec<_> = shapes
-            .iter()
-            .zip(starts_group)
-            .map(|(shape, &opens)| {
-                let start = if opens { end.next_multiple_of(ALIGNMENT) } else { end };
-                end = start + shape.iter().product::<i64>() as usize;
-                start..end
-            })
-            .collect();
-        Self { shapes, ranges, elements: end.next_multiple_of(ALIGNMENT) }
+    /// If the lists differ in length, or a range does not have its tensor's length or lies outside.
+    pub fn new(shapes: Vec<Vec<i64>>, ranges: Vec<Range<usize>>, elements: usize) -> Self {
+        assert_eq!(shapes.len(), ranges.len());
+        for (shape, range) in shapes.iter().zip(&ranges) {
+            assert_eq!(shape.iter().product::<i64>(), range.len() as i64, "{shape:?} at {range:?}");
+            assert!(range.end <= elements, "{range:?} of {elements}");
+        }
+        Self { shapes, ranges, elements }
     }
 
-    /// Returns how many elements the buffer has, gaps included.
+    /// Returns how many elements there are, gaps included.
     pub fn elements(&self) -> usize {
         self.elements
     }
@@ -48,9 +39,34 @@ impl Layout {
         self.ranges[index].clone()
     }
 
+    /// Returns the elements of neighbouring tensors.
+    pub fn span(&self, indices: Range<usize>) -> Range<usize> {
+        self.ranges[indices.start].start..self.ranges[indices.end - 1].end
+    }
+
     /// Returns the shape of tensor `index`.
     pub fn shape(&self, index: usize) -> &[i64] {
         &self.shapes[index]
+    }
+
+    /// Returns the shape of neighbouring tensors stacked along dim 0.
+    ///
+    /// # Errors
+    /// [`Error::NotNeighbours`] if they do not lie side by side or differ beyond dim 0.
+    pub fn stacked(&self, indices: Range<usize>) -> Result<Vec<i64>> {
+        let first = self.shape(indices.start);
+        let mut shape = first.to_vec();
+        shape[0] = 0;
+        let mut end = self.ranges[indices.start].start;
+        for index in indices {
+            let next = self.shape(index);
+            if self.ranges[index].start != end || next[1..] != first[1..] {
+                return Err(Error::NotNeighbours { first: first.to_vec(), shape: next.to_vec() });
+            }
+            end = self.ranges[index].end;
+            shape[0] += next[0];
+        }
+        Ok(shape)
     }
 
     /// Returns the number of tensors.
@@ -68,6 +84,8 @@ impl Layout {
 #[derive(Debug)]
 pub struct Flat {
     layout: Layout,
+    /// What it holds, in order.
+    held: Vec<Range<usize>>,
     storage: Tensor,
 }
 
@@ -77,8 +95,22 @@ impl Flat {
     /// # Errors
     /// [`Error::Torch`] if the device has no room.
     pub fn zeros(layout: Layout, kind: Kind, device: Device) -> Result<Self> {
-        let storage = Tensor::f_zeros([layout.elements as i64], (kind, device))?;
-        Ok(Self { layout, storage })
+        let all = 0..layout.elements;
+        Self::zeros_of(layout, std::slice::from_ref(&all), kind, device)
+    }
+
+    /// Allocates zeros for some elements of a layout.
+    ///
+    /// # Errors
+    /// [`Error::Torch`] if the device has no room.
+    ///
+    /// # Panics
+    /// If the ranges are not in order and apart.
+    pub fn zeros_of(layout: Layout, held: &[Range<usize>], kind: Kind, device: Device) -> Result<Self> {
+        assert!(held.windows(2).all(|pair| pair[0].end <= pair[1].start), "{held:?}");
+        let elements: usize = held.iter().map(Range::len).sum();
+        let storage = Tensor::f_zeros([elements as i64], (kind, device))?;
+        Ok(Self { layout, held: held.to_vec(), storage })
     }
 
     /// Returns the layout.
@@ -86,50 +118,57 @@ impl Flat {
         &self.layout
     }
 
-    /// Returns the whole buffer, one-dimensional.
+    /// Returns all that is held, one-dimensional.
     pub fn all(&self) -> &Tensor {
         &self.storage
+    }
+
+    /// Returns the bytes that it takes.
+    pub fn bytes(&self) -> usize {
+        self.storage.numel() * self.storage.kind().elt_size_in_bytes()
     }
 
     /// Views a range of elements, one-dimensional.
     ///
     /// # Errors
-    /// [`Error::Torch`] if it lies outside the buffer.
+    /// [`Error::NotHeld`] if they are not held in one piece.
     pub fn range(&self, range: Range<usize>) -> Result<Tensor> {
-        Ok(self.storage.f_narrow(0, range.start as i64, range.len() as i64)?)
+        let mut offset = 0;
+        for held in &self.held {
+            if held.start <= range.start && range.end <= held.end {
+                let start = offset + range.start - held.start;
+                return Ok(self.storage.f_narrow(0, start as i64, range.len() as i64)?);
+            }
+            offset += held.len();
+        }
+        Err(Error::NotHeld { range, elements: self.layout.elements })
+    }
+
+    /// Views what is held of a range of elements: each piece with its place.
+    ///
+    /// # Errors
+    /// [`Error::Torch`] where libtorch refuses.
+    pub fn pieces(&self, range: Range<usize>) -> Result<Vec<(Range<usize>, Tensor)>> {
+        let common = |held: &Range<usize>| held.start.max(range.start)..held.end.min(range.end);
+        let pieces = self.held.iter().map(common).filter(|piece| !piece.is_empty());
+        pieces.map(|piece| Ok((piece.clone(), self.range(piece)?))).collect()
     }
 
     /// Views tensor `index`.
     ///
     /// # Errors
-    /// [`Error::Torch`] where libtorch refuses.
+    /// [`Error::NotHeld`] if it is not held as a whole.
     pub fn view(&self, index: usize) -> Result<Tensor> {
         Ok(self.range(self.layout.range(index))?.f_view(self.layout.shape(index))?)
     }
 
-    /// Views neighbouring tensors of one group as one, stacked along dim 0.
+    /// Views neighbouring tensors as one, stacked along dim 0.
     ///
     /// # Errors
-    /// [`Error::Tensor`] if they do not lie side by side or differ beyond dim 0.
+    /// [`Error::NotNeighbours`] if they do not lie side by side or differ beyond dim 0; [`Error::NotHeld`].
     pub fn joined(&self, indices: Range<usize>) -> Result<Tensor> {
-        let first = self.layout.shape(indices.start);
-        let mut shape = first.to_vec();
-        shape[0] = 0;
-        let mut end = self.layout.range(indices.start).start;
-        for index in indices.clone() {
-            let (range, next) = (self.layout.range(index), self.layout.shape(index));
-            if range.start != end || next[1..] != first[1..] {
-                return Err(Error::Tensor {
-                    what: "joining tensors of a flat buffer",
-                    shape: next.to_vec(),
-                    kind: self.storage.kind(),
-                    wanted: "a neighbour of the same width",
-                });
-            }
-            end = range.end;
-            shape[0] += next[0];
-        }
-        Ok(self.range(self.layout.range(indices.start).start..end)?.f_view(&shape[..])?)
+        let shape = self.layout.stacked(indices.clone())?;
+        Ok(self.range(self.layout.span(indices))?.f_view(&shape[..])?)
     }
 }
 
@@ -137,18 +176,12 @@ impl Flat {
 mod tests {
     use super::*;
 
-    fn sample() -> Flat {
-        let layout = Layout::new(vec![vec![2, 3], vec![1, 3], vec![5]], &[true, false, true]);
-        Flat::zeros(layout, Kind::Double, Device::Cpu).unwrap()
+    fn layout() -> Layout {
+        Layout::new(vec![vec![2, 3], vec![1, 3], vec![5]], vec![0..6, 6..9, 64..69], 128)
     }
 
-    #[test]
-    fn groups_are_aligned_and_their_members_touch() {
-        let flat = sample();
-        assert_eq!(flat.layout().range(0), 0..6);
-        assert_eq!(flat.layout().range(1), 6..9);
-        assert_eq!(flat.layout().range(2), 64..69);
-        assert_eq!(flat.layout().elements(), 128);
+    fn sample() -> Flat {
+        Flat::zeros(layout(), Kind::Double, Device::Cpu).unwrap()
     }
 
     #[test]
@@ -163,6 +196,19 @@ mod tests {
 
     #[test]
     fn strangers_do_not_join() {
-        assert!(matches!(sample().joined(1..3), Err(Error::Tensor { .. })));
+        assert!(matches!(sample().joined(1..3), Err(Error::NotNeighbours { .. })));
+    }
+
+    #[test]
+    fn a_part_holds_its_ranges_and_no_more() {
+        let flat = Flat::zeros_of(layout(), &[3..8, 64..70], Kind::Double, Device::Cpu).unwrap();
+        assert_eq!(flat.bytes(), 11 * 8);
+        let _ = flat.view(2).unwrap().f_fill_(1.0).unwrap();
+        let _ = flat.range(6..8).unwrap().f_fill_(2.0).unwrap();
+        assert_eq!(Vec::<f64>::try_from(flat.all()).unwrap(), [0., 0., 0., 2., 2., 1., 1., 1., 1., 1., 0.]);
+        let pieces = flat.pieces(0..66).unwrap();
+        assert_eq!(pieces.iter().map(|(range, _)| range.clone()).collect::<Vec<_>>(), [3..8, 64..66]);
+        assert!(matches!(flat.view(1), Err(Error::NotHeld { .. })));
+        assert!(matches!(flat.range(7..65), Err(Error::NotHeld { .. })));
     }
 }

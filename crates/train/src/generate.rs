@@ -1,7 +1,7 @@
 //! Text from a model, one token after the other.
 
 use mp_data::Tokenizer;
-use mp_model::{Pass, Stage};
+use mp_model::{Model, Pass};
 use mp_plan::Axis;
 use mp_runtime::rng::{unit, Stream};
 use mp_runtime::{Kind, Tensor};
@@ -25,7 +25,7 @@ pub struct Sampling {
 ///
 /// # Errors
 /// [`Error::Data`](crate::Error::Data) if the prompt cannot be tokenized, whatever a layer or a collective raises.
-pub fn generate(stage: &dyn Stage, tokenizer: &Tokenizer, prompt: &str, sampling: &Sampling) -> Result<String> {
+pub fn generate(model: &Model, tokenizer: &Tokenizer, prompt: &str, sampling: &Sampling) -> Result<String> {
     let mut ids = tokenizer.encode(prompt)?;
     if ids.is_empty() {
         // A tokenizer may drop all of a prompt; a model needs something to go on from.
@@ -33,7 +33,7 @@ pub fn generate(stage: &dyn Stage, tokenizer: &Tokenizer, prompt: &str, sampling
     }
     let stream = Stream::new(sampling.seed, "generate", 0);
     for position in 0..sampling.tokens {
-        let mut scores = next_scores(stage, &ids)?;
+        let mut scores = next_scores(model, &ids)?;
         // Beyond lies what no text contains: a vocabulary larger than the tokenizer's.
         scores.truncate(tokenizer.vocab_size());
         let word = stream.block(position as u64)[0];
@@ -46,8 +46,8 @@ pub fn generate(stage: &dyn Stage, tokenizer: &Tokenizer, prompt: &str, sampling
 ///
 /// The sequence is filled up to a multiple of the tensor degree, so that it can be cut where activations are; what comes
 /// later does not change what a causal model says of a position.
-fn next_scores(stage: &dyn Stage, ids: &[u32]) -> Result<Vec<f64>> {
-    let parameters = stage.parameters();
+fn next_scores(model: &Model, ids: &[u32]) -> Result<Vec<f64>> {
+    let parameters = model.parameters();
     let partition = parameters.partition();
     let tp = partition.mesh.degree(Axis::Tp);
     let longest = (partition.architecture.max_seq / tp * tp).max(1);
@@ -56,7 +56,7 @@ fn next_scores(stage: &dyn Stage, ids: &[u32]) -> Result<Vec<f64>> {
     seen.resize(seen.len().next_multiple_of(tp), 0);
     let scores = || -> mp_runtime::Result<Tensor> {
         let tokens = Tensor::f_from_slice(&seen)?.f_unsqueeze(0)?.f_to_device(parameters.device())?;
-        let last = stage.logits(&Pass::evaluation(&tokens))?.f_select(1, length - 1)?;
+        let last = model.logits(&Pass::evaluation(&tokens))?.f_select(1, length - 1)?;
         Ok(last.f_view([-1])?.f_to_kind(Kind::Double)?.f_to_device(mp_runtime::Device::Cpu)?)
     };
     let scores = scores()?;

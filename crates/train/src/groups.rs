@@ -16,6 +16,10 @@ pub struct Groups {
     pub tp: Arc<dyn Communicator>,
     /// Ranks that hold the same shards and read different samples.
     pub dp: Arc<dyn Communicator>,
+    /// Ranks that hold the same shards and see different tokens.
+    pub data: Arc<dyn Communicator>,
+    /// Ranks that hold consecutive stages.
+    pub pp: Arc<dyn Communicator>,
 }
 
 impl Groups {
@@ -24,11 +28,18 @@ impl Groups {
     /// # Errors
     /// [`Error::Comm`](crate::Error::Comm) if a group cannot be made.
     pub fn new(world: &Arc<dyn Communicator>, mesh: &Mesh) -> Result<Self> {
-        let cut = |axis: Axis| -> Result<Arc<dyn Communicator>> {
-            let (color, key) = mesh.split_key(axis, world.rank().0);
-            let group = world.split(Some(color), key, axis.name())?;
+        let rank = world.rank().0;
+        let cut = |(color, key): (u32, u32), name: &str| -> Result<Arc<dyn Communicator>> {
+            let group = world.split(Some(color), key, name)?;
             Ok(group.expect("a rank that names a color joins a group"))
         };
-        Ok(Self { world: Arc::clone(world), tp: cut(Axis::Tp)?, dp: cut(Axis::Dp)? })
+        let along = |axis: Axis| cut(mesh.split_key(axis, rank), axis.name());
+        Ok(Self {
+            world: Arc::clone(world),
+            tp: along(Axis::Tp)?,
+            dp: along(Axis::Dp)?,
+            data: cut(mesh.data_split_key(rank), "data")?,
+            pp: along(Axis::Pp)?,
+        })
     }
 }

@@ -2,9 +2,11 @@
 
 use std::sync::Arc;
 
+use mp_comm::Communicator;
 use mp_data::BatchPlan;
+use mp_model::parameter::{Sharing, BUCKET_BYTES};
 use mp_model::regions::Between;
-use mp_plan::{Architecture, Axis, Mesh, Partition, Plan, Storage};
+use mp_plan::{Architecture, Axis, Mesh, Partition, Plan, Storage, Zero};
 
 use crate::config::{OptimizerName, Precision};
 use crate::{Config, Result};
@@ -18,6 +20,10 @@ pub struct Layout {
     pub between: Between,
     /// Which samples each data rank takes.
     pub batches: BatchPlan,
+    /// What the data ranks share out.
+    pub zero: Zero,
+    /// Bytes of gradients that are reduced together.
+    pub bucket_bytes: usize,
 }
 
 impl Layout {
@@ -44,7 +50,17 @@ impl Layout {
             partition: Arc::new(Partition::new(&architecture, &mesh)?),
             between,
             batches: BatchPlan::new(global_batch, micro_batch, dp)?,
+            zero: mp_plan::check_zero(config.parallel.zero.unwrap_or(Zero::Replicated), &mesh)?,
+            bucket_bytes: match config.parallel.bucket_bytes {
+                0 => BUCKET_BYTES,
+                chosen => chosen,
+            },
         })
+    }
+
+    /// Says how the data ranks, given as a group, share the work of keeping and reducing.
+    pub fn sharing(&self, data: Arc<dyn Communicator>) -> Sharing {
+        Sharing { data, zero: self.zero, bucket_bytes: self.bucket_bytes }
     }
 
     /// Writes the degrees in words.

@@ -29,10 +29,7 @@ pub trait Optimizer: Send {
 /// # Errors
 /// [`Error::Runtime`](crate::Error::Runtime) if the device has no room for its state.
 pub fn optimizer(config: &OptimizerConfig, parameters: &Parameters) -> Result<Box<dyn Optimizer>> {
-    let state = || -> Result<Flat> {
-        let masters = parameters.masters();
-        Ok(Flat::zeros(masters.layout().clone(), masters.all().kind(), parameters.device())?)
-    };
+    let state = || -> Result<Flat> { Ok(parameters.state()?) };
     let runs = Runs::new(parameters);
     let decay = config.weight_decay;
     Ok(match config.name {
@@ -48,7 +45,7 @@ pub fn optimizer(config: &OptimizerConfig, parameters: &Parameters) -> Result<Bo
     })
 }
 
-/// The ranges of a flat buffer that decay, and those that do not: matrices, and vectors.
+/// The ranges that this rank updates and that decay, and those that do not: matrices, and vectors.
 #[derive(Debug)]
 struct Runs {
     decaying: Vec<Range<usize>>,
@@ -62,9 +59,11 @@ impl Runs {
         for (index, parameter) in parameters.partition().parameters.iter().enumerate() {
             let range = parameters.masters().layout().range(index);
             let runs: &mut Vec<Range<usize>> = if parameter.spec.decays { &mut decaying } else { &mut plain };
-            match runs.last_mut() {
-                Some(last) if last.end == range.start => last.end = range.end,
-                _ => runs.push(range),
+            for range in parameters.owned_of(range) {
+                match runs.last_mut() {
+                    Some(last) if last.end == range.start => last.end = range.end,
+                    _ => runs.push(range),
+                }
             }
         }
         Self { decaying, plain }

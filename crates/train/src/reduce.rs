@@ -1,4 +1,4 @@
-//! From a rank's gradients to the model's: completed over the tensor group, summed over the data group, measured and
+//! From a rank's gradients to the model's: summed over the data ranks, completed over the tensor group, measured and
 //! clipped as one vector.
 
 use std::ops::Range;
@@ -6,7 +6,8 @@ use std::ops::Range;
 use mp_comm::{BufferMut, ReduceOp};
 use mp_model::gradient::Completion;
 use mp_model::regions::TensorGroup;
-use mp_model::{collective, Parameters};
+use mp_model::Parameters;
+use mp_plan::Zero;
 
 use crate::groups::Groups;
 use crate::Result;
@@ -28,23 +29,22 @@ impl Reducer {
         Ok(Self { completion: Completion::new(parameters, group)?, counted: counted(parameters) })
     }
 
-    /// Sums the gradients over all that contributed: every rank ends with its shard of the global batch's gradient.
+    /// Completes the step's gradient: what this rank owns of its shards is the global batch's gradient after it.
     ///
     /// # Communication
-    /// That of [`Completion::run`], and one all-reduce of the flat gradient over the data group.
+    /// What is left of the buckets' reductions over the data ranks, and that of [`Completion::run`].
     ///
     /// # Errors
-    /// [`Error::Comm`](crate::Error::Comm).
-    pub fn sum(&self, parameters: &Parameters, groups: &Groups) -> Result<()> {
-        self.completion.run(parameters)?;
-        let mut gradients = parameters.gradients().all().shallow_clone();
-        Ok(collective::all_reduce(&*groups.dp, &mut gradients, ReduceOp::Sum)?)
+    /// [`Error::Model`](crate::Error::Model) if a part of the model was left out, [`Error::Comm`](crate::Error::Comm).
+    pub fn sum(&self, parameters: &Parameters) -> Result<()> {
+        parameters.finish_reduction()?;
+        Ok(self.completion.run(parameters)?)
     }
 
     /// Computes the norm of the model's gradient, each element counted once whatever the layout.
     ///
     /// # Communication
-    /// One all-reduce of one number over the tensor group.
+    /// One all-reduce of one number over each group whose ranks own different elements.
     ///
     /// # Errors
     /// [`Error::Comm`](crate::Error::Comm).
@@ -56,21 +56,27 @@ impl Reducer {
             squares[0] += norm * norm;
         }
         groups.tp.all_reduce(BufferMut::new(&mut squares), ReduceOp::Sum)?;
+        if parameters.sharing().zero != Zero::Replicated {
+            groups.data.all_reduce(BufferMut::new(&mut squares), ReduceOp::Sum)?;
+        }
+        groups.pp.all_reduce(BufferMut::new(&mut squares), ReduceOp::Sum)?;
         Ok(squares[0].sqrt())
     }
 }
 
-/// Finds the ranges that this rank counts: of parameters that lie on several tensor ranks, the first one's.
+/// Finds the ranges that this rank counts of those it owns: of parameters that lie on several tensor ranks, the first
+/// one's.
 fn counted(parameters: &Parameters) -> Vec<Range<usize>> {
     let mut ranges: Vec<Range<usize>> = Vec::new();
     for (index, parameter) in parameters.partition().parameters.iter().enumerate() {
         if !parameters.tp_rank().is_multiple_of(parameter.replicas()) {
             continue;
         }
-        let range = parameters.gradients().layout().range(index);
-        match ranges.last_mut() {
-            Some(last) if last.end == range.start => last.end = range.end,
-            _ => ranges.push(range),
+        for range in parameters.owned_of(parameters.gradients().layout().range(index)) {
+            match ranges.last_mut() {
+                Some(last) if last.end == range.start => last.end = range.end,
+                _ => ranges.push(range),
+            }
         }
     }
     ranges

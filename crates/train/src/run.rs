@@ -241,7 +241,7 @@ impl<'a> Run<'a> {
         let batch = self.layout.batches.micro_batch();
         // The same windows under every layout.
         let limit = limit * (self.config.train.global_batch / batch);
-        let loss = evaluate(self.trainer.stage(), self.trainer.groups(), windows, batch, limit)?;
+        let loss = evaluate(self.trainer.model(), self.trainer.groups(), windows, batch, limit)?;
         if !loss.is_finite() {
             return Err(Error::NotFinite { step: self.step, what: "validation loss" });
         }
@@ -300,7 +300,7 @@ impl<'a> Run<'a> {
         let sampling =
             Sampling { tokens: SAMPLE_TOKENS, temperature: SAMPLE_TEMPERATURE, seed: self.config.train.seed };
         let written = match self.trainer.groups().dp.rank() {
-            Rank(0) => generate(self.trainer.stage(), &self.tokenizer, PROMPT, &sampling)?,
+            Rank(0) => generate(self.trainer.model(), &self.tokenizer, PROMPT, &sampling)?,
             _ => String::new(),
         };
         agree(&*self.world(), Ok(written))
@@ -325,7 +325,8 @@ fn model(config: &Config, layout: &Layout, groups: &Groups, device: Device) -> R
         Precision::Fp64 => mp_runtime::Precision::Fp64,
     };
     let rank = groups.tp.rank().0;
-    let parameters = Parameters::new(&layout.partition, rank, config.train.seed, precision, device)?;
+    let sharing = layout.sharing(Arc::clone(&groups.data));
+    let parameters = Parameters::shared(&layout.partition, rank, sharing, config.train.seed, precision, device)?;
     let optimizer = optimizer(&config.optimizer, &parameters)?;
     Ok(Allocated { parameters, optimizer })
 }
@@ -333,9 +334,10 @@ fn model(config: &Config, layout: &Layout, groups: &Groups, device: Device) -> R
 impl Allocated {
     fn finish(self, config: &Config, layout: &Layout, groups: Groups) -> Result<Trainer> {
         let group = TensorGroup { comm: Arc::clone(&groups.tp), between: layout.between };
-        let stage = build(self.parameters, group)?;
+        let layers = 0..layout.partition.architecture.layers;
+        let model = build(self.parameters, group, std::slice::from_ref(&layers))?;
         let (seed, clip_norm) = (config.train.seed, config.train.clip_norm);
-        Trainer::new(groups, stage, layout.between, self.optimizer, seed, clip_norm)
+        Trainer::new(groups, model, layout.between, self.optimizer, seed, clip_norm)
     }
 }
 

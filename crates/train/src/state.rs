@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use mp_comm::Rank;
 use mp_model::{shard, Parameters};
+use mp_plan::Zero;
 use mp_runtime::flat::Flat;
 use mp_runtime::{bytes, Kind};
 
@@ -44,8 +45,8 @@ pub struct Progress<'a> {
     pub config: &'a Config,
 }
 
-/// Saves a trainer. Collective over the world: the first data rank's tensor group gathers, rank 0 writes; returns the
-/// checkpoint's folder on rank 0.
+/// Saves a trainer. Collective over the world: the first data rank's tensor group gathers (all data ranks where they
+/// share out), rank 0 writes; returns the checkpoint's folder on rank 0.
 ///
 /// # Errors
 /// [`Error::Write`] on rank 0 where the disk refuses, [`Error::Peer`] on the others; earlier checkpoints are intact.
@@ -53,7 +54,8 @@ pub fn save(trainer: &Trainer, store: &dyn CheckpointStore, progress: &Progress<
     let _span = tracing::info_span!("save", step = progress.step).entered();
     let groups = trainer.groups();
     let mut written = Ok(None);
-    if groups.dp.rank() == Rank(0) {
+    let shared = trainer.parameters().sharing().zero != Zero::Replicated;
+    if shared || groups.data.rank() == Rank(0) {
         let mut scribe = (groups.world.rank() == Rank(0)).then(|| Scribe::new(store, progress.step));
         gather(trainer, scribe.as_mut())?;
         written = scribe.map(|scribe| scribe.commit(progress)).transpose();
@@ -149,8 +151,12 @@ pub fn restore(trainer: &Trainer, reader: &dyn CheckpointReader) -> Result<()> {
                 Dtype::BF16 => Kind::BFloat16,
             };
             let shape: Vec<i64> = stored.entry.shape.iter().map(|&n| n as i64).collect();
-            shard::scatter(parameters, index, &bytes::tensor(&stored.bytes, &shape, kind)?, part.flat)?;
+            let full = bytes::tensor(&stored.bytes, &shape, kind)?;
+            match part.file {
+                MODEL => shard::load(parameters, index, &full)?,
+                _ => shard::scatter(parameters, index, &full, part.flat)?,
+            }
         }
     }
-    Ok(parameters.publish()?)
+    Ok(())
 }

@@ -6,7 +6,7 @@ use mp_comm::{BufferMut, ReduceOp};
 use mp_data::Batch;
 use mp_model::pass::DropoutKey;
 use mp_model::regions::{Between, TensorGroup};
-use mp_model::{Parameters, Pass, Stage};
+use mp_model::{Model, Parameters, Pass};
 use mp_runtime::{autograd, Device, Tensor};
 
 use crate::groups::Groups;
@@ -39,7 +39,7 @@ pub struct Seconds {
 /// A rank's model in training.
 pub struct Trainer {
     groups: Groups,
-    stage: Box<dyn Stage>,
+    model: Model,
     reducer: Reducer,
     optimizer: Box<dyn Optimizer>,
     seed: u64,
@@ -60,31 +60,31 @@ pub struct Work<'a> {
 }
 
 impl Trainer {
-    /// Makes a trainer of a stage. Collective over the tensor group.
+    /// Makes a trainer of a model. Collective over the tensor group.
     ///
     /// # Errors
     /// [`Error::Comm`] if the groups of replicas cannot be made.
     pub fn new(
         groups: Groups,
-        stage: Box<dyn Stage>,
+        model: Model,
         between: Between,
         optimizer: Box<dyn Optimizer>,
         seed: u64,
         clip_norm: f64,
     ) -> Result<Self> {
         let group = TensorGroup { comm: std::sync::Arc::clone(&groups.tp), between };
-        let reducer = Reducer::new(stage.parameters(), &group)?;
-        Ok(Self { groups, stage, reducer, optimizer, seed, clip_norm })
+        let reducer = Reducer::new(model.parameters(), &group)?;
+        Ok(Self { groups, model, reducer, optimizer, seed, clip_norm })
     }
 
     /// Returns the model.
-    pub fn stage(&self) -> &dyn Stage {
-        &*self.stage
+    pub fn model(&self) -> &Model {
+        &self.model
     }
 
     /// Returns this rank's shards.
     pub fn parameters(&self) -> &Parameters {
-        self.stage.parameters()
+        self.model.parameters()
     }
 
     /// Returns the optimizer.
@@ -112,7 +112,7 @@ impl Trainer {
         self.check(work.step, loss, gradient_norm)?;
         clip(self.parameters(), gradient_norm, self.clip_norm)?;
         let reduced = Instant::now();
-        self.optimizer.update(self.stage.parameters(), work.step, work.lr)?;
+        self.optimizer.update(self.model.parameters(), work.step, work.lr)?;
         self.parameters().publish()?;
         let seconds = Seconds {
             passes: (passed - begun).as_secs_f64(),
@@ -127,7 +127,7 @@ impl Trainer {
     /// # Errors
     /// Whatever a layer or a collective raises.
     pub fn accumulate(&self, work: &Work<'_>) -> Result<f64> {
-        self.parameters().zero_gradients()?;
+        self.parameters().begin_step(work.batches.len())?;
         let per_rank = work.global_batch / self.groups.dp.size();
         let mut first_sample = self.groups.dp.rank().0 * per_rank;
         let mut loss = 0.0;
@@ -144,7 +144,7 @@ impl Trainer {
     fn pass(&self, step: u64, batch: &Batch, first_sample: usize, share: f64) -> Result<f64> {
         let (tokens, targets) = tensors(batch, self.parameters().device())?;
         let dropout = Some(DropoutKey { seed: self.seed, step });
-        let sum = self.stage.loss_sum(&Pass { tokens: &tokens, first_sample, dropout }, &targets)?;
+        let sum = self.model.loss_sum(&Pass { tokens: &tokens, first_sample, dropout }, &targets)?;
         let loss = sum.f_mul_scalar(share).map_err(mp_runtime::Error::from)?;
         autograd::backward(&[&loss], &[None], false)?;
         Ok(loss.double_value(&[]))
@@ -155,17 +155,17 @@ impl Trainer {
     /// # Errors
     /// [`Error::Comm`].
     pub fn reduce(&self) -> Result<f64> {
-        self.reducer.sum(self.parameters(), &self.groups)?;
+        self.reducer.sum(self.parameters())?;
         self.reducer.norm(self.parameters(), &self.groups)
     }
 
-    /// Sums the data ranks' parts of a loss.
+    /// Sums the parts of a loss that the data ranks saw.
     ///
     /// # Errors
     /// [`Error::Comm`].
     pub fn total(&self, part: f64) -> Result<f64> {
         let mut sum = [part];
-        self.groups.dp.all_reduce(BufferMut::new(&mut sum), ReduceOp::Sum)?;
+        self.groups.data.all_reduce(BufferMut::new(&mut sum), ReduceOp::Sum)?;
         Ok(sum[0])
     }
 

@@ -4,8 +4,8 @@ use std::ops::Range;
 
 use mp_runtime::{autograd, Tensor};
 
-use crate::parameter::Weight;
 use crate::regions::TensorGroup;
+use crate::weight::Weight;
 use crate::{Error, Result};
 
 /// Looks tokens up in this rank's rows of the table.
@@ -43,13 +43,13 @@ impl VocabParallelEmbedding {
         let (local, outside) = self.locate(tokens)?;
         let y = {
             let _off = autograd::no_grad();
-            let mut rows = Tensor::f_embedding(self.weight.value(), &local, -1, false, false)?;
+            let mut rows = Tensor::f_embedding(&self.weight.value()?, &local, -1, false, false)?;
             if let Some(outside) = &outside {
                 let _ = rows.f_masked_fill_(&outside.f_unsqueeze(-1)?, 0.0)?;
             }
             self.group.leave(rows)?
         };
-        let (mut weight, group) = (self.weight.share(), self.group.clone());
+        let (weight, group) = (self.weight.share(), self.group.clone());
         autograd::attach(&[self.weight.anchor()], &[y.shallow_clone()], move |gradients| {
             if let Some(dy) = &gradients[0] {
                 let dy = group.leave_backward(dy)?;
@@ -101,7 +101,7 @@ impl Positions {
     /// # Errors
     /// [`Error::TooLong`] beyond the table.
     pub fn forward(&self, x: &Tensor, seq: usize) -> Result<Tensor> {
-        let max_seq = self.weight.value().size()[0] as usize;
+        let max_seq = self.weight.shape()[0] as usize;
         if seq > max_seq {
             return Err(Error::TooLong { seq, max_seq });
         }

@@ -8,8 +8,8 @@ use mp_comm::ReduceOp;
 use mp_runtime::{autograd, Tensor};
 
 use crate::collective::{start_all_gather, start_all_reduce, start_reduce_scatter, Arriving};
-use crate::parameter::Weight;
 use crate::regions::{Between, TensorGroup, SEQUENCE};
+use crate::weight::Weight;
 use crate::{Error, Result};
 
 /// Multiplies by this rank's columns.
@@ -46,9 +46,9 @@ impl ColumnParallel {
         let y = {
             let _off = autograd::no_grad();
             let x = self.enter(x)?.map_or_else(|| Ok(x.shallow_clone()), Arriving::wait)?;
-            x.f_linear(self.weight.value(), self.bias.as_ref().map(Weight::value))?
+            x.f_linear(&self.weight.value()?, self.bias.as_ref().map(Weight::value).transpose()?)?
         };
-        let mut backward = Self {
+        let backward = Self {
             weight: self.weight.share(),
             bias: self.bias.as_ref().map(Weight::share),
             group: self.group.clone(),
@@ -69,17 +69,17 @@ impl ColumnParallel {
         }
     }
 
-    fn backward(&mut self, x: &Tensor, dy: &Tensor) -> Result<Tensor> {
+    fn backward(&self, x: &Tensor, dy: &Tensor) -> Result<Tensor> {
         // The gathered input is not kept: it is gathered again behind the first product.
         let gathering = self.enter(x)?;
-        let dx = dy.f_matmul(self.weight.value())?;
+        let dx = dy.f_matmul(&self.weight.value()?)?;
         let reducing = match self.group.between {
             Between::Replicated => start_all_reduce(&*self.group.comm, dx, ReduceOp::Sum)?,
             Between::SequenceSharded => start_reduce_scatter(&*self.group.comm, &dx, SEQUENCE)?,
         };
         let x = gathering.map_or_else(|| Ok(x.shallow_clone()), Arriving::wait)?;
-        accumulate(&mut self.weight, dy, &x)?;
-        if let Some(bias) = &mut self.bias {
+        accumulate(&self.weight, dy, &x)?;
+        if let Some(bias) = &self.bias {
             accumulate_bias(bias, dy)?;
         }
         reducing.wait()
@@ -119,23 +119,23 @@ impl RowParallel {
         check_width("the input of a row-parallel layer", x, &self.weight)?;
         let y = {
             let _off = autograd::no_grad();
-            let y = self.group.leave(x.f_linear(self.weight.value(), None::<Tensor>)?)?;
+            let y = self.group.leave(x.f_linear(&self.weight.value()?, None::<Tensor>)?)?;
             match &self.bias {
                 // After the reduction; before it, the bias would count once a rank.
-                Some(bias) => y.shallow_clone().f_add_(bias.value())?,
+                Some(bias) => y.shallow_clone().f_add_(&bias.value()?)?,
                 None => y,
             }
         };
-        let (mut weight, mut bias) = (self.weight.share(), self.bias.as_ref().map(Weight::share));
+        let (weight, bias) = (self.weight.share(), self.bias.as_ref().map(Weight::share));
         let (group, saved) = (self.group.clone(), x.detach());
         autograd::attach(&[x, self.weight.anchor()], &[y.shallow_clone()], move |gradients| {
             let Some(dy) = &gradients[0] else { return Ok(vec![None, None]) };
-            if let Some(bias) = &mut bias {
+            if let Some(bias) = &bias {
                 accumulate_bias(bias, dy)?;
             }
             let dy = group.leave_backward(dy)?;
-            let dx = dy.f_matmul(weight.value())?;
-            accumulate(&mut weight, &dy, &saved)?;
+            let dx = dy.f_matmul(&weight.value()?)?;
+            accumulate(&weight, &dy, &saved)?;
             Ok(vec![Some(dx), None])
         })?;
         Ok(y)
@@ -143,11 +143,11 @@ impl RowParallel {
 }
 
 /// Adds `dYᵀ · X` to the weight's gradient, all leading dims summed over.
-fn accumulate(weight: &mut Weight, dy: &Tensor, x: &Tensor) -> Result<()> {
+fn accumulate(weight: &Weight, dy: &Tensor, x: &Tensor) -> Result<()> {
     weight.accumulate_product(&rows(dy)?, &rows(x)?)
 }
 
-fn accumulate_bias(bias: &mut Weight, dy: &Tensor) -> Result<()> {
+fn accumulate_bias(bias: &Weight, dy: &Tensor) -> Result<()> {
     // Summed in the gradient's precision: a sum over all tokens of bfloat16 values would lose most of them.
     let kind = bias.gradient_kind();
     bias.accumulate(&rows(dy)?.f_sum_dim_intlist([0i64].as_slice(), false, kind)?)
@@ -160,7 +160,7 @@ fn rows(tensor: &Tensor) -> Result<Tensor> {
 }
 
 fn check_width(what: &str, x: &Tensor, weight: &Weight) -> Result<()> {
-    let width = weight.value().size()[1];
+    let width = weight.shape()[1];
     if x.dim() != 3 || x.size()[2] != width {
         return Err(Error::Shape { what: what.into(), shape: x.size(), expected: format!("[b, s, {width}]") });
     }

@@ -3,7 +3,7 @@
 
 use mp_runtime::{autograd, kernels, Tensor};
 
-use crate::parameter::Weight;
+use crate::weight::Weight;
 use crate::Result;
 
 /// A norm over the last dim.
@@ -42,9 +42,9 @@ impl Norm {
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         match self {
             Norm::Layer { weight, bias, epsilon } => {
-                let shape = weight.value().size();
+                let shape = weight.shape();
                 let bias = bias.as_ref().map(Weight::tracked).transpose()?;
-                Ok(x.f_layer_norm(&shape[..], Some(weight.tracked()?), bias, *epsilon, false)?)
+                Ok(x.f_layer_norm(shape, Some(weight.tracked()?), bias, *epsilon, false)?)
             }
             Norm::RootMeanSquare { weight, epsilon } => root_mean_square(x, weight, *epsilon),
         }
@@ -54,12 +54,12 @@ impl Norm {
 fn root_mean_square(x: &Tensor, weight: &Weight, epsilon: f64) -> Result<Tensor> {
     let (y, scale) = {
         let _off = autograd::no_grad();
-        kernels::rms_norm::forward(x, weight.value(), epsilon)?
+        kernels::rms_norm::forward(x, &weight.value()?, epsilon)?
     };
-    let (saved, mut owner) = (x.detach(), weight.share());
+    let (saved, owner) = (x.detach(), weight.share());
     autograd::attach(&[x, weight.anchor()], &[y.shallow_clone()], move |gradients| {
         let Some(dy) = &gradients[0] else { return Ok(vec![None, None]) };
-        let (dx, dw) = kernels::rms_norm::backward(dy, &saved, owner.value(), &scale)?;
+        let (dx, dw) = kernels::rms_norm::backward(dy, &saved, &owner.value()?, &scale)?;
         owner.accumulate(&dw)?;
         Ok(vec![Some(dx), None])
     })?;

@@ -9,11 +9,16 @@ use crate::layers::mlp::Mlp;
 use crate::layers::norm::Norm;
 use crate::pass::Pass;
 use crate::regions::TensorGroup;
+use crate::unit::Residence;
 use crate::Result;
 
 /// One transformer layer.
 #[derive(Debug)]
 pub struct Block {
+    /// Its index in the whole model.
+    pub layer: usize,
+    /// When its values are there.
+    pub residence: Residence,
     /// Before the attention.
     pub attention_norm: Norm,
     /// The attention.
@@ -46,16 +51,4 @@ impl Block {
         let widened = self.mlp.forward(&self.mlp_norm.forward(&x)?)?;
         Ok(x.f_add(&self.mlp_dropout.forward(widened, pass, group)?)?)
     }
-}
-
-/// Runs the blocks in order.
-///
-/// # Errors
-/// Whatever a layer raises.
-pub fn run(blocks: &[Block], mut x: Tensor, pass: &Pass<'_>, group: &TensorGroup) -> Result<Tensor> {
-    for (layer, block) in blocks.iter().enumerate() {
-        let _span = tracing::trace_span!("layer", layer).entered();
-        x = block.forward(&x, pass, group)?;
-    }
-    Ok(x)
 }

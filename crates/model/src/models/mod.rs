@@ -1,22 +1,34 @@
-//! Whole models, one a file, each readable beside its paper, and the head that they share.
+//! Model families, one a file, each readable beside its paper, and the slices of layers that they share.
 
 pub mod block;
 pub mod gpt2;
-pub mod head;
 pub mod llama;
+pub mod slice;
 
-use mp_runtime::Tensor;
+use crate::build::Shards;
+use crate::layers::embedding::Positions;
+use crate::layers::norm::Norm;
+use crate::Result;
 
-use crate::{Pass, Result};
+use block::Block;
 
-/// A model up to its final norm.
-pub trait Body: Send {
-    /// Computes the last hidden states.
-    ///
-    /// # Shapes
-    /// - returns `[b, s, d]`, or `[b, s / tp, d]`, its part of the sequence
+/// What makes a family of models: how a layer is put together, and what else differs.
+pub trait Family {
+    /// Makes learned positions, where the family has them.
     ///
     /// # Errors
-    /// Whatever a layer raises.
-    fn forward(&self, pass: &Pass<'_>) -> Result<Tensor>;
+    /// [`Error::UnknownParameter`](crate::Error::UnknownParameter) if the partition is another model's.
+    fn positions(&self, shards: &Shards<'_>) -> Result<Option<Positions>>;
+
+    /// Makes a layer.
+    ///
+    /// # Errors
+    /// [`Error::UnknownParameter`](crate::Error::UnknownParameter) if the partition is another model's.
+    fn block(&self, shards: &Shards<'_>, layer: usize) -> Result<Block>;
+
+    /// Makes the norm of a name.
+    ///
+    /// # Errors
+    /// [`Error::UnknownParameter`](crate::Error::UnknownParameter) if the partition is another model's.
+    fn norm(&self, shards: &Shards<'_>, at: &str) -> Result<Norm>;
 }

@@ -6,13 +6,13 @@ use std::sync::Arc;
 use mp_comm::Communicator;
 use mp_model::gradient::Completion;
 use mp_model::regions::{Between, TensorGroup};
-use mp_model::{build, Parameters, Stage};
+use mp_model::{build, Model, Parameters};
 use mp_plan::{Architecture, Degrees, Mesh, Partition};
 use mp_runtime::{Device, Precision};
 
 /// One rank's model with what completes its gradients.
 pub struct Rank {
-    pub stage: Box<dyn Stage>,
+    pub model: Model,
     pub completion: Completion,
     pub group: TensorGroup,
 }
@@ -31,7 +31,8 @@ pub fn rank(
     let group = TensorGroup { comm, between };
     let parameters = Parameters::new(partition, group.comm.rank().0, 7, precision, Device::Cpu)?;
     let completion = Completion::new(&parameters, &group)?;
-    Ok(Rank { stage: build(parameters, group.clone())?, completion, group })
+    let layers = 0..partition.architecture.layers;
+    Ok(Rank { model: build(parameters, group.clone(), std::slice::from_ref(&layers))?, completion, group })
 }
 
 /// The largest difference of two tensors' elements.

@@ -7,9 +7,10 @@ use std::sync::Arc;
 use mp_comm::solo::Solo;
 use mp_comm::Communicator;
 use mp_data::{Batch, BatchPlan, TextSource, Tokens};
+use mp_model::parameter::Sharing;
 use mp_model::regions::{Between, TensorGroup};
 use mp_model::{build, shard, Parameters};
-use mp_plan::{Architecture, ArchitectureName, Degrees, Mesh, ModelConfig, Partition};
+use mp_plan::{Architecture, ArchitectureName, Degrees, Mesh, ModelConfig, Partition, Zero};
 use mp_runtime::rng::Stream;
 use mp_runtime::{Device, Kind, Precision, Tensor};
 use mp_train::config::{OptimizerConfig, OptimizerName};
@@ -40,6 +41,7 @@ pub struct Layout {
     pub dp: usize,
     pub between: Between,
     pub accumulation: usize,
+    pub zero: Zero,
 }
 
 /// What a step left behind.
@@ -74,7 +76,9 @@ pub fn layouts(ranks: usize) -> Vec<Layout> {
     for tp in (1..=ranks).filter(|tp| ranks.is_multiple_of(*tp)) {
         for between in [Between::Replicated, Between::SequenceSharded] {
             for accumulation in [1, 2] {
-                layouts.push(Layout { tp, dp: ranks / tp, between, accumulation });
+                for zero in Zero::ALL.into_iter().filter(|&zero| zero == Zero::Replicated || ranks > tp) {
+                    layouts.push(Layout { tp, dp: ranks / tp, between, accumulation, zero });
+                }
             }
         }
     }
@@ -83,23 +87,27 @@ pub fn layouts(ranks: usize) -> Vec<Layout> {
 
 /// One rank, no accumulation: what every layout is held against.
 pub fn oracle(model: &Model) -> Result<Vec<Trace>> {
-    let layout = Layout { tp: 1, dp: 1, between: Between::Replicated, accumulation: 1 };
+    let layout = Layout { tp: 1, dp: 1, between: Between::Replicated, accumulation: 1, zero: Zero::Replicated };
     train(model, layout, Arc::new(Solo::new("world")))
 }
 
 /// Trains under a layout; every rank gets the full trace.
 pub fn train(model: &Model, layout: Layout, world: Arc<dyn Communicator>) -> Result<Vec<Trace>> {
-    let Layout { tp, dp, between, accumulation } = layout;
+    let Layout { tp, dp, between, accumulation, zero } = layout;
     let architecture = Architecture::resolve(&model.config, VOCAB, SEQ)?;
     let mesh = Mesh::new(Degrees { tp, dp, ..Degrees::default() })?;
     let partition = Arc::new(Partition::new(&architecture, &mesh)?);
     let groups = Groups::new(&world, &mesh)?;
-    let parameters = Parameters::new(&partition, groups.tp.rank().0, SEED, Precision::Fp64, Device::Cpu)?;
+    // Small enough that every model fills several.
+    let sharing = Sharing { data: Arc::clone(&groups.data), zero, bucket_bytes: 4096 };
+    let parameters = Parameters::shared(&partition, groups.tp.rank().0, sharing, SEED, Precision::Fp64, Device::Cpu)?;
     let config = OptimizerConfig { name: model.optimizer, weight_decay: 0.1, momentum: 0.9, ..Default::default() };
     let optimizer = optimizer(&config, &parameters)?;
-    let stage = build(parameters, TensorGroup { comm: Arc::clone(&groups.tp), between })?;
+    let group = TensorGroup { comm: Arc::clone(&groups.tp), between };
+    let layers = 0..architecture.layers;
+    let model = build(parameters, group, std::slice::from_ref(&layers))?;
     // The limit is below the first norms: clipping takes part.
-    let mut trainer = Trainer::new(groups, stage, between, optimizer, SEED, 0.5)?;
+    let mut trainer = Trainer::new(groups, model, between, optimizer, SEED, 0.5)?;
     let plan = BatchPlan::new(GLOBAL_BATCH, GLOBAL_BATCH / dp / accumulation, dp)?;
     (1..=STEPS).map(|step| one_step(&mut trainer, &plan, step)).collect()
 }

@@ -1,0 +1,108 @@
+//! Consecutive layers of a language model as a stage: the entrance before the first, the exit after the last.
+
+use std::ops::Range;
+
+use mp_runtime::{autograd, Tensor};
+
+use crate::collective;
+use crate::layers::cross_entropy::vocab_parallel_cross_entropy;
+use crate::layers::dropout::Dropout;
+use crate::layers::embedding::{Positions, VocabParallelEmbedding};
+use crate::layers::linear::ColumnParallel;
+use crate::layers::norm::Norm;
+use crate::models::block::Block;
+use crate::regions::TensorGroup;
+use crate::stage::Stage;
+use crate::unit::Residence;
+use crate::{Error, Pass, Result};
+
+/// What comes before the first layer.
+#[derive(Debug)]
+pub struct Entrance {
+    /// Tokens to vectors.
+    pub embedding: VocabParallelEmbedding,
+    /// Learned positions, where the family has them.
+    pub positions: Option<Positions>,
+    /// Of their sum.
+    pub dropout: Dropout,
+    /// When its values are there.
+    pub residence: Residence,
+}
+
+/// What comes after the last layer.
+#[derive(Debug)]
+pub struct Exit {
+    /// Of the last hidden states.
+    pub norm: Norm,
+    /// The head, cut by vocabulary; its matrix is the embedding's where the two are tied.
+    pub head: ColumnParallel,
+    /// This rank's token ids.
+    pub ids: Range<usize>,
+    /// The vocabulary, without padding.
+    pub vocab: usize,
+    /// When its values are there.
+    pub residence: Residence,
+}
+
+/// Consecutive layers of a causal language model.
+#[derive(Debug)]
+pub struct Slice {
+    /// On the first stage.
+    pub entrance: Option<Entrance>,
+    /// The layers.
+    pub blocks: Vec<Block>,
+    /// On the last stage.
+    pub exit: Option<Exit>,
+    /// The ranks that share each matrix.
+    pub group: TensorGroup,
+}
+
+impl Entrance {
+    fn forward(&self, pass: &Pass<'_>, group: &TensorGroup) -> Result<Tensor> {
+        self.residence.enter(|| {
+            let mut x = self.embedding.forward(pass.tokens)?;
+            if let Some(positions) = &self.positions {
+                x = positions.forward(&x, pass.seq())?;
+            }
+            self.dropout.forward(x, pass, group)
+        })
+    }
+}
+
+impl Slice {
+    fn exit(&self) -> Result<&Exit> {
+        self.exit.as_ref().ok_or(Error::NotHere { what: "the head" })
+    }
+}
+
+impl Stage for Slice {
+    fn forward(&self, pass: &Pass<'_>, input: Option<&Tensor>) -> Result<Tensor> {
+        let mut x = match (&self.entrance, input) {
+            (Some(entrance), None) => entrance.forward(pass, &self.group)?,
+            (None, Some(input)) => input.shallow_clone(),
+            (Some(_), Some(_)) => return Err(Error::NotHere { what: "a stage before the first" }),
+            (None, None) => return Err(Error::NotHere { what: "the embedding" }),
+        };
+        for block in &self.blocks {
+            let _span = tracing::trace_span!("layer", layer = block.layer).entered();
+            x = block.residence.around(&x, |x| block.forward(x, pass, &self.group))?;
+        }
+        Ok(x)
+    }
+
+    fn loss_sum(&self, hidden: &Tensor, targets: &Tensor) -> Result<Tensor> {
+        let exit = self.exit()?;
+        exit.residence.around(hidden, |x| {
+            let logits = exit.head.forward(&exit.norm.forward(x)?)?;
+            vocab_parallel_cross_entropy(&logits, exit.ids.clone(), targets, &*self.group.comm)
+        })
+    }
+
+    fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
+        let exit = self.exit()?;
+        let _off = autograd::no_grad();
+        let local = exit.residence.around(hidden, |x| exit.head.forward(&exit.norm.forward(x)?))?;
+        let all = collective::all_gather(&*self.group.comm, &local, 2)?;
+        Ok(all.f_narrow(2, 0, exit.vocab as i64)?)
+    }
+}

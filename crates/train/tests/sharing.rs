@@ -1,0 +1,87 @@
+//! What data ranks share out: the bytes of each ZeRO stage, and reductions that start while the backward still runs.
+#![allow(missing_docs)]
+
+use std::sync::Arc;
+
+use mp_comm::ledger::{Ledger, Log};
+use mp_comm::solo::Solo;
+use mp_comm::{threads, Communicator};
+use mp_model::parameter::Sharing;
+use mp_model::regions::{Between, TensorGroup};
+use mp_model::{build, Parameters, Pass};
+use mp_plan::{Architecture, Degrees, Mesh, ModelConfig, Partition, RankBytes, Storage, Zero};
+use mp_runtime::{autograd, Device, Kind, Precision, Tensor};
+use mp_train::config::OptimizerConfig;
+use mp_train::optimizer::optimizer;
+use mp_train::Result;
+
+const RANKS: usize = 4;
+
+fn partition() -> Arc<Partition> {
+    let config = ModelConfig { hidden: 24, layers: 3, heads: 4, max_seq: 8, ..ModelConfig::default() };
+    let architecture = Architecture::resolve(&config, 61, 8).unwrap();
+    let mesh = Mesh::new(Degrees { dp: RANKS, ..Degrees::default() }).unwrap();
+    Arc::new(Partition::new(&architecture, &mesh).unwrap())
+}
+
+fn parameters(data: Arc<dyn Communicator>, zero: Zero, precision: Precision) -> Result<Parameters> {
+    let sharing = Sharing { data, zero, bucket_bytes: 10_000 };
+    Ok(Parameters::shared(&partition(), 0, sharing, 3, precision, Device::Cpu)?)
+}
+
+#[test]
+fn every_stage_takes_the_bytes_of_its_formula() {
+    for (precision, planned) in [
+        (Precision::Fp32, mp_plan::Precision::Fp32),
+        (Precision::Bf16, mp_plan::Precision::Bf16),
+        (Precision::Fp64, mp_plan::Precision::Fp64),
+    ] {
+        for zero in Zero::ALL {
+            let taken = threads::run(RANKS, |data| {
+                let parameters = parameters(data, zero, precision)?;
+                let optimizer = optimizer(&OptimizerConfig::default(), &parameters)?;
+                let [values, gradients, master] = parameters.bytes();
+                let moments = optimizer.state().iter().map(|(_, flat)| flat.bytes()).sum();
+                let expected = parameters.arrangement().bytes(&Storage { precision: planned, moments: 2 });
+                Ok::<_, mp_train::Error>((RankBytes { parameters: values, gradients, master, moments }, expected))
+            });
+            for rank in taken {
+                let (taken, expected) = rank;
+                assert_eq!(taken, expected, "{planned:?}, zero {zero}");
+            }
+        }
+    }
+}
+
+/// A tensor group of one logs the layers' collectives: what the data group starts among them overlaps the backward.
+#[test]
+fn buckets_are_reduced_while_the_backward_still_runs() {
+    let logs = threads::run(RANKS, |data| {
+        let log = Arc::new(Log::new());
+        let data: Arc<dyn Communicator> = Arc::new(Ledger::new(data, Arc::clone(&log)));
+        let alone: Arc<dyn Communicator> = Arc::new(Ledger::new(Arc::new(Solo::new("tp")), Arc::clone(&log)));
+        let parameters = parameters(data, Zero::Replicated, Precision::Fp64)?;
+        let group = TensorGroup { comm: alone, between: Between::Replicated };
+        let buckets = parameters.arrangement().buckets().len();
+        let layers = 0..3;
+        let model = build(parameters, group, std::slice::from_ref(&layers))?;
+        model.parameters().begin_step(1)?;
+        let tokens = Tensor::zeros([1, 8], (Kind::Int64, Device::Cpu));
+        let loss = model.loss_sum(&Pass::evaluation(&tokens), &tokens)?;
+        log.take();
+        autograd::backward(&[&loss], &[None], false)?;
+        model.parameters().finish_reduction()?;
+        Ok::<_, mp_train::Error>((buckets, log.take()))
+    });
+    for rank in logs {
+        let (buckets, entries) = rank;
+        let of = |group: &str| entries.iter().filter(|entry| &*entry.group == group).collect::<Vec<_>>();
+        let (reductions, layers) = (of("world"), of("tp"));
+        assert_eq!(reductions.len(), buckets);
+        assert!(buckets > 3);
+        let last = layers.iter().map(|entry| entry.sequence).max().unwrap();
+        let early = reductions.iter().filter(|entry| entry.sequence < last).count();
+        // All but what holds layer 0 and the embedding, whose gradients come last.
+        assert!(early >= buckets - 2, "{early} of {buckets} started before the last layer's collective");
+    }
+}

@@ -1,11 +1,11 @@
 //! The `[model]` and `[parallel]` sections of a configuration, as typed by the user.
 //!
-//! Zero and "auto" mean "choose for me". What they resolve to is decided in [`crate::architecture`] and
-//! [`crate::mesh`]; nothing here checks one value against another.
+//! Zero and "auto" mean "choose for me". What they resolve to is decided in [`crate::architecture`],
+//! [`crate::mesh`] and [`crate::schedule`]; nothing here checks one value against another.
 
 use serde::{Deserialize, Serialize};
 
-use crate::Zero;
+use crate::{ScheduleName, Zero};
 
 /// The model families that can be built.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -159,6 +159,12 @@ pub struct ParallelConfig {
     pub zero: Switch<Zero>,
     /// Bytes of gradients that are reduced together; 0: 25 MiB.
     pub bucket_bytes: usize,
+    /// Virtual stages of each pipeline rank; 0: as the schedule needs.
+    pub chunks: usize,
+    /// The order of forwards and backwards in the pipeline; auto: 1F1B.
+    pub schedule: Switch<ScheduleName>,
+    /// Layers of each virtual stage; empty: by cost.
+    pub split: Vec<usize>,
 }
 
 impl Default for ParallelConfig {
@@ -172,6 +178,9 @@ impl Default for ParallelConfig {
             micro_batch: 0,
             zero: Switch::Auto,
             bucket_bytes: 0,
+            chunks: 0,
+            schedule: Switch::Auto,
+            split: Vec::new(),
         }
     }
 }

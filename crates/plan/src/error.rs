@@ -1,7 +1,6 @@
 //! The one error type of this crate: what cannot be planned, with the values that stand in the way.
 
-use crate::mesh::Degrees;
-use crate::Zero;
+use crate::{completeness::Incomplete, deadlock::Stuck, mesh::Degrees, schedule::ScheduleName, stages::Folding, Zero};
 
 /// Shorthand for results of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -138,6 +137,108 @@ pub enum Error {
         cp: usize,
     },
 
+    /// More virtual stages than layers.
+    #[error(
+        "model.layers {layers} cannot fill parallel.pp {pp} × {chunks} {} of a rank; {}",
+        if *chunks == 1 { "chunk" } else { "chunks" },
+        most_stages(*layers, *chunks)
+    )]
+    TooManyStages {
+        /// The model's layers.
+        layers: usize,
+        /// The pipeline degree.
+        pp: usize,
+        /// The virtual stages of a rank.
+        chunks: usize,
+    },
+
+    /// A split of layers with a stage that has none.
+    #[error("parallel.split {split:?} leaves stage {stage} without layers; each needs at least 1")]
+    EmptyStage {
+        /// The layers of each virtual stage.
+        split: Vec<usize>,
+        /// The stage.
+        stage: usize,
+    },
+
+    /// A split of layers over another number of stages.
+    #[error(
+        "parallel.split {split:?} names {} stages, and parallel.pp {pp} × {chunks} chunks are {}",
+        split.len(),
+        pp.saturating_mul(*chunks)
+    )]
+    SplitLength {
+        /// The layers of each virtual stage.
+        split: Vec<usize>,
+        /// The pipeline degree.
+        pp: usize,
+        /// The virtual stages of a rank.
+        chunks: usize,
+    },
+
+    /// A split of more or fewer layers than there are.
+    #[error("parallel.split {split:?} sums to {sum}, and model.layers is {layers}")]
+    SplitSum {
+        /// The layers of each virtual stage.
+        split: Vec<usize>,
+        /// Their sum.
+        sum: usize,
+        /// The model's layers.
+        layers: usize,
+    },
+
+    /// A V of other than two chunks.
+    #[error("stages in a V are 2 chunks of each rank, down and up again; not {chunks}")]
+    FoldingChunks {
+        /// The virtual stages of a rank.
+        chunks: usize,
+    },
+
+    /// A number of chunks that a schedule cannot run.
+    #[error("parallel.chunks {chunks} with schedule {schedule}: {reason}")]
+    Chunks {
+        /// The schedule.
+        schedule: ScheduleName,
+        /// The virtual stages of a rank.
+        chunks: usize,
+        /// What it needs, and why.
+        reason: &'static str,
+    },
+
+    /// Stages dealt to the ranks in another way than a schedule runs them.
+    #[error("schedule {schedule} runs stages dealt as {:?}, not as {folding:?}", schedule.folding())]
+    Folding {
+        /// The schedule.
+        schedule: ScheduleName,
+        /// How the stages are dealt.
+        folding: Folding,
+    },
+
+    /// A number of micro-batches that a schedule cannot run.
+    #[error(
+        "schedule {schedule} takes micro-batches in groups of parallel.pp {pp}, and {micro_batches} is no multiple; \
+         {} would be",
+        either(nearest)
+    )]
+    MicroBatches {
+        /// The schedule.
+        schedule: ScheduleName,
+        /// The micro-batches of a step.
+        micro_batches: usize,
+        /// The pipeline degree.
+        pp: usize,
+        /// The nearest multiples.
+        nearest: Vec<usize>,
+    },
+
+    /// Step lists that do not run to their end.
+    #[error(transparent)]
+    Stuck(#[from] Stuck),
+
+    /// Step lists that are no training step.
+    #[error(transparent)]
+    Incomplete(#[from] Incomplete),
+
     /// An axis along which nothing is cut yet.
     #[error("{axis} degree {degree}: models are not cut along this axis, so the degree can only be 1")]
     Uncut {
@@ -150,11 +251,27 @@ pub enum Error {
 
 /// Writes `1, 2, 4 or 8`.
 fn list(values: &[usize]) -> String {
+    match values {
+        [] => "nothing".into(),
+        [only] => format!("only {only}"),
+        several => either(several),
+    }
+}
+
+/// Writes `4 or 8`, or a lone `4`.
+fn either(values: &[usize]) -> String {
     let words: Vec<String> = values.iter().map(usize::to_string).collect();
     match words.split_last() {
-        None => "nothing".into(),
-        Some((only, [])) => format!("only {only}"),
-        Some((last, rest)) => format!("{} or {last}", rest.join(", ")),
+        Some((last, rest)) if !rest.is_empty() => format!("{} or {last}", rest.join(", ")),
+        _ => words.concat(),
+    }
+}
+
+/// Writes the largest degrees at which every stage has a layer.
+fn most_stages(layers: usize, chunks: usize) -> String {
+    match layers / chunks {
+        0 => format!("parallel.pp × parallel.chunks may be at most {layers}"),
+        most => format!("parallel.pp may be at most {most}"),
     }
 }
 

@@ -10,6 +10,14 @@
 //!    each rank holds, how often each element is held, and what its gradient needs;
 //! 4. [`Plan`]: all of the above with bytes a rank, as written to `plan.json`, and as a table for people.
 //!
+//! A pipeline adds what its ranks do, and in which order:
+//!
+//! 5. [`Stages`]: the layers over virtual stages, by cost or as the user says, and the stages over the ranks;
+//! 6. [`Schedule`]: for every rank the list of [`Step`]s of one update (GPipe, 1F1B, interleaved, ZB-H1, ZB-V), which an
+//!    executor runs as it is;
+//! 7. [`deadlock`] and [`completeness`]: proofs that lists run to their end, and that they are one training step;
+//! 8. [`simulate()`]: a timeline of the lists from the costs of the stages, and the idle share.
+//!
 //! Everything that cannot be cut is refused with an [`Error`] that names the values and the legal degrees.
 //!
 //! # Examples
@@ -47,11 +55,13 @@
 //! ```
 //!
 //! `examples/hundred_parts.rs` cuts 10⁹ parameters in 100 parts; `examples/four_ranks.rs` goes from a user's
-//! configuration to what one of four ranks holds.
+//! configuration to what one of four ranks holds; `examples/schedules.rs` draws every schedule.
 
 pub mod architecture;
 pub mod arrangement;
+pub mod completeness;
 pub mod config;
+pub mod deadlock;
 pub mod degrees;
 pub mod error;
 pub mod mesh;
@@ -59,12 +69,18 @@ pub mod parameters;
 pub mod partition;
 pub mod placement;
 pub mod plan;
+pub mod schedule;
+pub mod simulate;
+pub mod stages;
 pub mod storage;
 mod table;
+mod waits;
 
 pub use architecture::Architecture;
 pub use arrangement::{Arrangement, Bucket, Unit, Zero};
+pub use completeness::Incomplete;
 pub use config::{ArchitectureName, ModelConfig, ParallelConfig, RopeScaling, Switch};
+pub use deadlock::Stuck;
 pub use degrees::{check_sequence, check_tensor, check_zero, legal_tensor_degrees, sequence_parallel};
 pub use error::{Error, Result};
 pub use mesh::{Axis, Coordinates, Degrees, Mesh};
@@ -72,4 +88,7 @@ pub use parameters::{Cut, Init, ParameterSpec};
 pub use partition::{GradientSync, Partition, PartitionedParameter};
 pub use placement::Placement;
 pub use plan::{Plan, PlannedParameter};
+pub use schedule::{Payload, Schedule, ScheduleName, Step};
+pub use simulate::{simulate, Costs, Span, StageCosts, Timeline};
+pub use stages::{Folding, Stages};
 pub use storage::{Precision, RankBytes, Storage};

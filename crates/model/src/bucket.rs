@@ -33,6 +33,8 @@ pub(crate) struct Bucket {
     kind: (Kind, Device),
     /// Handles that add a gradient in each pass.
     handles: AtomicUsize,
+    /// Contributions that come once a step.
+    sums: AtomicUsize,
     state: Mutex<State>,
 }
 
@@ -64,6 +66,7 @@ impl Bucket {
             group: Arc::clone(group),
             kind: (own.kind(), own.device()),
             handles: AtomicUsize::new(0),
+            sums: AtomicUsize::new(0),
             state: Mutex::new(State { whole, own, left: 0, rounds: 0, reducing: None }),
         }
     }
@@ -77,6 +80,11 @@ impl Bucket {
         self.handles.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// Counts one more sum that is made once a step, after all passes.
+    pub(crate) fn register_sum(&self) {
+        self.sums.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// Waits for the gradients of a step with so many micro-batches.
     pub(crate) fn begin(&self, micro_batches: usize) {
         let handles = self.handles.load(Ordering::Relaxed);
@@ -85,7 +93,7 @@ impl Bucket {
         state.reducing = None;
         (state.left, state.rounds) = match self.zero >= Zero::Gradients {
             true => (handles, micro_batches),
-            false => (handles * micro_batches, 1),
+            false => (handles * micro_batches + self.sums.load(Ordering::Relaxed), 1),
         };
     }
 

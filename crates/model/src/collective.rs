@@ -1,6 +1,6 @@
 //! Collectives over tensors: the bridge between the tensor backend's memory and a communicator's buffers.
 
-use mp_comm::{Buffer, BufferMut, ByteBuffer, Communicator, OwnedBuffer, ReduceOp, Request};
+use mp_comm::{Buffer, BufferMut, ByteBuffer, Communicator, OwnedBuffer, Rank, ReduceOp, Request, Tag};
 use mp_runtime::bytes::{self, Lent};
 use mp_runtime::{Kind, Tensor};
 
@@ -108,6 +108,26 @@ pub fn start_all_gather(group: &dyn Communicator, shard: &Tensor, dim: i64) -> R
     let tensor = Tensor::f_empty(&shape[..], (shard.kind(), shard.device()))?;
     let request = group.start_all_gather(lend(&shard)?, lend(&tensor)?)?;
     Ok(Arriving { request, tensor, join: Some((dim, parts)) })
+}
+
+/// Starts sending a contiguous tensor, which must not change before it is waited for.
+///
+/// # Errors
+/// As [`all_reduce`].
+pub fn start_send(group: &dyn Communicator, tensor: &Tensor, to: Rank, tag: Tag) -> Result<Arriving> {
+    let _span = span("start_send", group, tensor);
+    let request = group.start_send(lend(tensor)?, to, tag)?;
+    Ok(Arriving { request, tensor: tensor.shallow_clone(), join: None })
+}
+
+/// Starts receiving into a contiguous tensor, not to be touched before it is waited for.
+///
+/// # Errors
+/// As [`all_reduce`].
+pub fn start_receive(group: &dyn Communicator, into: Tensor, from: Rank, tag: Tag) -> Result<Arriving> {
+    let _span = span("start_receive", group, &into);
+    let request = group.start_receive(lend(&into)?, from, tag)?;
+    Ok(Arriving { request, tensor: into, join: None })
 }
 
 /// Starts joining every rank's elements in `whole`, in rank order.

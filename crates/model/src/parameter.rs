@@ -4,14 +4,14 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use mp_comm::solo::Solo;
-use mp_comm::Communicator;
-use mp_plan::{Arrangement, Init, Partition, PartitionedParameter, Zero};
+use mp_comm::{Communicator, ReduceOp};
+use mp_plan::{Arrangement, Init, Partition, PartitionedParameter, Tie, Zero};
 use mp_runtime::flat::{Flat, Layout};
 use mp_runtime::rng::Stream;
 use mp_runtime::{Device, Kind, Precision, Tensor};
 
 use crate::bucket::Bucket;
-use crate::collective::{start_all_gather_into, Arriving};
+use crate::collective::{self, start_all_gather_into, Arriving};
 use crate::deferral::{Deferral, DeferredProducts};
 use crate::unit::{Residence, Unit};
 use crate::weight::{Value, Weight};
@@ -88,6 +88,9 @@ impl Parameters {
         let made = Self::zeros(partition, tp_rank, sharing, precision, device)?;
         for (index, parameter) in partition.parameters.iter().enumerate() {
             made.load(index, &initial(parameter, tp_rank, seed)?)?;
+        }
+        if let Some(table) = made.tied() {
+            made.bucket(table).register_sum();
         }
         Ok(made)
     }
@@ -258,6 +261,32 @@ impl Parameters {
         self.buckets.iter().rev().try_for_each(|bucket| bucket.finish())
     }
 
+    /// Sums the gradient of a table that is both embedding and head over the two ranks that hold it. Its bucket is
+    /// reduced after that: once the data ranks share out, the two would own different parts of it.
+    ///
+    /// # Communication
+    /// One all-reduce of the table's shard over the pair.
+    ///
+    /// # Errors
+    /// [`Error::Comm`] if it fails; [`Error::NotHere`] if this rank holds no such table.
+    pub fn sum_tied(&self, pair: &dyn Communicator) -> Result<()> {
+        let table = self.tied().ok_or(Error::NotHere { what: "a table of both ends of the model" })?;
+        let bucket = self.bucket(table);
+        let mut gradient = bucket.sum(self.gradients.layout().range(table))?;
+        collective::all_reduce(pair, &mut gradient, ReduceOp::Sum)?;
+        bucket.contributed()
+    }
+
+    /// Finds the table that another rank of the pipeline holds too.
+    fn tied(&self) -> Option<usize> {
+        self.partition.parameters.iter().position(|parameter| parameter.tie != Tie::None)
+    }
+
+    fn bucket(&self, parameter: usize) -> &Arc<Bucket> {
+        let buckets = self.arrangement.buckets();
+        &self.buckets[buckets.partition_point(|bucket| bucket.parameters.end <= parameter)]
+    }
+
     /// Puts off the products for weights in backward passes, until [`take_deferred`](Self::take_deferred).
     pub fn defer_products(&self) {
         self.deferral.begin();
@@ -305,7 +334,7 @@ impl Parameters {
                 Some((unit, _)) => Value::Shared(Arc::clone(unit)),
                 None => Value::Resident(self.values.joined(indices.clone())?),
             };
-        let bucket = Arc::clone(&self.buckets[index]);
+        let bucket = Arc::clone(self.bucket(indices.start));
         bucket.register();
         Ok(Weight {
             shape: layout.stacked(indices.clone())?,

@@ -7,7 +7,7 @@ const LARGEST_NAMED: usize = 1024;
 
 /// Refuses degrees above 1 on axes along which models are not cut.
 pub(crate) fn refuse_uncut(degrees: &Degrees) -> Result<()> {
-    for (axis, degree) in [("pipeline", degrees.pp), ("context", degrees.cp), ("expert", degrees.ep)] {
+    for (axis, degree) in [("context", degrees.cp), ("expert", degrees.ep)] {
         if degree > 1 {
             return Err(Error::Uncut { axis, degree });
         }

@@ -85,7 +85,7 @@ pub use degrees::{check_sequence, check_tensor, check_zero, legal_tensor_degrees
 pub use error::{Error, Result};
 pub use mesh::{Axis, Coordinates, Degrees, Mesh};
 pub use parameters::{Cut, Init, ParameterSpec};
-pub use partition::{GradientSync, Partition, PartitionedParameter};
+pub use partition::{GradientSync, Partition, PartitionedParameter, Tie};
 pub use placement::Placement;
 pub use plan::{Plan, PlannedParameter};
 pub use schedule::{Payload, Schedule, ScheduleName, Step};

@@ -322,12 +322,18 @@ impl From<Mesh> for Degrees {
 
 /// Finds degrees that make `world` ranks and can cut the model, as near as possible to those asked for.
 fn nearest_legal(asked: &Degrees, world: usize, architecture: &Architecture) -> Degrees {
+    // Stages and parts of the sequence as asked, where the ranks allow.
+    let (pp, cp) = match asked.pp.checked_mul(asked.cp) {
+        Some(outer) if world.is_multiple_of(outer) => (asked.pp, asked.cp),
+        _ => (1, 1),
+    };
+    let rest = world / (pp * cp);
     let distance = |tp: &usize| match (asked.tp, asked.dp) {
-        (0, dp) => (world / tp).abs_diff(dp),
+        (0, dp) => (rest / tp).abs_diff(dp),
         (wanted, _) => tp.abs_diff(wanted),
     };
-    let fits = |tp: &usize| world.is_multiple_of(*tp) && can_cut(architecture, *tp);
+    let fits = |tp: &usize| rest.is_multiple_of(*tp) && can_cut(architecture, *tp);
     // One part is always legal, and no more parts than heads ever are.
-    let tp = (1..=world.min(architecture.heads)).filter(fits).min_by_key(distance).unwrap_or(1);
-    Degrees { dp: world / tp, tp, ..Degrees::default() }
+    let tp = (1..=rest.min(architecture.heads)).filter(fits).min_by_key(distance).unwrap_or(1);
+    Degrees { pp, dp: rest / tp, cp, tp, ep: 1 }
 }

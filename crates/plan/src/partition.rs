@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     degrees::{check_tensor, refuse_uncut},
-    Architecture, Axis, Cut, Mesh, ParameterSpec, Placement, Result,
+    Architecture, Axis, Cut, Mesh, ParameterSpec, Placement, Result, Stages,
 };
 
 pub use crate::degrees::{check_sequence, sequence_parallel};
@@ -45,7 +45,7 @@ impl Partition {
         check_tensor(architecture, tp)?;
         let place = |spec: ParameterSpec| {
             let placement = place(architecture, &spec, tp);
-            PartitionedParameter { spec, tp: placement }
+            PartitionedParameter { spec, tp: placement, tie: Tie::None }
         };
         Ok(Self {
             architecture: architecture.clone(),
@@ -53,6 +53,34 @@ impl Partition {
             parameters: architecture.parameters().into_iter().map(place).collect(),
             vocab_padded: architecture.vocab.div_ceil(tp) * tp,
         })
+    }
+
+    /// Takes the parameters that one rank of a pipeline holds, in order.
+    ///
+    /// # Panics
+    /// If the stages are another model's, or there is no such rank.
+    pub fn of_rank(&self, stages: &Stages, rank: usize) -> Self {
+        assert_eq!(stages.total(), self.architecture.layers, "the stages of this model");
+        let (first, last) = (stages.rank_of(0), stages.rank_of(stages.count() - 1));
+        let tied = self.architecture.tie_embeddings && first != last;
+        let layers = stages.rank_layers(rank);
+        let held = |parameter: &&PartitionedParameter| match (parameter.spec.layer, parameter.spec.name.as_str()) {
+            (Some(layer), _) => layers.iter().any(|range| range.contains(&layer)),
+            (None, "embedding.weight") => rank == first || (tied && rank == last),
+            (None, "positions.weight") => rank == first,
+            (None, _) => rank == last,
+        };
+        let marked = |parameter: &PartitionedParameter| {
+            let table = parameter.spec.name == "embedding.weight";
+            let tie = match (tied && table, rank == first) {
+                (false, _) => Tie::None,
+                (true, true) => Tie::Original,
+                (true, false) => Tie::Copy,
+            };
+            PartitionedParameter { tie, ..parameter.clone() }
+        };
+        let parameters = self.parameters.iter().filter(held).map(marked).collect();
+        Self { parameters, ..self.clone() }
     }
 
     /// Finds a parameter by name.
@@ -85,6 +113,29 @@ pub struct PartitionedParameter {
     pub spec: ParameterSpec,
     /// How it lies on the tensor axis.
     pub tp: Placement,
+    /// Whether another pipeline rank holds it too.
+    #[serde(default, skip_serializing_if = "Tie::is_none")]
+    pub tie: Tie,
+}
+
+/// Whether another pipeline rank holds a parameter too: a table that is both embedding and head, with the two ends of
+/// the model on different ranks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Tie {
+    /// No other.
+    #[default]
+    None,
+    /// This is the embedding, which counts; the last stage holds a copy.
+    Original,
+    /// This is the head, a copy of the first stage's embedding.
+    Copy,
+}
+
+impl Tie {
+    fn is_none(&self) -> bool {
+        *self == Tie::None
+    }
 }
 
 impl PartitionedParameter {

@@ -171,15 +171,23 @@ fn degrees_that_cannot_cut_the_model_are_refused() {
 
 #[test]
 fn axes_without_a_cut_are_refused() {
-    for (config, axis) in [
-        (ParallelConfig { pp: 2, ..ParallelConfig::default() }, "pipeline"),
-        (ParallelConfig { cp: 2, ..ParallelConfig::default() }, "context"),
-    ] {
-        let error = Mesh::resolve(&config, 4, &architecture(4, 4)).unwrap_err();
-        assert_eq!(error, Error::Uncut { axis, degree: 2 });
-    }
+    let config = ParallelConfig { cp: 2, ..ParallelConfig::default() };
+    let error = Mesh::resolve(&config, 4, &architecture(4, 4)).unwrap_err();
+    assert_eq!(error, Error::Uncut { axis: "context", degree: 2 });
     let ones = ParallelConfig { pp: 1, cp: 1, ..ParallelConfig::default() };
     assert!(Mesh::resolve(&ones, 4, &architecture(4, 4)).is_ok());
+}
+
+#[test]
+fn stages_leave_the_rest_to_the_other_axes() {
+    let resolve = |pp, world| {
+        let config = ParallelConfig { pp, ..ParallelConfig::default() };
+        Mesh::resolve(&config, world, &architecture(4, 4)).map(|mesh| mesh.degrees())
+    };
+    assert_eq!(resolve(2, 8).unwrap(), Degrees { pp: 2, dp: 2, tp: 2, ..Degrees::default() });
+    assert_eq!(resolve(4, 4).unwrap(), Degrees { pp: 4, ..Degrees::default() });
+    let Err(Error::WorldSize { legal, .. }) = resolve(3, 4) else { panic!("three stages of four ranks") };
+    assert_eq!(legal, Degrees { dp: 1, tp: 4, ..Degrees::default() });
 }
 
 #[test]

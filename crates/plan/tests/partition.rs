@@ -1,8 +1,8 @@
 //! Partitions of random models over random meshes: every element lies where it should, as often as it should.
 
 use mp_plan::{
-    check_tensor, legal_tensor_degrees, partition, Architecture, ArchitectureName, Cut, Degrees, Error, GradientSync,
-    Mesh, ModelConfig, Partition, PartitionedParameter, Placement, Switch,
+    check_tensor, legal_tensor_degrees, partition, Architecture, ArchitectureName, Cut, Degrees, Error, Folding,
+    GradientSync, Mesh, ModelConfig, Partition, PartitionedParameter, Placement, Stages, Switch, Tie,
 };
 use proptest::{prelude::*, sample::Index};
 
@@ -207,7 +207,6 @@ fn more_ranks_than_tokens_leave_some_with_padding_alone() {
 fn axes_without_a_cut_are_refused() {
     let architecture = grouped(1).unwrap().architecture;
     for (degrees, axis) in [
-        (Degrees { pp: 2, ..Degrees::default() }, "pipeline"),
         (Degrees { cp: 2, ..Degrees::default() }, "context"),
         (Degrees { dp: 2, ep: 2, ..Degrees::default() }, "expert"),
     ] {
@@ -232,4 +231,33 @@ fn sequences_are_cut_where_they_divide() {
     assert_eq!(decide(Switch::Set(true), 66, 4), Err(error));
     assert_eq!(decide(Switch::Set(true), 64, 4), Ok(true));
     assert_eq!(decide(Switch::Set(false), 66, 4), Ok(false));
+}
+
+proptest! {
+    #[test]
+    fn every_parameter_counts_on_one_rank_of_the_pipeline(
+        tied: bool, gpt2: bool, layers in 4usize..9, pp in 1usize..5, v: bool,
+    ) {
+        let architecture = if gpt2 { ArchitectureName::Gpt2 } else { ArchitectureName::Llama };
+        let config = ModelConfig { architecture, layers, tie_embeddings: Some(tied), ..ModelConfig::default() };
+        let architecture = Architecture::resolve(&config, 64, 16).unwrap();
+        let whole = Partition::new(&architecture, &Mesh::new(Degrees { pp, ..Degrees::default() }).unwrap()).unwrap();
+        let (chunks, folding) = if v && 2 * pp <= layers { (2, Folding::V) } else { (1, Folding::Loop) };
+        let stages = Stages::new(&architecture, pp, chunks, folding, None).unwrap();
+        let mut counted = Vec::new();
+        let mut copies = 0;
+        for rank in 0..pp {
+            for parameter in whole.of_rank(&stages, rank).parameters {
+                match parameter.tie {
+                    Tie::Copy => copies += 1,
+                    _ => counted.push(parameter.spec.name),
+                }
+            }
+        }
+        prop_assert_eq!(copies, usize::from(tied && stages.tied_ranks().is_some()));
+        counted.sort();
+        let mut all: Vec<_> = whole.parameters.iter().map(|parameter| parameter.spec.name.clone()).collect();
+        all.sort();
+        prop_assert_eq!(counted, all);
+    }
 }

@@ -9,6 +9,22 @@ pub type Result<T> = std::result::Result<T, Error>;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
+    /// A step with other than the planned micro-batches.
+    #[error("the step has {given} micro-batches, and its schedule is for {planned}")]
+    MicroBatches {
+        /// How many there are.
+        given: usize,
+        /// How many the schedule runs.
+        planned: usize,
+    },
+    /// A list of steps that cannot run as it is.
+    #[error("pipeline rank {rank} cannot do this step of its schedule, for something before it is missing: {step}")]
+    Schedule {
+        /// The step, in words.
+        step: String,
+        /// The rank on the pipeline axis.
+        rank: usize,
+    },
     /// A configuration that is no TOML.
     #[error("{origin} is not valid TOML: {reason}")]
     Syntax {
@@ -149,9 +165,13 @@ impl Error {
             | Error::Checkpoint { .. } => true,
             // The background reader's end is the one data error that is no property of the data.
             Error::Data(error) => !matches!(error, mp_data::Error::ReaderStopped { .. }),
-            Error::Comm(_) | Error::Model(_) | Error::Runtime(_) | Error::Write { .. } | Error::NotFinite { .. } => {
-                false
-            }
+            Error::Comm(_)
+            | Error::Model(_)
+            | Error::Runtime(_)
+            | Error::Write { .. }
+            | Error::NotFinite { .. }
+            | Error::MicroBatches { .. }
+            | Error::Schedule { .. } => false,
             Error::Peer { input, .. } => *input,
         }
     }

@@ -2,11 +2,10 @@
 
 use mp_comm::{BufferMut, ReduceOp};
 use mp_data::{Windows, IGNORED};
-use mp_model::{Model, Pass};
-use mp_runtime::autograd;
+use mp_model::Pass;
 
-use crate::groups::Groups;
-use crate::step::tensors;
+use crate::pipeline::forward_only;
+use crate::step::{tensors, Trainer};
 use crate::Result;
 
 /// Computes the mean loss over consecutive windows, in nats; the data ranks share the batches. Collective over the
@@ -16,17 +15,23 @@ use crate::Result;
 ///
 /// # Errors
 /// Whatever a layer or a collective raises.
-pub fn evaluate(model: &Model, groups: &Groups, windows: &Windows, batch: usize, limit: usize) -> Result<f64> {
+pub fn evaluate(trainer: &Trainer, windows: &Windows, batch: usize, limit: usize) -> Result<f64> {
     let _span = tracing::info_span!("evaluate").entered();
-    let _off = autograd::no_grad();
-    let device = model.parameters().device();
+    let (groups, device) = (trainer.groups(), trainer.parameters().device());
     let mut sums = [0.0f64; 2];
     let own = windows.batches(batch, limit)?.skip(groups.dp.rank().0).step_by(groups.dp.size());
     for batch in own {
         let (tokens, targets) = tensors(&batch, device)?;
-        sums[0] += model.loss_sum(&Pass::evaluation(&tokens), &targets)?.double_value(&[]);
-        sums[1] += batch.targets.iter().filter(|&&target| target != IGNORED).count() as f64;
+        let shape = trainer.activation_shape(batch.batch, batch.seq);
+        let (line, model, pass) = (trainer.line(), trainer.model(), Pass::evaluation(&tokens));
+        let loss = forward_only(line, model, &pass, shape, |last, hidden| last.loss_sum(hidden, &targets))?;
+        if let Some(loss) = loss {
+            sums[0] += loss.double_value(&[]);
+            sums[1] += batch.targets.iter().filter(|&&target| target != IGNORED).count() as f64;
+        }
     }
-    groups.dp.all_reduce(BufferMut::new(&mut sums), ReduceOp::Sum)?;
+    for group in [&groups.dp, &groups.pp] {
+        group.all_reduce(BufferMut::new(&mut sums), ReduceOp::Sum)?;
+    }
     Ok(sums[0] / sums[1])
 }

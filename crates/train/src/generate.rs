@@ -1,11 +1,14 @@
 //! Text from a model, one token after the other.
 
+use mp_comm::{BufferMut, Rank};
 use mp_data::Tokenizer;
-use mp_model::{Model, Pass};
+use mp_model::Pass;
 use mp_plan::Axis;
 use mp_runtime::rng::{unit, Stream};
 use mp_runtime::{Kind, Tensor};
 
+use crate::pipeline::forward_only;
+use crate::step::Trainer;
 use crate::Result;
 
 /// How the next token is chosen.
@@ -19,13 +22,14 @@ pub struct Sampling {
     pub seed: u64,
 }
 
-/// Continues `prompt`. Collective over the tensor group; every rank gets the same text, prompt included.
+/// Continues `prompt`. Collective over the ranks of one model, its tensor and pipeline groups; every rank gets the same
+/// text, prompt included.
 ///
 /// Each choice is a function of seed and position alone, so that ranks agree without talking.
 ///
 /// # Errors
 /// [`Error::Data`](crate::Error::Data) if the prompt cannot be tokenized, whatever a layer or a collective raises.
-pub fn generate(model: &Model, tokenizer: &Tokenizer, prompt: &str, sampling: &Sampling) -> Result<String> {
+pub fn generate(trainer: &Trainer, tokenizer: &Tokenizer, prompt: &str, sampling: &Sampling) -> Result<String> {
     let mut ids = tokenizer.encode(prompt)?;
     if ids.is_empty() {
         // A tokenizer may drop all of a prompt; a model needs something to go on from.
@@ -33,7 +37,7 @@ pub fn generate(model: &Model, tokenizer: &Tokenizer, prompt: &str, sampling: &S
     }
     let stream = Stream::new(sampling.seed, "generate", 0);
     for position in 0..sampling.tokens {
-        let mut scores = next_scores(model, &ids)?;
+        let mut scores = next_scores(trainer, &ids)?;
         // Beyond lies what no text contains: a vocabulary larger than the tokenizer's.
         scores.truncate(tokenizer.vocab_size());
         let word = stream.block(position as u64)[0];
@@ -46,21 +50,27 @@ pub fn generate(model: &Model, tokenizer: &Tokenizer, prompt: &str, sampling: &S
 ///
 /// The sequence is filled up to a multiple of the tensor degree, so that it can be cut where activations are; what comes
 /// later does not change what a causal model says of a position.
-fn next_scores(model: &Model, ids: &[u32]) -> Result<Vec<f64>> {
-    let parameters = model.parameters();
+fn next_scores(trainer: &Trainer, ids: &[u32]) -> Result<Vec<f64>> {
+    let parameters = trainer.parameters();
     let partition = parameters.partition();
     let tp = partition.mesh.degree(Axis::Tp);
     let longest = (partition.architecture.max_seq / tp * tp).max(1);
     let mut seen: Vec<i64> = ids[ids.len().saturating_sub(longest)..].iter().map(|&id| i64::from(id)).collect();
     let length = seen.len() as i64;
     seen.resize(seen.len().next_multiple_of(tp), 0);
-    let scores = || -> mp_runtime::Result<Tensor> {
-        let tokens = Tensor::f_from_slice(&seen)?.f_unsqueeze(0)?.f_to_device(parameters.device())?;
-        let last = model.logits(&Pass::evaluation(&tokens))?.f_select(1, length - 1)?;
-        Ok(last.f_view([-1])?.f_to_kind(Kind::Double)?.f_to_device(mp_runtime::Device::Cpu)?)
-    };
-    let scores = scores()?;
-    Ok(Vec::try_from(&scores).map_err(mp_runtime::Error::from)?)
+    let tokens = Tensor::f_from_slice(&seen).and_then(|tokens| tokens.f_unsqueeze(0)?.f_to_device(parameters.device()));
+    let tokens = tokens.map_err(mp_runtime::Error::from)?;
+    let shape = trainer.activation_shape(1, seen.len());
+    let (line, pass) = (trainer.line(), Pass::evaluation(&tokens));
+    let scores = forward_only(line, trainer.model(), &pass, shape, |last, hidden| {
+        let scores = last.logits(hidden)?.f_select(1, length - 1)?.f_view([-1])?;
+        let scores = scores.f_to_kind(Kind::Double)?.f_to_device(mp_runtime::Device::Cpu)?;
+        Ok(Vec::<f64>::try_from(&scores)?)
+    })?;
+    let mut scores = scores.unwrap_or_else(|| vec![0.0; partition.architecture.vocab]);
+    let last = Rank(line.stages.rank_of(line.stages.count() - 1));
+    line.group.broadcast(BufferMut::new(&mut scores), last)?;
+    Ok(scores)
 }
 
 /// Chooses the token at which the cumulative probability passes `point`.

@@ -20,14 +20,17 @@ pub struct Groups {
     pub data: Arc<dyn Communicator>,
     /// Ranks that hold consecutive stages.
     pub pp: Arc<dyn Communicator>,
+    /// The ranks of the first and the last stage, on those two alone and where they are two.
+    pub ends: Option<Arc<dyn Communicator>>,
 }
 
 impl Groups {
-    /// Cuts the world. Collective over it.
+    /// Cuts the world; `ends` are the pipeline ranks of the first and the last stage, where they are two. Collective
+    /// over the world.
     ///
     /// # Errors
     /// [`Error::Comm`](crate::Error::Comm) if a group cannot be made.
-    pub fn new(world: &Arc<dyn Communicator>, mesh: &Mesh) -> Result<Self> {
+    pub fn new(world: &Arc<dyn Communicator>, mesh: &Mesh, ends: Option<(usize, usize)>) -> Result<Self> {
         let rank = world.rank().0;
         let cut = |(color, key): (u32, u32), name: &str| -> Result<Arc<dyn Communicator>> {
             let group = world.split(Some(color), key, name)?;
@@ -40,6 +43,14 @@ impl Groups {
             dp: along(Axis::Dp)?,
             data: cut(mesh.data_split_key(rank), "data")?,
             pp: along(Axis::Pp)?,
+            ends: match ends {
+                Some((first, last)) => {
+                    let (color, stage) = mesh.split_key(Axis::Pp, rank);
+                    let joins = [first, last].contains(&(stage as usize));
+                    world.split(joins.then_some(color), stage, "ends")?
+                }
+                None => None,
+            },
         })
     }
 }

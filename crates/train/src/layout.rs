@@ -6,7 +6,7 @@ use mp_comm::Communicator;
 use mp_data::BatchPlan;
 use mp_model::parameter::{Sharing, BUCKET_BYTES};
 use mp_model::regions::Between;
-use mp_plan::{Architecture, Axis, Mesh, Partition, Plan, Storage, Zero};
+use mp_plan::{Architecture, Axis, Mesh, Partition, Plan, Schedule, Storage, Zero};
 
 use crate::config::{OptimizerName, Precision};
 use crate::{Config, Result};
@@ -20,6 +20,8 @@ pub struct Layout {
     pub between: Between,
     /// Which samples each data rank takes.
     pub batches: BatchPlan,
+    /// The stages of the model, and in which order each rank of the pipeline works on them.
+    pub schedule: Schedule,
     /// What the data ranks share out.
     pub zero: Zero,
     /// Bytes of gradients that are reduced together.
@@ -35,7 +37,7 @@ impl Layout {
         let seq = config.train.seq;
         let architecture = Architecture::resolve(&config.model, vocab, seq)?;
         let mesh = Mesh::resolve(&config.parallel, world, &architecture)?;
-        let (tp, dp) = (mesh.degree(Axis::Tp), mesh.degree(Axis::Dp));
+        let (tp, dp, pp) = (mesh.degree(Axis::Tp), mesh.degree(Axis::Dp), mesh.degree(Axis::Pp));
         let between = match mp_plan::sequence_parallel(config.parallel.sequence_parallel, seq, tp)? {
             true => Between::SequenceSharded,
             false => Between::Replicated,
@@ -43,13 +45,17 @@ impl Layout {
         let global_batch = config.train.global_batch;
         let micro_batch = match config.parallel.micro_batch {
             // Where it does not divide, the batch plan says so.
-            0 => (global_batch / dp).max(1),
+            0 => default_micro_batch((global_batch / dp).max(1), pp),
             chosen => chosen,
         };
+        let batches = BatchPlan::new(global_batch, micro_batch, dp)?;
+        let schedule = Schedule::resolve(&config.parallel, &architecture, pp, batches.micro_batches())?;
+        schedule.check()?;
         Ok(Self {
             partition: Arc::new(Partition::new(&architecture, &mesh)?),
             between,
-            batches: BatchPlan::new(global_batch, micro_batch, dp)?,
+            batches,
+            schedule,
             zero: mp_plan::check_zero(config.parallel.zero.unwrap_or(Zero::Replicated), &mesh)?,
             bucket_bytes: match config.parallel.bucket_bytes {
                 0 => BUCKET_BYTES,
@@ -58,15 +64,28 @@ impl Layout {
         })
     }
 
+    /// Returns the parameters of one rank of the pipeline.
+    pub fn of_rank(&self, rank: usize) -> Arc<Partition> {
+        Arc::new(self.partition.of_rank(&self.schedule.stages, rank))
+    }
+
     /// Says how the data ranks, given as a group, share the work of keeping and reducing.
     pub fn sharing(&self, data: Arc<dyn Communicator>) -> Sharing {
         Sharing { data, zero: self.zero, bucket_bytes: self.bucket_bytes }
     }
 
-    /// Writes the degrees in words.
+    /// Writes in words what cuts model and batch.
     pub fn words(&self) -> String {
         let mesh = &self.partition.mesh;
-        format!("tp={} × dp={}", mesh.degree(Axis::Tp), mesh.degree(Axis::Dp))
+        let mut words = vec![format!("tp={}", mesh.degree(Axis::Tp))];
+        if mesh.degree(Axis::Pp) > 1 {
+            words.push(format!("pp={} ({})", mesh.degree(Axis::Pp), self.schedule.name));
+        }
+        words.push(format!("dp={}", mesh.degree(Axis::Dp)));
+        if self.zero > Zero::Replicated {
+            words.push(format!("zero {}", self.zero));
+        }
+        words.join(" × ")
     }
 
     /// Makes the plan that a run folder keeps.
@@ -82,4 +101,14 @@ impl Layout {
         };
         Plan::new(&self.partition, Storage { precision, moments })
     }
+}
+
+/// Chooses the sequences in a micro-batch of `per_rank`: all, or with stages so few that the bubble is small, that is,
+/// four micro-batches a stage where as many come out even.
+fn default_micro_batch(per_rank: usize, pp: usize) -> usize {
+    let most = if pp > 1 { 4 * pp } else { 1 };
+    // A multiple of the stages where there is one, as the interleaved schedule needs.
+    let fits = |count: &usize| per_rank.is_multiple_of(*count);
+    let even = (1..=most).filter(fits).filter(|count| count.is_multiple_of(pp)).max();
+    per_rank / even.or_else(|| (1..=most).filter(fits).max()).unwrap_or(1)
 }

@@ -17,6 +17,7 @@ pub mod groups;
 pub mod layout;
 pub mod optimizer;
 pub mod reduce;
+pub mod pipeline;
 pub mod step;
 pub mod evaluate;
 pub mod generate;

@@ -7,7 +7,7 @@ use mp_comm::{BufferMut, ReduceOp};
 use mp_model::gradient::Completion;
 use mp_model::regions::TensorGroup;
 use mp_model::Parameters;
-use mp_plan::Zero;
+use mp_plan::{Tie, Zero};
 
 use crate::groups::Groups;
 use crate::Result;
@@ -65,11 +65,11 @@ impl Reducer {
 }
 
 /// Finds the ranges that this rank counts of those it owns: of parameters that lie on several tensor ranks, the first
-/// one's.
+/// one's; of a table on two ranks of the pipeline, the first stage's.
 fn counted(parameters: &Parameters) -> Vec<Range<usize>> {
     let mut ranges: Vec<Range<usize>> = Vec::new();
     for (index, parameter) in parameters.partition().parameters.iter().enumerate() {
-        if !parameters.tp_rank().is_multiple_of(parameter.replicas()) {
+        if !parameters.tp_rank().is_multiple_of(parameter.replicas()) || parameter.tie == Tie::Copy {
             continue;
         }
         for range in parameters.owned_of(parameters.gradients().layout().range(index)) {

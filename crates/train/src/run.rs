@@ -23,7 +23,7 @@ use crate::rates::Rates;
 use crate::records::{EndReason, EndRecord, EvalRecord, Observer, Record, Report, Start, StepRecord};
 use crate::run_folder::RunFolder;
 use crate::state::{self, Progress};
-use crate::step::{Trainer, Work};
+use crate::step::{Method, Trainer, Work};
 use crate::{Config, Error, Result};
 
 /// Steps whose batches are read ahead.
@@ -111,7 +111,7 @@ impl<'a> Run<'a> {
         });
         let (text, layout) = agree(&*world, input)?;
         let folder = RunFolder::open(&*world, config)?;
-        let groups = Groups::new(&world, &layout.partition.mesh)?;
+        let groups = Groups::new(&world, &layout.partition.mesh, layout.schedule.stages.tied_ranks())?;
         let trainer = agree(&*world, model(config, &layout, &groups, device))?.finish(config, &layout, groups)?;
 
         let store = DirectoryStore::new(folder.checkpoints(), config.checkpoint.keep);
@@ -241,7 +241,7 @@ impl<'a> Run<'a> {
         let batch = self.layout.batches.micro_batch();
         // The same windows under every layout.
         let limit = limit * (self.config.train.global_batch / batch);
-        let loss = evaluate(self.trainer.model(), self.trainer.groups(), windows, batch, limit)?;
+        let loss = evaluate(&self.trainer, windows, batch, limit)?;
         if !loss.is_finite() {
             return Err(Error::NotFinite { step: self.step, what: "validation loss" });
         }
@@ -295,12 +295,12 @@ impl<'a> Run<'a> {
         Ok(report)
     }
 
-    /// Lets the first data rank's tensor group write a text; the other ranks wait and get an empty one.
+    /// Lets the first data rank's model write a text; the other ranks wait and get an empty one.
     fn sample(&self) -> Result<String> {
         let sampling =
             Sampling { tokens: SAMPLE_TOKENS, temperature: SAMPLE_TEMPERATURE, seed: self.config.train.seed };
-        let written = match self.trainer.groups().dp.rank() {
-            Rank(0) => generate(self.trainer.model(), &self.tokenizer, PROMPT, &sampling)?,
+        let written = match self.trainer.groups().data.rank() {
+            Rank(0) => generate(&self.trainer, &self.tokenizer, PROMPT, &sampling)?,
             _ => String::new(),
         };
         agree(&*self.world(), Ok(written))
@@ -326,7 +326,8 @@ fn model(config: &Config, layout: &Layout, groups: &Groups, device: Device) -> R
     };
     let rank = groups.tp.rank().0;
     let sharing = layout.sharing(Arc::clone(&groups.data));
-    let parameters = Parameters::shared(&layout.partition, rank, sharing, config.train.seed, precision, device)?;
+    let parameters =
+        Parameters::shared(&layout.of_rank(groups.pp.rank().0), rank, sharing, config.train.seed, precision, device)?;
     let optimizer = optimizer(&config.optimizer, &parameters)?;
     Ok(Allocated { parameters, optimizer })
 }
@@ -334,10 +335,10 @@ fn model(config: &Config, layout: &Layout, groups: &Groups, device: Device) -> R
 impl Allocated {
     fn finish(self, config: &Config, layout: &Layout, groups: Groups) -> Result<Trainer> {
         let group = TensorGroup { comm: Arc::clone(&groups.tp), between: layout.between };
-        let layers = 0..layout.partition.architecture.layers;
-        let model = build(self.parameters, group, std::slice::from_ref(&layers))?;
+        let model = build(self.parameters, group, &layout.schedule.stages.rank_layers(groups.pp.rank().0))?;
         let (seed, clip_norm) = (config.train.seed, config.train.clip_norm);
-        Trainer::new(groups, model, layout.between, self.optimizer, seed, clip_norm)
+        let method = Method { between: layout.between, schedule: layout.schedule.clone(), seed, clip_norm };
+        Trainer::new(groups, model, self.optimizer, method)
     }
 }
 

@@ -1,4 +1,4 @@
-//! One optimizer step: forward and backward of each micro-batch, the sum over ranks, clipping, the update.
+//! One optimizer step: the schedule's list of a rank run from zero gradients to updated weights.
 
 use std::time::Instant;
 
@@ -7,10 +7,12 @@ use mp_data::Batch;
 use mp_model::pass::DropoutKey;
 use mp_model::regions::{Between, TensorGroup};
 use mp_model::{Model, Parameters, Pass};
-use mp_runtime::{autograd, Device, Tensor};
+use mp_plan::{Schedule, Step};
+use mp_runtime::{Device, Tensor};
 
 use crate::groups::Groups;
 use crate::optimizer::Optimizer;
+use crate::pipeline::{Flight, Line, MicroBatch};
 use crate::reduce::{clip, Reducer};
 use crate::{Error, Result};
 
@@ -28,9 +30,9 @@ pub struct Outcome {
 /// Where a step's time went, in seconds.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Seconds {
-    /// Forward and backward passes, with the communication inside them.
+    /// Forward and backward passes, with the communication inside and behind them.
     pub passes: f64,
-    /// Summing, measuring and clipping the gradient.
+    /// What is left of summing the gradient; measuring and clipping it.
     pub reduction: f64,
     /// The update.
     pub update: f64,
@@ -38,12 +40,29 @@ pub struct Seconds {
 
 /// A rank's model in training.
 pub struct Trainer {
+    passes: Passes,
+    optimizer: Box<dyn Optimizer>,
+}
+
+/// What gradients are made of and with.
+struct Passes {
     groups: Groups,
     model: Model,
+    method: Method,
     reducer: Reducer,
-    optimizer: Box<dyn Optimizer>,
-    seed: u64,
-    clip_norm: f64,
+}
+
+/// How a trainer goes about it.
+#[derive(Debug, Clone)]
+pub struct Method {
+    /// How activations lie between the tensor-parallel regions.
+    pub between: Between,
+    /// The steps of every rank of the pipeline.
+    pub schedule: Schedule,
+    /// What dropout draws from.
+    pub seed: u64,
+    /// The largest norm of a gradient; 0 never clips.
+    pub clip_norm: f64,
 }
 
 /// What a step works on.
@@ -64,27 +83,20 @@ impl Trainer {
     ///
     /// # Errors
     /// [`Error::Comm`] if the groups of replicas cannot be made.
-    pub fn new(
-        groups: Groups,
-        model: Model,
-        between: Between,
-        optimizer: Box<dyn Optimizer>,
-        seed: u64,
-        clip_norm: f64,
-    ) -> Result<Self> {
-        let group = TensorGroup { comm: std::sync::Arc::clone(&groups.tp), between };
+    pub fn new(groups: Groups, model: Model, optimizer: Box<dyn Optimizer>, method: Method) -> Result<Self> {
+        let group = TensorGroup { comm: std::sync::Arc::clone(&groups.tp), between: method.between };
         let reducer = Reducer::new(model.parameters(), &group)?;
-        Ok(Self { groups, model, reducer, optimizer, seed, clip_norm })
+        Ok(Self { passes: Passes { groups, model, method, reducer }, optimizer })
     }
 
     /// Returns the model.
     pub fn model(&self) -> &Model {
-        &self.model
+        &self.passes.model
     }
 
     /// Returns this rank's shards.
     pub fn parameters(&self) -> &Parameters {
-        self.model.parameters()
+        self.passes.model.parameters()
     }
 
     /// Returns the optimizer.
@@ -94,26 +106,61 @@ impl Trainer {
 
     /// Returns the groups.
     pub fn groups(&self) -> &Groups {
-        &self.groups
+        &self.passes.groups
     }
 
-    /// Makes one step. Collective over the world.
+    /// Returns the ways between this rank's stages and the others'.
+    pub fn line(&self) -> Line<'_> {
+        self.passes.line()
+    }
+
+    /// Returns the shape of the activations between stages, for sequences of which this rank's stages see `[b, s]`
+    /// tokens.
+    pub fn activation_shape(&self, batch: usize, seq: usize) -> [i64; 3] {
+        self.passes.activation_shape(batch, seq)
+    }
+
+    /// Makes one step: runs this rank's list of the schedule. Collective over the world.
     ///
     /// # Errors
-    /// [`Error::NotFinite`] on every rank, with the weights as they were, if loss or gradient are no numbers; whatever
-    /// a layer or a collective raises.
+    /// [`Error::NotFinite`] on every rank, with the weights as they were, if loss or gradient are no numbers;
+    /// [`Error::MicroBatches`] if the schedule is for another number of them; whatever a layer or a collective raises.
     pub fn step(&mut self, work: &Work<'_>) -> Result<Outcome> {
         let _span = tracing::info_span!("step", step = work.step).entered();
         let begun = Instant::now();
-        let loss = self.accumulate(work)?;
-        let passed = Instant::now();
-        let gradient_norm = self.reduce()?;
-        let loss = self.total(loss)?;
-        self.check(work.step, loss, gradient_norm)?;
-        clip(self.parameters(), gradient_norm, self.clip_norm)?;
-        let reduced = Instant::now();
-        self.optimizer.update(self.model.parameters(), work.step, work.lr)?;
-        self.parameters().publish()?;
+        let passes = &self.passes;
+        if work.batches.len() != passes.method.schedule.micro_batches {
+            return Err(Error::MicroBatches {
+                given: work.batches.len(),
+                planned: passes.method.schedule.micro_batches,
+            });
+        }
+        passes.model.parameters().begin_step(work.batches.len())?;
+        let device = passes.model.parameters().device();
+        let tensors = work.batches.iter().map(|batch| tensors(batch, device)).collect::<Result<Vec<_>>>()?;
+        let steps = &passes.method.schedule.ranks[passes.groups.pp.rank().0];
+        let mut flight = Flight::new(passes.line(), &passes.model, passes.micro_batches(work, &tensors), steps)?;
+        let (mut loss, mut gradient_norm, mut passed, mut reduced) = (0.0, 0.0, begun, begun);
+        for &step in steps {
+            match step {
+                Step::SumTied => passes.sum_tied()?,
+                Step::Reduce => {
+                    let part = flight.land()?;
+                    passed = Instant::now();
+                    passes.reducer.sum(passes.model.parameters())?;
+                    gradient_norm = passes.reducer.norm(passes.model.parameters(), &passes.groups)?;
+                    loss = passes.total(part)?;
+                }
+                Step::Update => {
+                    passes.check(work.step, loss, gradient_norm)?;
+                    clip(passes.model.parameters(), gradient_norm, passes.method.clip_norm)?;
+                    reduced = Instant::now();
+                    self.optimizer.update(passes.model.parameters(), work.step, work.lr)?;
+                    passes.model.parameters().publish()?;
+                }
+                pass => flight.run(pass)?,
+            }
+        }
         let seconds = Seconds {
             passes: (passed - begun).as_secs_f64(),
             reduction: (reduced - passed).as_secs_f64(),
@@ -121,51 +168,49 @@ impl Trainer {
         };
         Ok(Outcome { loss, gradient_norm, seconds })
     }
+}
 
-    /// Runs all micro-batches forward and backward from zero gradients; returns this rank's part of the mean loss.
-    ///
-    /// # Errors
-    /// Whatever a layer or a collective raises.
-    pub fn accumulate(&self, work: &Work<'_>) -> Result<f64> {
-        self.parameters().begin_step(work.batches.len())?;
+impl Passes {
+    fn line(&self) -> Line<'_> {
+        Line { stages: &self.method.schedule.stages, group: &*self.groups.pp }
+    }
+
+    fn activation_shape(&self, batch: usize, seq: usize) -> [i64; 3] {
+        let seq = match self.method.between {
+            Between::Replicated => seq,
+            Between::SequenceSharded => seq / self.groups.tp.size(),
+        };
+        [batch as i64, seq as i64, self.model.parameters().partition().architecture.hidden as i64]
+    }
+
+    fn micro_batches<'a>(&self, work: &Work<'_>, tensors: &'a [(Tensor, Tensor)]) -> Vec<MicroBatch<'a>> {
         let per_rank = work.global_batch / self.groups.dp.size();
         let mut first_sample = self.groups.dp.rank().0 * per_rank;
-        let mut loss = 0.0;
-        for (micro_batch, batch) in work.batches.iter().enumerate() {
-            let _span = tracing::debug_span!("micro_batch", micro_batch).entered();
-            let share = 1.0 / (work.global_batch * batch.seq) as f64;
-            loss += self.pass(work.step, batch, first_sample, share)?;
+        let dropout = Some(DropoutKey { seed: self.method.seed, step: work.step });
+        let micro_batch = |(batch, (tokens, targets)): (&Batch, &'a (Tensor, Tensor))| {
+            let made = MicroBatch {
+                pass: Pass { tokens, first_sample, dropout },
+                targets,
+                share: 1.0 / (work.global_batch * batch.seq) as f64,
+                shape: self.activation_shape(batch.batch, batch.seq),
+            };
             first_sample += batch.batch;
-        }
-        Ok(loss)
+            made
+        };
+        work.batches.iter().zip(tensors).map(micro_batch).collect()
     }
 
-    /// Runs one micro-batch forward and backward; its loss and gradients are the sum over targets times `share`.
-    fn pass(&self, step: u64, batch: &Batch, first_sample: usize, share: f64) -> Result<f64> {
-        let (tokens, targets) = tensors(batch, self.parameters().device())?;
-        let dropout = Some(DropoutKey { seed: self.seed, step });
-        let sum = self.model.loss_sum(&Pass { tokens: &tokens, first_sample, dropout }, &targets)?;
-        let loss = sum.f_mul_scalar(share).map_err(mp_runtime::Error::from)?;
-        autograd::backward(&[&loss], &[None], false)?;
-        Ok(loss.double_value(&[]))
+    fn sum_tied(&self) -> Result<()> {
+        let ends = self.groups.ends.as_deref().ok_or(mp_model::Error::NotHere { what: "an end of the model" })?;
+        Ok(self.model.parameters().sum_tied(ends)?)
     }
 
-    /// Sums and measures the gradient over all ranks.
-    ///
-    /// # Errors
-    /// [`Error::Comm`].
-    pub fn reduce(&self) -> Result<f64> {
-        self.reducer.sum(self.parameters())?;
-        self.reducer.norm(self.parameters(), &self.groups)
-    }
-
-    /// Sums the parts of a loss that the data ranks saw.
-    ///
-    /// # Errors
-    /// [`Error::Comm`].
-    pub fn total(&self, part: f64) -> Result<f64> {
+    /// Sums the parts of a loss that the ranks saw.
+    fn total(&self, part: f64) -> Result<f64> {
         let mut sum = [part];
-        self.groups.data.all_reduce(BufferMut::new(&mut sum), ReduceOp::Sum)?;
+        for group in [&self.groups.data, &self.groups.pp] {
+            group.all_reduce(BufferMut::new(&mut sum), ReduceOp::Sum)?;
+        }
         Ok(sum[0])
     }
 

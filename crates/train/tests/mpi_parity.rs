@@ -41,7 +41,7 @@ fn suite(world: &Arc<dyn Communicator>) -> mp_train::Result<(usize, usize)> {
         let expected = parity::oracle(&model)?;
         for layout in parity::layouts(world.size()) {
             let traces = parity::train(&model, layout, Arc::clone(world))?;
-            let verdict = parity::compare(&model, &traces, &expected);
+            let verdict = parity::compare(&traces, &expected);
             let mut bad = [i32::from(verdict.is_err())];
             world.all_reduce(BufferMut::new(&mut bad), ReduceOp::Max)?;
             if let Err(difference) = verdict {

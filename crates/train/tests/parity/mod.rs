@@ -10,13 +10,15 @@ use mp_data::{Batch, BatchPlan, TextSource, Tokens};
 use mp_model::parameter::Sharing;
 use mp_model::regions::{Between, TensorGroup};
 use mp_model::{build, shard, Parameters};
-use mp_plan::{Architecture, ArchitectureName, Degrees, Mesh, ModelConfig, Partition, Zero};
+use mp_plan::{
+    Architecture, ArchitectureName, Degrees, Mesh, ModelConfig, Partition, Schedule, ScheduleName, Stages, Zero,
+};
 use mp_runtime::rng::Stream;
 use mp_runtime::{Device, Kind, Precision, Tensor};
 use mp_train::config::{OptimizerConfig, OptimizerName};
 use mp_train::groups::Groups;
 use mp_train::optimizer::optimizer;
-use mp_train::step::{Trainer, Work};
+use mp_train::step::{Method, Trainer, Work};
 use mp_train::Result;
 
 pub const STEPS: u64 = 10;
@@ -39,6 +41,8 @@ pub struct Model {
 pub struct Layout {
     pub tp: usize,
     pub dp: usize,
+    pub pp: usize,
+    pub schedule: ScheduleName,
     pub between: Between,
     pub accumulation: usize,
     pub zero: Zero,
@@ -49,7 +53,8 @@ pub struct Layout {
 pub struct Trace {
     pub loss: f64,
     pub norm: f64,
-    pub gradients: Vec<Tensor>,
+    /// Of the parameters that this rank holds, in full.
+    pub gradients: Vec<(String, Tensor)>,
 }
 
 pub fn models() -> Vec<Model> {
@@ -77,7 +82,7 @@ pub fn layouts(ranks: usize) -> Vec<Layout> {
         for between in [Between::Replicated, Between::SequenceSharded] {
             for accumulation in [1, 2] {
                 for zero in Zero::ALL.into_iter().filter(|&zero| zero == Zero::Replicated || ranks > tp) {
-                    layouts.push(Layout { tp, dp: ranks / tp, between, accumulation, zero });
+                    layouts.push(Layout { tp, dp: ranks / tp, between, accumulation, zero, ..ONE_RANK });
                 }
             }
         }
@@ -85,29 +90,66 @@ pub fn layouts(ranks: usize) -> Vec<Layout> {
     layouts
 }
 
+/// All layouts of `ranks` ranks with more than one stage, each with every schedule that the model's layers allow.
+pub fn staged_layouts(ranks: usize, layers: usize) -> Vec<Layout> {
+    let mut layouts = Vec::new();
+    for pp in (2..=ranks).filter(|pp| ranks.is_multiple_of(*pp)) {
+        let rest = ranks / pp;
+        for tp in (1..=rest).filter(|tp| rest.is_multiple_of(*tp)) {
+            for schedule in ScheduleName::ALL {
+                if pp * schedule.default_chunks() > layers {
+                    continue;
+                }
+                let base = Layout { tp, dp: rest / tp, pp, schedule, accumulation: 4, ..ONE_RANK };
+                layouts.push(base);
+                if tp > 1 {
+                    layouts.push(Layout { between: Between::SequenceSharded, ..base });
+                }
+                if base.dp > 1 {
+                    layouts.push(Layout { zero: Zero::Optimizer, ..base });
+                }
+            }
+        }
+    }
+    layouts
+}
+
+const ONE_RANK: Layout = Layout {
+    tp: 1,
+    dp: 1,
+    pp: 1,
+    schedule: ScheduleName::OneFOneB,
+    between: Between::Replicated,
+    accumulation: 1,
+    zero: Zero::Replicated,
+};
+
 /// One rank, no accumulation: what every layout is held against.
 pub fn oracle(model: &Model) -> Result<Vec<Trace>> {
-    let layout = Layout { tp: 1, dp: 1, between: Between::Replicated, accumulation: 1, zero: Zero::Replicated };
-    train(model, layout, Arc::new(Solo::new("world")))
+    train(model, ONE_RANK, Arc::new(Solo::new("world")))
 }
 
 /// Trains under a layout; every rank gets the full trace.
 pub fn train(model: &Model, layout: Layout, world: Arc<dyn Communicator>) -> Result<Vec<Trace>> {
-    let Layout { tp, dp, between, accumulation, zero } = layout;
+    let Layout { tp, dp, pp, schedule, between, accumulation, zero } = layout;
     let architecture = Architecture::resolve(&model.config, VOCAB, SEQ)?;
-    let mesh = Mesh::new(Degrees { tp, dp, ..Degrees::default() })?;
-    let partition = Arc::new(Partition::new(&architecture, &mesh)?);
-    let groups = Groups::new(&world, &mesh)?;
+    let mesh = Mesh::new(Degrees { tp, dp, pp, ..Degrees::default() })?;
+    let stages = Stages::new(&architecture, pp, schedule.default_chunks(), schedule.folding(), None)?;
+    let schedule = Schedule::new(schedule, stages, accumulation, architecture.tie_embeddings)?;
+    schedule.check()?;
+    let groups = Groups::new(&world, &mesh, schedule.stages.tied_ranks())?;
+    let rank = groups.pp.rank().0;
+    let partition = Arc::new(Partition::new(&architecture, &mesh)?.of_rank(&schedule.stages, rank));
     // Small enough that every model fills several.
     let sharing = Sharing { data: Arc::clone(&groups.data), zero, bucket_bytes: 4096 };
     let parameters = Parameters::shared(&partition, groups.tp.rank().0, sharing, SEED, Precision::Fp64, Device::Cpu)?;
     let config = OptimizerConfig { name: model.optimizer, weight_decay: 0.1, momentum: 0.9, ..Default::default() };
     let optimizer = optimizer(&config, &parameters)?;
     let group = TensorGroup { comm: Arc::clone(&groups.tp), between };
-    let layers = 0..architecture.layers;
-    let model = build(parameters, group, std::slice::from_ref(&layers))?;
+    let model = build(parameters, group, &schedule.stages.rank_layers(rank))?;
     // The limit is below the first norms: clipping takes part.
-    let mut trainer = Trainer::new(groups, model, between, optimizer, SEED, 0.5)?;
+    let method = Method { between, schedule, seed: SEED, clip_norm: 0.5 };
+    let mut trainer = Trainer::new(groups, model, optimizer, method)?;
     let plan = BatchPlan::new(GLOBAL_BATCH, GLOBAL_BATCH / dp / accumulation, dp)?;
     (1..=STEPS).map(|step| one_step(&mut trainer, &plan, step)).collect()
 }
@@ -120,7 +162,10 @@ fn one_step(trainer: &mut Trainer, plan: &BatchPlan, step: u64) -> Result<Trace>
     let outcome = trainer.step(&Work { step, lr: 1e-2, batches: &batches, global_batch: GLOBAL_BATCH })?;
     let parameters = trainer.parameters();
     let gradients = (0..parameters.partition().parameters.len())
-        .map(|index| Ok(shard::gather(parameters, index, parameters.gradients(), &*trainer.groups().tp)?.copy()))
+        .map(|index| {
+            let name = parameters.partition().parameters[index].spec.name.clone();
+            Ok((name, shard::gather(parameters, index, parameters.gradients(), &*trainer.groups().tp)?.copy()))
+        })
         .collect::<Result<Vec<_>>>()?;
     Ok(Trace { loss: outcome.loss, norm: outcome.gradient_norm, gradients })
 }
@@ -136,13 +181,7 @@ fn text() -> Result<TextSource> {
 ///
 /// Losses and norms to 1e-10 relative. A tensor's gradient: max|Δ| ≤ 1e-10 · max(max|g of the tensor|, 1e-3 · max|g of
 /// the model|), for some gradients (a key bias's) are zero but for rounding.
-pub fn compare(model: &Model, got: &[Trace], expected: &[Trace]) -> std::result::Result<(), String> {
-    let names: Vec<String> = Architecture::resolve(&model.config, VOCAB, SEQ)
-        .map_err(|error| error.to_string())?
-        .parameters()
-        .into_iter()
-        .map(|spec| spec.name)
-        .collect();
+pub fn compare(got: &[Trace], expected: &[Trace]) -> std::result::Result<(), String> {
     if (got.len(), expected.len()) != (STEPS as usize, STEPS as usize) {
         return Err(format!("{} steps against {} of one rank, where {STEPS} are asked for", got.len(), expected.len()));
     }
@@ -152,8 +191,10 @@ pub fn compare(model: &Model, got: &[Trace], expected: &[Trace]) -> std::result:
                 return Err(format!("step {}: {what} {a} where one rank has {b}", step + 1));
             }
         }
-        let model_scale = expected.gradients.iter().map(scale).fold(0.0, f64::max);
-        for (name, (a, b)) in names.iter().zip(got.gradients.iter().zip(&expected.gradients)) {
+        let model_scale = expected.gradients.iter().map(|(_, gradient)| scale(gradient)).fold(0.0, f64::max);
+        for (name, a) in &got.gradients {
+            let found = expected.gradients.iter().find(|(other, _)| other == name);
+            let (_, b) = found.ok_or_else(|| format!("one rank has no {name}"))?;
             let allowed = 1e-10 * scale(b).max(1e-3 * model_scale);
             let worst = scale(&(a - b));
             if !within(worst, allowed) {

@@ -4,7 +4,9 @@
 //! is forgotten must never leave the library writing into freed memory.
 
 pub(crate) mod lent;
+mod owned;
 
+pub use self::owned::{ByteBuffer, OwnedBuffer};
 use crate::{Error, Result};
 
 /// The element kinds that travel.
@@ -149,88 +151,5 @@ impl<'a> BufferMut<'a> {
     /// Gives the memory up for as long as it was borrowed.
     pub fn into_bytes(self) -> &'a mut [u8] {
         self.bytes
-    }
-}
-
-/// Memory with an owner of another crate, a tensor's for instance.
-///
-/// Both methods must return the same memory, unmoved, at every call: an operation under way asks again for each chunk
-/// while earlier chunks are still being written.
-pub trait ByteBuffer: Send {
-    /// Returns the memory to read.
-    fn bytes(&self) -> &[u8];
-    /// Returns the memory to overwrite.
-    fn bytes_mut(&mut self) -> &mut [u8];
-}
-
-impl<T: Element> ByteBuffer for Vec<T> {
-    fn bytes(&self) -> &[u8] {
-        bytemuck::cast_slice(self)
-    }
-    fn bytes_mut(&mut self) -> &mut [u8] {
-        bytemuck::cast_slice_mut(self)
-    }
-}
-
-/// A run of elements handed to a non-blocking call until it completes.
-pub struct OwnedBuffer {
-    kind: Kind,
-    memory: Box<dyn ByteBuffer>,
-}
-
-impl std::fmt::Debug for OwnedBuffer {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("OwnedBuffer").field("kind", &self.kind).field("len", &self.len()).finish()
-    }
-}
-
-impl<T: Element> From<Vec<T>> for OwnedBuffer {
-    fn from(elements: Vec<T>) -> Self {
-        Self { kind: T::KIND, memory: Box::new(elements) }
-    }
-}
-
-impl OwnedBuffer {
-    /// Takes memory that holds elements of `kind`.
-    ///
-    /// # Errors
-    /// [`Error::Layout`] where length or alignment do not fit the kind.
-    pub fn new(kind: Kind, memory: Box<dyn ByteBuffer>) -> Result<Self> {
-        check(kind, memory.bytes())?;
-        Ok(Self { kind, memory })
-    }
-
-    /// Returns the element kind.
-    pub fn kind(&self) -> Kind {
-        self.kind
-    }
-
-    /// Returns the number of elements.
-    pub fn len(&self) -> usize {
-        self.memory.bytes().len() / self.kind.bytes()
-    }
-
-    /// Says whether it holds nothing.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// Borrows to read.
-    pub fn as_buffer(&self) -> Buffer<'_> {
-        Buffer { kind: self.kind, bytes: self.memory.bytes() }
-    }
-
-    /// Borrows to overwrite.
-    pub fn as_buffer_mut(&mut self) -> BufferMut<'_> {
-        BufferMut { kind: self.kind, bytes: self.memory.bytes_mut() }
-    }
-
-    /// Copies the elements out.
-    ///
-    /// # Panics
-    /// If `T` is not of this buffer's kind.
-    pub fn to_vec<T: Element>(&self) -> Vec<T> {
-        assert_eq!(T::KIND, self.kind, "element type of another kind");
-        bytemuck::pod_collect_to_vec(self.memory.bytes())
     }
 }

@@ -59,11 +59,6 @@ impl Call {
             Call::StartReceive => "start_receive",
         }
     }
-
-    /// Says whether every rank of the group takes part, as opposed to a pair.
-    pub const fn is_collective(self) -> bool {
-        !matches!(self, Call::Send | Call::Receive | Call::StartSend | Call::StartReceive)
-    }
 }
 
 impl fmt::Display for Call {

@@ -19,16 +19,16 @@ pub enum Error {
         /// The largest power of two that divides the address.
         align: usize,
     },
-    /// A buffer of another length than the call needs.
-    #[error("{call} in group {group}: {what} holds {found} elements instead of {expected}")]
+    /// A buffer, a list of counts or a message of another length than the call needs.
+    #[error("{call} in group {group}: {what} holds {found} instead of {expected}")]
     Length {
         /// The call.
         call: Call,
         /// The group's name.
         group: String,
-        /// Which buffer or list of counts.
+        /// Which buffer, list of counts or message, and its unit where that is not the element.
         what: &'static str,
-        /// How many elements the call needs there.
+        /// How many elements (counts, bytes) the call needs there.
         expected: usize,
         /// How many there are.
         found: usize,

@@ -1,6 +1,6 @@
 //! A decorator that records what a group's ranks call, how much they send, and how long it takes.
 //!
-//! Costs one clock reading at each end of a call and one short lock; nothing is formatted unless a `tracing` subscriber
+//! Costs one clock reading and one short lock at each end of a call; nothing is formatted unless a `tracing` subscriber
 //! asks for the spans.
 
 use std::collections::BTreeMap;
@@ -122,11 +122,6 @@ impl Ledger {
     pub fn new(inner: Arc<dyn Communicator>, log: Arc<Log>) -> Self {
         let group = inner.name().into();
         Self { inner, log, group }
-    }
-
-    /// Returns the log.
-    pub fn log(&self) -> &Arc<Log> {
-        &self.log
     }
 
     fn open(&self, call: Call, bytes: usize) -> Open {

@@ -2,8 +2,8 @@
 //!
 //! Layers are written for groups; with [`Solo`] a single process is a group like any other.
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use crate::arguments::Site;
 use crate::communicator::Pending;
@@ -24,25 +24,57 @@ use crate::{Buffer, BufferMut, Call, Communicator, Error, Kind, OwnedBuffer, Ran
 #[derive(Debug)]
 pub struct Solo {
     name: String,
-    mailbox: Arc<Mutex<Mailbox>>,
+    mailbox: Arc<Mailbox>,
 }
 
-/// Messages from the rank to itself, numbered by tag in the order of sends and of receives.
+/// One message.
+#[derive(Debug)]
+struct Message {
+    kind: Kind,
+    bytes: Vec<u8>,
+}
+
+/// Where a started receive finds its message.
+type Slot = Arc<OnceLock<Message>>;
+
+/// What is under way with one tag: messages that no receive has claimed, or receives that no message has reached.
 #[derive(Debug, Default)]
-struct Mailbox {
-    messages: BTreeMap<(u16, u64), (Kind, Vec<u8>)>,
-    sent: BTreeMap<u16, u64>,
-    posted: BTreeMap<u16, u64>,
+struct Queue {
+    messages: VecDeque<Message>,
+    waiting: VecDeque<Slot>,
 }
 
-fn next(counters: &mut BTreeMap<u16, u64>, tag: Tag) -> u64 {
-    let counter = counters.entry(tag.0).or_default();
-    *counter += 1;
-    *counter
+impl Queue {
+    /// Gives a message to the first receive that waits.
+    fn send(&mut self, message: Message) {
+        match self.waiting.pop_front() {
+            Some(slot) => _ = slot.set(message),
+            None => self.messages.push_back(message),
+        }
+    }
+
+    /// Claims the next message, or a place in the queue for one.
+    fn claim(&mut self) -> Slot {
+        let slot = Slot::default();
+        match self.messages.pop_front() {
+            Some(message) => _ = slot.set(message),
+            None => self.waiting.push_back(Arc::clone(&slot)),
+        }
+        slot
+    }
+
+    /// Gives a place in the queue up.
+    fn leave(&mut self, slot: &Slot) {
+        self.waiting.retain(|other| !Arc::ptr_eq(other, slot));
+    }
 }
 
-fn lock(mailbox: &Mutex<Mailbox>) -> MutexGuard<'_, Mailbox> {
-    mailbox.lock().unwrap_or_else(PoisonError::into_inner)
+type Mailbox = Mutex<BTreeMap<u16, Queue>>;
+
+/// Runs something on one tag's queue.
+fn with_queue<R>(mailbox: &Mailbox, tag: Tag, body: impl FnOnce(&mut Queue) -> R) -> R {
+    let mut queues = mailbox.lock().unwrap_or_else(PoisonError::into_inner);
+    body(queues.entry(tag.0).or_default())
 }
 
 impl Solo {
@@ -55,34 +87,34 @@ impl Solo {
         Site { call, group: &self.name, size: 1 }
     }
 
-    fn post(&self, tag: Tag) -> Inbox {
-        let number = next(&mut lock(&self.mailbox).posted, tag);
-        Inbox { group: self.name.clone(), mailbox: Arc::clone(&self.mailbox), tag, number }
+    fn receiving(&self, tag: Tag) -> Inbox {
+        let slot = with_queue(&self.mailbox, tag, Queue::claim);
+        Inbox { group: self.name.clone(), mailbox: Arc::clone(&self.mailbox), tag, slot }
     }
 }
 
 /// The right to one message.
 struct Inbox {
     group: String,
-    mailbox: Arc<Mutex<Mailbox>>,
+    mailbox: Arc<Mailbox>,
     tag: Tag,
-    number: u64,
+    slot: Slot,
 }
 
 impl Inbox {
-    fn arrived(&self) -> bool {
-        lock(&self.mailbox).messages.contains_key(&(self.tag.0, self.number))
-    }
-
+    /// Copies the message out. Where there is none the right to it ends, so that the next receive has it.
     fn take(&self, call: Call, mut buffer: BufferMut<'_>) -> Result<()> {
-        let message = lock(&self.mailbox).messages.remove(&(self.tag.0, self.number));
-        let Some((kind, bytes)) = message else {
+        let sent = with_queue(&self.mailbox, self.tag, |queue| {
+            queue.leave(&self.slot);
+            self.slot.get()
+        });
+        let Some(Message { kind, bytes }) = sent else {
             return Err(Error::NeverSent { call, group: self.group.clone(), tag: self.tag.0 });
         };
         let site = Site { call, group: &self.group, size: 1 };
-        site.kind(buffer.kind(), kind)?;
+        site.kind(buffer.kind(), *kind)?;
         site.length("the message", buffer.len(), bytes.len() / kind.bytes())?;
-        buffer.bytes_mut().copy_from_slice(&bytes);
+        buffer.bytes_mut().copy_from_slice(bytes);
         Ok(())
     }
 }
@@ -95,7 +127,7 @@ struct Receiving {
 
 impl Pending for Receiving {
     fn poll(&mut self) -> Result<bool> {
-        Ok(self.inbox.arrived())
+        Ok(self.inbox.slot.get().is_some())
     }
     fn finish(mut self: Box<Self>) -> Result<OwnedBuffer> {
         self.inbox.take(Call::StartReceive, self.buffer.as_buffer_mut())?;
@@ -165,7 +197,7 @@ impl Communicator for Solo {
 
     fn receive(&self, buffer: BufferMut<'_>, from: Rank, tag: Tag) -> Result<()> {
         self.site(Call::Receive).rank(from)?;
-        self.post(tag).take(Call::Receive, buffer)
+        self.receiving(tag).take(Call::Receive, buffer)
     }
 
     fn barrier(&self) -> Result<()> {
@@ -191,17 +223,14 @@ impl Communicator for Solo {
 
     fn start_send(&self, buffer: OwnedBuffer, to: Rank, tag: Tag) -> Result<Request> {
         self.site(Call::StartSend).rank(to)?;
-        let mut mailbox = lock(&self.mailbox);
-        let number = next(&mut mailbox.sent, tag);
-        let bytes = buffer.as_buffer().bytes().to_vec();
-        mailbox.messages.insert((tag.0, number), (buffer.kind(), bytes));
-        drop(mailbox);
+        let message = Message { kind: buffer.kind(), bytes: buffer.as_buffer().bytes().to_vec() };
+        with_queue(&self.mailbox, tag, |queue| queue.send(message));
         Ok(Request::ready(buffer))
     }
 
     fn start_receive(&self, buffer: OwnedBuffer, from: Rank, tag: Tag) -> Result<Request> {
         self.site(Call::StartReceive).rank(from)?;
-        Ok(Request::new(Receiving { inbox: self.post(tag), buffer }))
+        Ok(Request::new(Receiving { inbox: self.receiving(tag), buffer }))
     }
 
     fn split(&self, color: Option<u32>, _key: u32, name: &str) -> Result<Option<Arc<dyn Communicator>>> {
@@ -213,11 +242,38 @@ impl Communicator for Solo {
 mod tests {
     use super::*;
 
+    fn send(solo: &Solo, value: u8) {
+        solo.start_send(vec![value].into(), Rank(0), Tag(4)).and_then(Request::wait).expect("a send");
+    }
+
     #[test]
-    fn a_receive_that_nobody_can_answer_is_an_error() {
+    fn a_receive_that_nobody_can_answer_takes_no_message_away() {
         let solo = Solo::new("alone");
         let mut x = [0u8; 1];
-        let error = solo.receive(BufferMut::new(&mut x), Rank(0), Tag(4)).unwrap_err();
-        assert_eq!(error, Error::NeverSent { call: Call::Receive, group: "alone".into(), tag: 4 });
+        let never = |call| Error::NeverSent { call, group: "alone".into(), tag: 4 };
+        assert_eq!(solo.receive(BufferMut::new(&mut x), Rank(0), Tag(4)), Err(never(Call::Receive)));
+        let started = solo.start_receive(vec![0u8].into(), Rank(0), Tag(4)).expect("a receive");
+        assert_eq!(started.wait().map(drop), Err(never(Call::StartReceive)));
+
+        send(&solo, 7);
+        solo.receive(BufferMut::new(&mut x), Rank(0), Tag(4)).expect("the message");
+        assert_eq!(x, [7]);
+    }
+
+    #[test]
+    fn messages_go_to_receives_in_the_order_of_their_starts() {
+        let solo = Solo::new("alone");
+        send(&solo, 1);
+        let start = || solo.start_receive(vec![0u8].into(), Rank(0), Tag(4)).expect("a receive");
+        let (first, dropped, third) = (start(), start(), start());
+        // A request that is dropped still takes its message.
+        drop(dropped);
+        send(&solo, 2);
+        send(&solo, 3);
+        send(&solo, 4);
+        let mut x = [0u8; 1];
+        solo.receive(BufferMut::new(&mut x), Rank(0), Tag(4)).expect("a message");
+        let of = |request: Request| request.wait().expect("a message").to_vec::<u8>();
+        assert_eq!((of(third), of(first), x), (vec![3], vec![1], [4]));
     }
 }

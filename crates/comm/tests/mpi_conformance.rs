@@ -14,12 +14,14 @@ use mp_comm::{BufferMut, Call, Communicator, Error, Rank, ReduceOp, Tag};
 type Check = fn(&Arc<dyn Communicator>) -> Result<(), String>;
 
 /// What MPI alone promises.
-const CHECKS: [(&str, Check); 6] = [
+const CHECKS: [(&str, Check); 8] = [
     ("the library describes itself", library),
     ("MPI starts once", starts_once),
     ("a message that is too long is an error that names the call", too_long),
     ("a message that is too short is an error", too_short),
     ("a long message of another length is an error", long_and_short),
+    ("a short message where a long one is expected is an error", short_for_long),
+    ("the error of a started receive stays", error_stays),
     ("started collectives of many megabytes", many_chunks),
 ];
 
@@ -44,7 +46,7 @@ fn main() {
             if comm.barrier().is_ok() && comm.rank() == Rank(0) {
                 println!("{} passed, {} failed", report.passed, report.failures.len());
             }
-            !report.failures.is_empty()
+            !report.failures.is_empty() || !last_words(&comm)
         }
         Err(error) => {
             eprintln!("rank {}: {error}", comm.rank().0);
@@ -54,6 +56,15 @@ fn main() {
     drop(comm);
     drop(world);
     std::process::exit(i32::from(failed));
+}
+
+/// Starts a sum that rank 0 leaves without waiting for, and the world as well; says whether the others still get it.
+fn last_words(comm: &Arc<dyn Communicator>) -> bool {
+    match comm.start_all_reduce(vec![1f32; 4 << 20].into(), ReduceOp::Sum) {
+        Ok(_dropped) if comm.rank() == Rank(0) => true,
+        Ok(request) => request.wait().is_ok_and(|sum| sum.to_vec().iter().all(|x: &f32| *x == comm.size() as f32)),
+        Err(_) => false,
+    }
 }
 
 fn asked(option: &str) -> bool {
@@ -135,7 +146,45 @@ fn long_and_short(comm: &Arc<dyn Communicator>) -> Result<(), String> {
     let Some(error) = disagree(comm, 2 * MESSAGE_CHUNK_BYTES + 100, 2 * MESSAGE_CHUNK_BYTES + 300)? else {
         return Ok(());
     };
+    ensure(
+        matches!(error, Error::Length { call: Call::Receive, expected: 300, found: 100, .. }),
+        format!("{error:?}"),
+    )?;
+    // The receiver has taken its other receives back: the rest of the message is there for others.
+    let mut rest = vec![0u8; MESSAGE_CHUNK_BYTES];
+    for _ in 0..2 {
+        comm.receive(BufferMut::new(&mut rest), Rank(0), Tag(9)).map_err(|e| e.to_string())?;
+    }
+    ensure(rest.iter().all(|byte| *byte == 1), "not the rest of the message")
+}
+
+fn short_for_long(comm: &Arc<dyn Communicator>) -> Result<(), String> {
+    // The first chunk tells; the others never come.
+    let Some(error) = disagree(comm, 100, 2 * MESSAGE_CHUNK_BYTES + 300)? else { return Ok(()) };
     ensure(matches!(error, Error::Length { call: Call::Receive, expected: 300, found: 100, .. }), format!("{error:?}"))
+}
+
+fn error_stays(comm: &Arc<dyn Communicator>) -> Result<(), String> {
+    let text = |error: Error| error.to_string();
+    match (comm.size(), comm.rank()) {
+        (1, _) => Ok(()),
+        (_, Rank(0)) => comm.start_send(vec![1u8; 100].into(), Rank(1), Tag(9)).map(drop).map_err(text),
+        (_, Rank(1)) => {
+            let mut request = comm.start_receive(vec![0u8; 10].into(), Rank(0), Tag(9)).map_err(text)?;
+            let polled = loop {
+                match request.is_complete() {
+                    Ok(false) => std::thread::yield_now(),
+                    Ok(true) => return Err("a message that is too long is no error".into()),
+                    Err(error) => break error,
+                }
+            };
+            let named = matches!(&polled, Error::Mpi { call: Call::StartReceive, peer: Some(Rank(0)), bytes: 10, .. });
+            ensure(named, format!("{polled:?}"))?;
+            ensure(request.is_complete().err().as_ref() == Some(&polled), "another poll tells something else")?;
+            ensure(request.wait().err() == Some(polled), "the wait tells something else")
+        }
+        _ => Ok(()),
+    }
 }
 
 fn many_chunks(comm: &Arc<dyn Communicator>) -> Result<(), String> {

@@ -10,9 +10,6 @@ use crate::{Error, Result};
 struct LentTensor(Lent);
 
 impl ByteBuffer for LentTensor {
-    fn bytes(&self) -> &[u8] {
-        self.0.bytes()
-    }
     fn bytes_mut(&mut self) -> &mut [u8] {
         self.0.bytes_mut()
     }

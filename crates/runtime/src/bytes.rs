@@ -52,12 +52,7 @@ impl Lent {
         Ok(Self { tensor: tensor.shallow_clone(), bytes })
     }
 
-    /// Returns the memory.
-    pub fn bytes(&self) -> &[u8] {
-        ffi::memory_of(&self.tensor, self.bytes)
-    }
-
-    /// Returns the memory to overwrite.
+    /// Returns the memory to read and overwrite.
     pub fn bytes_mut(&mut self) -> &mut [u8] {
         ffi::memory_of_mut(&mut self.tensor, self.bytes)
     }

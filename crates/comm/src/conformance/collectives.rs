@@ -143,11 +143,19 @@ fn barrier(comm: &Arc<dyn Communicator>) -> Outcome {
 }
 
 fn same_bits(comm: &Arc<dyn Communicator>) -> Outcome {
-    let mut x: Vec<f32> = (0..4000).map(|i| 1.0 / (1 + i + 7919 * comm.rank().0) as f32).collect();
-    comm.all_reduce(BufferMut::new(&mut x), ReduceOp::Sum)?;
-    let mut first = x.clone();
-    comm.broadcast(BufferMut::new(&mut first), Rank(0))?;
-    equal("against rank 0".into(), &first, &x)
+    // Quotients, whose sums depend on the order in which they are added.
+    let mine = |len| (0..len).map(|i| 1.0 / (1 + i + 7919 * comm.rank().0) as f32).collect::<Vec<f32>>();
+    for len in [4000, long::<f32>()] {
+        let mut x = mine(len);
+        comm.all_reduce(BufferMut::new(&mut x), ReduceOp::Sum)?;
+        let started = comm.start_all_reduce(mine(len).into(), ReduceOp::Sum)?.wait()?.to_vec();
+        for x in [x, started] {
+            let mut first = x.clone();
+            comm.broadcast(BufferMut::new(&mut first), Rank(0))?;
+            equal(format!("{len} against rank 0"), &first, &x)?;
+        }
+    }
+    Ok(())
 }
 
 /// Collectives of more bytes, and elements, than a C int counts.

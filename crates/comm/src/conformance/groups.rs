@@ -83,7 +83,7 @@ fn two_threads(comm: &Arc<dyn Communicator>) -> Outcome {
     let [Some(first), Some(second)] = groups else { return same("two groups", true, false) };
     let (a, b) = std::thread::scope(|scope| {
         let other = scope.spawn(|| rounds(&*second));
-        // Odd ranks also start late, so that the two groups' calls interleave differently.
+        // Which of the two groups a rank serves first is up to its scheduler, and other on each.
         let a = rounds(&*first);
         (a, other.join().unwrap_or(Ok(-1)))
     });

@@ -14,6 +14,9 @@ pub(super) const CHECKS: &[Check] = &[
     Check { name: "tags keep messages apart", body: tags },
     Check { name: "polling ends", body: polling },
     Check { name: "a blocking receive of a started send", body: mixed },
+    Check { name: "receives of several tags, completed in any order", body: any_order },
+    Check { name: "many megabytes under way in both directions", body: crowd },
+    Check { name: "a message that its ends poll for while they compute", body: computing },
 ];
 
 fn next(comm: &dyn Communicator) -> Rank {
@@ -113,6 +116,76 @@ fn mixed(comm: &Arc<dyn Communicator>) -> Outcome {
     same("received", &vec![8u8; 20_000], &out)?;
     send.wait()?;
     Ok(())
+}
+
+/// The rank that this one is paired with: itself, where it is left over.
+fn partner(comm: &dyn Communicator) -> Rank {
+    let other = comm.rank().0 ^ 1;
+    Rank(if other < comm.size() { other } else { comm.rank().0 })
+}
+
+fn any_order(comm: &Arc<dyn Communicator>) -> Outcome {
+    const TAGS: usize = 6;
+    let peer = partner(&**comm);
+    // From nothing to several chunks, and with every other neighbour.
+    let lengths = [5000, long::<f32>(), 0, 3, long::<f32>() / 2, 257];
+    let content = |from: Rank, tag: usize| input::<f32>(10 * from.0 + tag, lengths[tag]);
+    // Steps that meet every tag once: forwards, and two orders that jump; sends go the other way round.
+    for (first, step) in [(0, 1), (5, 5), (2, 7)] {
+        let order = || (0..TAGS).map(move |k| (first + k * step) % TAGS);
+        let mut receives: Vec<Option<Request>> = Vec::new();
+        for (tag, len) in lengths.into_iter().enumerate() {
+            receives.push(Some(comm.start_receive(vec![99f32; len].into(), peer, Tag(tag as u16))?));
+        }
+        let mut sends = Vec::new();
+        for tag in order().collect::<Vec<_>>().into_iter().rev() {
+            sends.push(comm.start_send(content(comm.rank(), tag).into(), peer, Tag(tag as u16))?);
+        }
+        for tag in order() {
+            let Some(request) = receives[tag].take() else { return same("a receive of each tag", true, false) };
+            equal(format!("tag {tag}"), &content(peer, tag), &request.wait()?.to_vec())?;
+        }
+        wait_backwards(sends)?;
+    }
+    Ok(())
+}
+
+fn crowd(comm: &Arc<dyn Communicator>) -> Outcome {
+    const MESSAGES: u16 = 64;
+    const LEN: usize = 1 << 20;
+    // One pair is enough, and does not fill the memory of a machine with many ranks.
+    if comm.rank() > Rank(1) {
+        return Ok(());
+    }
+    let peer = partner(&**comm);
+    let byte = |from: Rank, k: u16| (k as u8).wrapping_mul(3) + from.0 as u8;
+    let (mut sends, mut receives) = (Vec::new(), Vec::new());
+    // All sends first: none may wait for its receive to be started.
+    for k in 0..MESSAGES {
+        sends.push(comm.start_send(vec![byte(comm.rank(), k); LEN].into(), peer, Tag(k % 4))?);
+    }
+    for k in 0..MESSAGES {
+        receives.push(comm.start_receive(vec![0u8; LEN].into(), peer, Tag(k % 4))?);
+    }
+    wait_backwards(sends)?;
+    for (k, buffer) in (0..MESSAGES).zip(wait_backwards(receives)?) {
+        equal(format!("message {k}"), &vec![byte(peer, k); LEN], &buffer.to_vec())?;
+    }
+    Ok(())
+}
+
+fn computing(comm: &Arc<dyn Communicator>) -> Outcome {
+    let (peer, len) = (partner(&**comm), long::<f64>());
+    let send = comm.start_send(input::<f64>(comm.rank().0, len).into(), peer, Tag(5))?;
+    let mut receive = comm.start_receive(vec![0f64; len].into(), peer, Tag(5))?;
+    // Something to compute between the polls, of one of the two requests only: a poll moves all.
+    let mut x = 1.0f64;
+    while !receive.is_complete()? {
+        x = std::hint::black_box((0..10_000).fold(x, |x, _| (x + 2.0 / x) / 2.0));
+    }
+    equal("the message".into(), &input::<f64>(peer.0, len), &receive.wait()?.to_vec())?;
+    send.wait()?;
+    same("what was computed", true, (x * x - 2.0).abs() < 1e-9 || x == 1.0)
 }
 
 /// A message longer than a C int counts.

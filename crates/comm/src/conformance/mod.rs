@@ -121,7 +121,7 @@ pub fn run(comm: &Arc<dyn Communicator>) -> crate::Result<Report> {
 /// Takes some 5 GiB a rank, so it is no part of [`run`].
 ///
 /// # Errors
-/// The first call that fails. Wrong elements are an [`Error::Length`] of the position.
+/// A line about the first call that fails, or the first element that is wrong.
 pub fn beyond_c_int(comm: &Arc<dyn Communicator>) -> Result<(), String> {
     collectives::beyond_c_int(comm).and_then(|()| messages::beyond_c_int(comm)).map_err(|wrong| wrong.to_string())
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::collectives::equal;
 use super::values::{each_kind, input, long, ops, reduced, Value, LENGTHS};
 use super::{same, Check, Outcome};
-use crate::{BufferMut, Communicator, ReduceOp};
+use crate::{BufferMut, ByteBuffer, Communicator, Kind, OwnedBuffer, ReduceOp};
 
 pub(super) const CHECKS: &[Check] = &[
     Check { name: "start_all_reduce", body: |c| each_kind!(all_reduce, c) },
@@ -13,8 +13,11 @@ pub(super) const CHECKS: &[Check] = &[
     Check { name: "start_all_gather", body: |c| each_kind!(all_gather, c) },
     Check { name: "several collectives under way, completed backwards", body: several },
     Check { name: "blocking calls while others are under way", body: between },
-    Check { name: "ranks that wait in different orders", body: crossed },
+    Check { name: "ranks that wait in different orders around a reduction", body: |c| crossed(c, reduce) },
+    Check { name: "ranks that wait in different orders around a split", body: |c| crossed(c, split) },
     Check { name: "a request that is dropped", body: dropped },
+    Check { name: "a request that is dropped with its group", body: dropped_group },
+    Check { name: "owners that would give other memory the next time", body: restless },
 ];
 
 fn all_reduce<T: Value>(comm: &Arc<dyn Communicator>) -> Outcome {
@@ -81,7 +84,24 @@ fn between(comm: &Arc<dyn Communicator>) -> Outcome {
     equal("the started one".into(), &reduced::<f64>(size, 0..len, ReduceOp::Max), &request.wait()?.to_vec())
 }
 
-fn crossed(comm: &Arc<dyn Communicator>) -> Outcome {
+/// A call that blocks until all ranks make it.
+type Blocking = fn(&Arc<dyn Communicator>) -> Outcome;
+
+fn reduce(comm: &Arc<dyn Communicator>) -> Outcome {
+    let len = long::<f32>();
+    let mut x = input::<f32>(comm.rank().0, len);
+    comm.all_reduce(BufferMut::new(&mut x), ReduceOp::Sum)?;
+    equal("the blocking one".into(), &reduced::<f32>(comm.size(), 0..len, ReduceOp::Sum), &x)
+}
+
+fn split(comm: &Arc<dyn Communicator>) -> Outcome {
+    match comm.split(Some(0), 0, "all")? {
+        Some(all) => same("the new group's size", comm.size(), all.size()),
+        None => same("a group", true, false),
+    }
+}
+
+fn crossed(comm: &Arc<dyn Communicator>, blocking: Blocking) -> Outcome {
     // Even ranks wait before the blocking call, odd ones after it: each must keep the other going.
     let (rank, size, len) = (comm.rank().0, comm.size(), long::<f32>());
     let mut request = Some(comm.start_all_reduce(input::<f32>(rank, len).into(), ReduceOp::Sum)?);
@@ -89,19 +109,52 @@ fn crossed(comm: &Arc<dyn Communicator>) -> Outcome {
     if rank.is_multiple_of(2) {
         early = request.take().map(|request| request.wait()).transpose()?;
     }
-    let mut x = input::<f32>(rank, len);
-    comm.all_reduce(BufferMut::new(&mut x), ReduceOp::Sum)?;
+    blocking(comm)?;
     let late = request.take().map(|request| request.wait()).transpose()?;
-    let expected = reduced::<f32>(size, 0..len, ReduceOp::Sum);
-    equal("the blocking one".into(), &expected, &x)?;
     match early.or(late) {
-        Some(buffer) => equal("the started one".into(), &expected, &buffer.to_vec()),
+        Some(buffer) => equal("the started one".into(), &reduced::<f32>(size, 0..len, ReduceOp::Sum), &buffer.to_vec()),
         None => same("the started one is there", true, false),
     }
 }
 
+/// Starts a sum of several chunks, which even ranks drop at once and odd ones wait for.
+fn half_dropped(comm: &dyn Communicator) -> Outcome {
+    let (rank, len) = (comm.rank().0, long::<f32>());
+    let request = comm.start_all_reduce(input::<f32>(rank, len).into(), ReduceOp::Sum)?;
+    if rank.is_multiple_of(2) {
+        drop(request);
+        return Ok(());
+    }
+    equal("the sum".into(), &reduced::<f32>(comm.size(), 0..len, ReduceOp::Sum), &request.wait()?.to_vec())
+}
+
 fn dropped(comm: &Arc<dyn Communicator>) -> Outcome {
-    drop(comm.start_all_reduce(vec![1f32; 5000].into(), ReduceOp::Sum)?);
+    half_dropped(&**comm)?;
     let x = comm.start_all_reduce(vec![1f32; 10].into(), ReduceOp::Sum)?.wait()?;
     same("the next one", vec![comm.size() as f32; 10], x.to_vec())
+}
+
+fn dropped_group(comm: &Arc<dyn Communicator>) -> Outcome {
+    let Some(part) = comm.split(Some(0), 0, "part")? else { return same("a group", true, false) };
+    half_dropped(&*part)?;
+    drop(part);
+    // Where the group has gone before its chunks, odd ranks never come here.
+    comm.barrier()?;
+    Ok(())
+}
+
+/// Frees what it gave before and gives other memory each time it is asked.
+struct Restless(Vec<f32>);
+
+impl ByteBuffer for Restless {
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        self.0 = std::iter::repeat_n(1.0, long::<f32>()).collect();
+        bytemuck::cast_slice_mut(&mut self.0)
+    }
+}
+
+fn restless(comm: &Arc<dyn Communicator>) -> Outcome {
+    let buffer = || OwnedBuffer::new(Kind::F32, Box::new(Restless(Vec::new())));
+    let sum = comm.start_all_reduce(buffer()?, ReduceOp::Sum)?.wait()?;
+    equal("the sum".into(), &vec![comm.size() as f32; long::<f32>()], &sum.to_vec())
 }

@@ -7,7 +7,8 @@ use mpi::ffi;
 
 use super::engine;
 use super::group::Group;
-use super::messages::{complete, exchange, Leg};
+use super::legs::{complete, Leg, Legs};
+use super::messages::exchange;
 use super::raw::{self, datatype, int, invoke, operation, MPI_Request, Ticket, What};
 use super::session::may_block;
 use super::{scale, REDUCE_CHUNK_BYTES, SMALL_BYTES};
@@ -31,7 +32,7 @@ fn collective(
     }
     let mut ticket = Ticket::null();
     invoke(what, || starting(&mut ticket.0))?;
-    complete(group, what.call, Ok(()), vec![Leg::new(ticket)])
+    complete(group, what.call, Ok(()), Legs::from([Leg::new(ticket, what)]))
 }
 
 /// Reduces one chunk in place; `wire` is a kind that MPI reduces itself.
@@ -158,11 +159,16 @@ pub(super) fn all_gather(group: &Group, send: Buffer<'_>, mut receive: BufferMut
         }
         return Ok(());
     }
+    gather(group, Call::AllGather, mine, all)
+}
+
+/// Joins every rank's few bytes in one call.
+pub(super) fn gather(group: &Group, call: Call, mine: &[u8], all: &mut [u8]) -> Result<()> {
     let (from, to, len) = (mine.as_ptr().cast(), all.as_mut_ptr().cast(), int(mine.len()));
     let (kind, comm) = (datatype(Kind::U8), group.comm.0);
     collective(
         group,
-        group.what(Call::AllGather, "MPI_Allgather", mine.len(), None),
+        group.what(call, "MPI_Allgather", mine.len(), None),
         // SAFETY: `mine` holds `len` bytes and `all` as many for every rank, borrowed until completion.
         || unsafe { ffi::MPI_Allgather(from, len, kind, to, len, kind, comm) },
         // SAFETY: as above.

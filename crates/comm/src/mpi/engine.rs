@@ -10,17 +10,18 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use mpi::ffi;
 
 use super::group::Group;
-use super::messages::{advance, post_receive, post_send, Leg};
+use super::legs::{advance, post_receive, post_send, Leg, Legs};
+use super::messages::EXCHANGE_TAG;
 use super::raw::{self, datatype, int, invoke, operation, MPI_Datatype, Ticket};
 use super::{scale, EXCHANGE_CHUNK_BYTES, REDUCE_CHUNK_BYTES};
 use crate::chunks::cut;
 use crate::communicator::Pending;
-use crate::{reduce, Call, Kind, OwnedBuffer, ReduceOp, Result};
+use crate::{reduce, Call, Kind, OwnedBuffer, Rank, ReduceOp, Result};
 
 /// Chunks of one group in flight.
 const WINDOW: usize = 2;
@@ -28,8 +29,9 @@ const WINDOW: usize = 2;
 /// Operations of this process that are not over.
 static UNFINISHED: AtomicUsize = AtomicUsize::new(0);
 
-/// The groups that ever started something.
-static ACTIVE: Mutex<Vec<Weak<Group>>> = Mutex::new(Vec::new());
+/// The groups whose queues are not empty. They live on until then, though nobody else may hold them any more: peers
+/// wait for what is queued. Locked after a group's own queue where both are.
+static ACTIVE: Mutex<Vec<Arc<Group>>> = Mutex::new(Vec::new());
 
 /// Says whether nothing is under way on this process.
 pub(super) fn all_idle() -> bool {
@@ -53,7 +55,14 @@ pub(super) fn launch_all() {
 }
 
 fn groups() -> Vec<Arc<Group>> {
-    lock(&ACTIVE).iter().filter_map(Weak::upgrade).collect()
+    lock(&ACTIVE).clone()
+}
+
+/// Moves every queue forward; returns how many chunks are left in them.
+pub(super) fn chunks_left() -> usize {
+    drive_all();
+    let left = |operation: &Operation| operation.waiting.len() + operation.flying.len();
+    groups().iter().map(|group| lock(&group.engine).queue.iter().map(left).sum::<usize>()).sum()
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -67,12 +76,6 @@ pub(super) struct Engine {
     over: HashMap<u64, Result<OwnedBuffer>>,
     unwanted: HashSet<u64>,
     started: u64,
-}
-
-impl Engine {
-    pub(super) fn is_idle(&self) -> bool {
-        self.queue.is_empty()
-    }
 }
 
 /// Which collective, with what.
@@ -100,7 +103,7 @@ struct Flight {
     /// Memory that the library uses beside the operation's own buffers.
     staging: Staging,
     /// Not complete yet.
-    tickets: Vec<Leg>,
+    legs: Legs,
 }
 
 /// What a chunk needs beside the buffers.
@@ -120,10 +123,8 @@ pub(super) fn start(group: &Arc<Group>, call: Call, task: Task, buffer: OwnedBuf
     let waiting = cut(elements, chunk_bytes / buffer.kind().bytes()).collect();
     let mut engine = lock(&group.engine);
     let number = engine.started;
-    if number == 0 {
-        let mut active = lock(&ACTIVE);
-        active.retain(|other| other.strong_count() > 0);
-        active.push(Arc::downgrade(group));
+    if engine.queue.is_empty() {
+        lock(&ACTIVE).push(Arc::clone(group));
     }
     engine.started += 1;
     UNFINISHED.fetch_add(1, Ordering::AcqRel);
@@ -148,6 +149,10 @@ fn drive(group: &Group, window: usize) {
         }
     }
     engine.retire();
+    if engine.queue.is_empty() {
+        // Whoever drives a group holds it, so that this is never its end, which would need the lock that is held here.
+        lock(&ACTIVE).retain(|active| !std::ptr::eq(&**active, group));
+    }
 }
 
 impl Engine {
@@ -201,7 +206,7 @@ impl Operation {
     /// Takes in the chunks that are complete, in order.
     fn land(&mut self, group: &Group) {
         while let Some(flight) = self.flying.front_mut() {
-            match advance(group, self.call, &mut flight.tickets) {
+            match advance(group, self.call, &mut flight.legs) {
                 Ok(false) => return,
                 Ok(true) => {
                     if let Some(flight) = self.flying.pop_front() {
@@ -235,7 +240,7 @@ impl Operation {
 
     fn all_reduce(&mut self, group: &Group, run: Range<usize>, op: ReduceOp) -> Result<Flight> {
         let kind = self.buffer.kind();
-        let bytes = &mut self.buffer.as_buffer_mut().into_bytes()[run.start * kind.bytes()..run.end * kind.bytes()];
+        let bytes = self.buffer.run_mut(run.start * kind.bytes()..run.end * kind.bytes());
         let mut staging = Staging::Nothing;
         let (start, wire): (*mut u8, MPI_Datatype) = if kind == Kind::Bf16 {
             let mut wide = vec![0f32; run.len()];
@@ -247,13 +252,14 @@ impl Operation {
             (bytes.as_mut_ptr(), datatype(kind))
         };
         let mut ticket = Ticket::null();
+        let what = group.what(self.call, "MPI_Iallreduce", run.len() * kind.bytes(), None);
         // SAFETY: `run.len()` elements that the operation owns, and gives nobody access to, until the ticket is
         // complete; vectors stay where they are while the flight moves.
-        invoke(group.what(self.call, "MPI_Iallreduce", run.len() * kind.bytes(), None), || unsafe {
+        invoke(what, || unsafe {
             let (comm, op) = (group.background.0, operation(op));
             ffi::MPI_Iallreduce(raw::mp_comm_in_place(), start.cast(), int(run.len()), wire, op, comm, &mut ticket.0)
         })?;
-        Ok(Flight { run, staging, tickets: vec![Leg::new(ticket)] })
+        Ok(Flight { run, staging, legs: Legs::from([Leg::new(ticket, what)]) })
     }
 
     /// Every rank sends each peer that peer's run, and adds up what it gets, in rank order.
@@ -264,15 +270,15 @@ impl Operation {
         // Whole words, so that any kind is aligned.
         let words = bytes.div_ceil(8);
         let mut room = vec![0u64; words * group.size];
-        let mut tickets = Vec::with_capacity(2 * group.size);
+        let mut legs = Legs::with_capacity(2 * group.size);
         let mut post = || -> Result<()> {
             for (peer, words) in room.chunks_exact_mut(words).enumerate().filter(|(peer, _)| *peer != group.rank) {
                 let memory = &mut bytemuck::cast_slice_mut(words)[..bytes];
-                tickets.push(post_receive(group, self.call, memory, peer)?);
+                legs.push_back(from(group, self.call, memory, peer)?);
             }
             for peer in (0..group.size).filter(|peer| *peer != group.rank) {
                 let start = peer * part + run.start * width;
-                tickets.push(post_send(group, self.call, &send.as_buffer().bytes()[start..start + bytes], peer)?);
+                legs.push_back(to(group, self.call, send.run(start..start + bytes), peer)?);
             }
             Ok(())
         };
@@ -281,7 +287,7 @@ impl Operation {
             std::mem::forget(room);
             return Err(error);
         }
-        Ok(Flight { run, staging: Staging::Peers(room), tickets })
+        Ok(Flight { run, staging: Staging::Peers(room), legs })
     }
 
     /// Every rank sends its run to all peers.
@@ -289,22 +295,21 @@ impl Operation {
         let Task::AllGather { send } = &self.task else { unreachable!("asked of an all-gather") };
         let width = self.buffer.kind().bytes();
         let part = send.len() * width;
-        let mine = &send.as_buffer().bytes()[run.start * width..run.end * width];
-        let mut tickets = Vec::with_capacity(2 * group.size);
-        let mut target = self.buffer.as_buffer_mut();
+        let mine = send.run(run.start * width..run.end * width);
+        let mut legs = Legs::with_capacity(2 * group.size);
         for peer in 0..group.size {
             let start = peer * part + run.start * width;
-            let memory = &mut target.bytes_mut()[start..start + mine.len()];
+            let memory = self.buffer.run_mut(start..start + mine.len());
             if peer == group.rank {
                 memory.copy_from_slice(mine);
             } else {
-                tickets.push(post_receive(group, self.call, memory, peer)?);
+                legs.push_back(from(group, self.call, memory, peer)?);
             }
         }
         for peer in (0..group.size).filter(|peer| *peer != group.rank) {
-            tickets.push(post_send(group, self.call, mine, peer)?);
+            legs.push_back(to(group, self.call, mine, peer)?);
         }
-        Ok(Flight { run, staging: Staging::Nothing, tickets })
+        Ok(Flight { run, staging: Staging::Nothing, legs })
     }
 
     /// Does the arithmetic that is left once a chunk has landed.
@@ -313,7 +318,7 @@ impl Operation {
         let width = kind.bytes();
         let part = self.buffer.len() * width;
         let run = flight.run.start * width..flight.run.end * width;
-        let out = &mut self.buffer.as_buffer_mut().into_bytes()[run.clone()];
+        let out = self.buffer.run_mut(run.clone());
         match (&self.task, flight.staging) {
             (Task::AllReduce { op }, Staging::Wide(mut wide)) => {
                 scale::finish(bytemuck::cast_slice_mut(&mut wide), Kind::F32, *op, group.size);
@@ -325,12 +330,22 @@ impl Operation {
                 let mine = group.rank * part + run.start;
                 let mut parts: Vec<&[u8]> =
                     room.chunks_exact(words).map(|w| &bytemuck::cast_slice(w)[..out.len()]).collect();
-                parts[group.rank] = &send.as_buffer().bytes()[mine..mine + out.len()];
+                parts[group.rank] = send.run(mine..mine + out.len());
                 reduce::into(&parts, out, kind, *op);
             }
             _ => {}
         }
     }
+}
+
+/// Starts receiving a chunk from one peer.
+fn from(group: &Group, call: Call, memory: &mut [u8], peer: usize) -> Result<Leg> {
+    post_receive(group, group.background, call, memory, Rank(peer), EXCHANGE_TAG)
+}
+
+/// Starts sending a chunk to one peer.
+fn to(group: &Group, call: Call, memory: &[u8], peer: usize) -> Result<Leg> {
+    post_send(group, group.background, call, memory, Rank(peer), EXCHANGE_TAG)
 }
 
 /// A started collective's request.

@@ -6,10 +6,19 @@ use std::sync::Mutex;
 
 use mpi::ffi;
 
-use super::engine::Engine;
+use super::blocking;
+use super::engine::{self, Engine};
 use super::raw::{self, int, invoke, Handle, What};
 use crate::arguments::Site;
 use crate::{Call, Rank, Result};
+
+/// What a rank brings to a split; a color of -1 wants no group.
+#[derive(Clone, Copy)]
+struct Wish {
+    color: i64,
+    key: i64,
+    node: i64,
+}
 
 /// What all handles and requests of one group share on this process.
 pub(super) struct Group {
@@ -34,9 +43,14 @@ impl Group {
         let mut node = null();
         // SAFETY: a collective over a communicator that every process has.
         invoke(what, || unsafe { raw::mp_comm_split_node(all.0, &mut node) })?;
-        let mut rank: c_int = 0;
-        // SAFETY: a local query.
-        invoke(naming("world", "MPI_Comm_rank"), || unsafe { ffi::MPI_Comm_rank(all.0, &mut rank) })?;
+        let (mut rank, mut size) = (0, 0);
+        // SAFETY: local queries.
+        invoke(naming("world", "MPI_Comm_rank"), || unsafe {
+            match ffi::MPI_Comm_rank(all.0, &mut rank) {
+                0 => ffi::MPI_Comm_size(all.0, &mut size),
+                code => code,
+            }
+        })?;
         let mut leader = i64::from(rank);
         // SAFETY: one 64-bit integer, alive during the call, on a communicator made just now.
         invoke(naming("world", "MPI_Bcast"), || unsafe {
@@ -44,35 +58,33 @@ impl Group {
         })?;
         // SAFETY: made above, used no more.
         invoke(naming("world", "MPI_Comm_free"), || unsafe { ffi::MPI_Comm_free(&mut node) })?;
-        Self::over(duplicate("world", all)?, "world", leader)
-    }
-
-    /// Takes a communicator of its own and asks it for ranks and nodes. Collective.
-    fn over(comm: Handle, name: &str, node: i64) -> Result<Self> {
-        let background = duplicate(name, comm)?;
-        let (mut rank, mut size) = (0, 0);
-        // SAFETY: local queries.
-        invoke(naming(name, "MPI_Comm_rank"), || unsafe {
-            match ffi::MPI_Comm_rank(comm.0, &mut rank) {
-                0 => ffi::MPI_Comm_size(comm.0, &mut size),
-                code => code,
-            }
-        })?;
         let mut nodes = vec![0i64; size as usize];
         // SAFETY: one integer in and `size` out, alive during the call.
-        invoke(naming(name, "MPI_Allgather"), || unsafe {
+        invoke(naming("world", "MPI_Allgather"), || unsafe {
             let kind = ffi::RSMPI_INT64_T;
-            ffi::MPI_Allgather((&raw const node).cast(), 1, kind, nodes.as_mut_ptr().cast(), 1, kind, comm.0)
+            ffi::MPI_Allgather((&raw const leader).cast(), 1, kind, nodes.as_mut_ptr().cast(), 1, kind, all.0)
         })?;
-        let here = |nodes: &[i64]| nodes.iter().filter(|n| **n == node).count();
+        Self::over(duplicate("world", all)?, "world", &nodes)
+    }
+
+    /// Takes a communicator of its own, whose ranks lie on these nodes. Collective.
+    fn over(comm: Handle, name: &str, nodes: &[i64]) -> Result<Self> {
+        let background = duplicate(name, comm)?;
+        let mut rank: c_int = 0;
+        // SAFETY: a local query.
+        invoke(naming(name, "MPI_Comm_rank"), || unsafe { ffi::MPI_Comm_rank(comm.0, &mut rank) })?;
+        let (rank, size) = (rank as usize, nodes.len());
+        let node = nodes[rank];
+        let here = |nodes: &[i64]| nodes.iter().filter(|other| **other == node).count();
+        let (local_rank, local_size) = (here(&nodes[..rank]), here(nodes));
         Ok(Self {
             name: name.into(),
             comm,
             background,
-            rank: rank as usize,
-            size: size as usize,
-            local_rank: here(&nodes[..rank as usize]),
-            local_size: here(&nodes),
+            rank,
+            size,
+            local_rank,
+            local_size,
             node,
             engine: Mutex::default(),
         })
@@ -80,34 +92,40 @@ impl Group {
 
     /// Cuts the group; see [`Communicator::split`](crate::Communicator::split).
     pub(super) fn split(&self, color: Option<u32>, key: u32, name: &str) -> Result<Option<Self>> {
-        // The calls below block, and a peer may be waiting for what is queued here before it comes to split.
-        super::engine::launch_all();
+        let mine = Wish { color: color.map_or(-1, i64::from), key: key.into(), node: self.node };
+        let wishes = self.wishes(mine)?;
         // MPI takes non-negative C ints and orders by them; colors and keys are made dense first.
-        let (color, key) = self.dense(color, key)?;
-        let mut part = null();
-        // SAFETY: a collective over this group's own communicator.
-        invoke(naming(&self.name, "MPI_Comm_split"), || unsafe {
-            ffi::MPI_Comm_split(self.comm.0, color.unwrap_or(raw::mp_comm_undefined()), key, &mut part)
-        })?;
-        color.map(|_| Self::over(Handle(part), name, self.node)).transpose()
-    }
-
-    /// Replaces color and key, which are any `u32`, by their positions among all ranks'.
-    fn dense(&self, color: Option<u32>, key: u32) -> Result<(Option<c_int>, c_int)> {
-        let mine = [color.map_or(-1, i64::from), i64::from(key)];
-        let mut all = vec![[0i64; 2]; self.size];
-        // SAFETY: two integers in and `2 · size` out, alive during the call.
-        invoke(naming(&self.name, "MPI_Allgather"), || unsafe {
-            let kind = ffi::RSMPI_INT64_T;
-            ffi::MPI_Allgather(mine.as_ptr().cast(), 2, kind, all.as_mut_ptr().cast(), 2, kind, self.comm.0)
-        })?;
-        let below = |i: usize| {
-            let mut values: Vec<i64> = all.iter().map(|pair| pair[i]).filter(|v| *v >= 0 && *v < mine[i]).collect();
+        let below = |of: fn(&Wish) -> i64| {
+            let mut values: Vec<i64> = wishes.iter().map(of).filter(|value| (0..of(&mine)).contains(value)).collect();
             values.sort_unstable();
             values.dedup();
             int(values.len())
         };
-        Ok((color.map(|_| below(0)), below(1)))
+        let (dense, key) = (color.map(|_| below(|wish| wish.color)), below(|wish| wish.key));
+        // What follows blocks in the library: all ranks are here by now, but another thread of a peer may be waiting for
+        // what is queued on this one.
+        engine::launch_all();
+        let mut part = null();
+        // SAFETY: a collective over this group's own communicator.
+        invoke(naming(&self.name, "MPI_Comm_split"), || unsafe {
+            ffi::MPI_Comm_split(self.comm.0, dense.unwrap_or(raw::mp_comm_undefined()), key, &mut part)
+        })?;
+        if color.is_none() {
+            return Ok(None);
+        }
+        let mut members: Vec<&Wish> = wishes.iter().filter(|wish| wish.color == mine.color).collect();
+        // MPI's order of the new ranks: by key, then by old rank.
+        members.sort_by_key(|wish| wish.key);
+        let nodes: Vec<i64> = members.into_iter().map(|wish| wish.node).collect();
+        Self::over(Handle(part), name, &nodes).map(Some)
+    }
+
+    /// Tells all ranks what this one wishes, and learns what they do. Meets the peers as every blocking call does.
+    fn wishes(&self, mine: Wish) -> Result<Vec<Wish>> {
+        let mut all = vec![[0i64; 3]; self.size];
+        let mine = [mine.color, mine.key, mine.node];
+        blocking::gather(self, Call::Split, bytemuck::bytes_of(&mine), bytemuck::cast_slice_mut(&mut all))?;
+        Ok(all.into_iter().map(|[color, key, node]| Wish { color, key, node }).collect())
     }
 
     pub(super) fn site(&self, call: Call) -> Site<'_> {
@@ -121,13 +139,7 @@ impl Group {
 
 impl Drop for Group {
     fn drop(&mut self) {
-        let engine = self.engine.get_mut().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if !engine.is_idle() {
-            // The library still reads and writes these buffers, over communicators that must live on as well; if MPI
-            // has ended, a few bytes are kept for nothing.
-            std::mem::forget(std::mem::take(engine));
-            return;
-        }
+        // Its queue is empty: until it is, the engine holds the group.
         for mut comm in [self.background, self.comm] {
             // SAFETY: made by this group, which nobody uses any more. Failing means that MPI has ended.
             _ = invoke(naming(&self.name, "MPI_Comm_free"), || unsafe { ffi::MPI_Comm_free(&mut comm.0) });

@@ -15,16 +15,35 @@
 //! reach 5.5 GB/s alike. MPI_Iallreduce stays at 0.3 to 0.6 GB/s there however it is cut, as long as all chunks are in
 //! flight at once: started collectives therefore keep two in flight. `examples/bandwidth.rs` measures the outcome.
 //!
+//! Splits alone have no started form: on such a library only one thread of a process may split at a time, or two that
+//! hold the lock on two ranks wait for each other.
+//!
+//! # Progress
+//! Requests move while any thread of the process is inside a call of this crate: a wait, a poll, a blocking call. What a
+//! rank that computes has started moves no further than the library carries it alone (short messages do arrive), so that
+//! a long computation should poll now and then. Requests that are dropped go on moving; the end of MPI waits for them.
+//!
 //! # What is not detected
 //! MPI does not compare what the ranks of a collective pass. Calls that differ between ranks in kind, length, reduction,
 //! root or the call itself may hang, or return wrong elements; run the same code over [`threads`](crate::threads), which
-//! detects all of these. In messages a length that differs is an error at the receiver (a longer one only where it does
-//! not differ by a whole number of [`MESSAGE_CHUNK_BYTES`]); kinds of equal width are not told apart. After such an error
-//! the group is out of step: end the run. So is it when a rank's own arguments to a collective are refused on some ranks only.
+//! detects all of these.
+//!
+//! Of a message its bytes arrive, in chunks of [`MESSAGE_CHUNK_BYTES`] with the odd one first. The receiver compares each
+//! chunk's length with its own, so that
+//!
+//! - lengths that differ by no whole number of chunks are an error at the receiver, [`Error::Length`](crate::Error::Length)
+//!   in bytes or [`Error::Mpi`](crate::Error::Mpi);
+//! - a message that is longer by whole chunks is not noticed: the chunks left over are taken for the next message's;
+//! - one that is shorter by whole chunks hangs, or takes the next message's chunks;
+//! - another kind is not noticed where the bytes are as many, two `f32` for one `f64` as well as an `i64` for it.
+//!
+//! After such an error the group is out of step: end the run. So is it when a rank's own arguments to a collective are
+//! refused on some ranks only.
 
 mod blocking;
 mod engine;
 mod group;
+mod legs;
 mod messages;
 mod raw;
 mod scale;

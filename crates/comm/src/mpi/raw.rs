@@ -54,6 +54,11 @@ impl Ticket {
         // SAFETY: returns a constant of the library.
         Self(unsafe { mp_comm_request_null() })
     }
+
+    /// Says whether there is no operation, or none any more.
+    pub(super) fn is_null(&self) -> bool {
+        self.0 == Self::null().0
+    }
 }
 
 /// What an error of one MPI call tells.

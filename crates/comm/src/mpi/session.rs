@@ -4,13 +4,14 @@
 use std::ffi::c_char;
 use std::marker::PhantomData;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard};
+use std::time::{Duration, Instant};
 
 use mpi::ffi;
 
 use super::group::Group;
-use super::raw::{self, Handle};
-use super::Mpi;
-use crate::{Communicator, Error, Result};
+use super::raw::{self, invoke, Handle, Ticket, What};
+use super::{engine, messages, Mpi};
+use crate::{Call, Communicator, Error, Result};
 
 /// What an MPI library lets the threads of a process do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -134,7 +135,7 @@ pub(super) fn may_block() -> bool {
 
 /// The guard of a process's stay in MPI.
 ///
-/// Dropping it ends MPI; handles that outlive it answer [`Error::Lifecycle`]. Dropped by a panic it aborts the run
+/// Dropping it waits until all ranks drop theirs, brings requests that nobody waited for to an end, and ends MPI; handles that outlive it answer [`Error::Lifecycle`]. Dropped by a panic it aborts the run
 /// instead, since peers may be waiting for this rank and MPI's orderly end would wait for them.
 #[derive(Debug)]
 pub struct MpiWorld {
@@ -171,6 +172,7 @@ impl Drop for MpiWorld {
             abort(101);
         }
         self.world = None;
+        settle();
         if let Some(session) = SESSION.get() {
             let mut alive = session.alive.write().unwrap_or_else(PoisonError::into_inner);
             *alive = false;
@@ -178,6 +180,40 @@ impl Drop for MpiWorld {
             // holds `alive` to read, and none can follow.
             unsafe { ffi::MPI_Finalize() };
         }
+    }
+}
+
+/// How long the end of MPI waits for requests that do not move, once all ranks have come to it.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Moves what was started and never waited for until nothing is left: peers may be waiting for it.
+///
+/// What does not move although all ranks are here lacks a counterpart. It is left to the library, with its memory.
+fn settle() {
+    let mut ticket = Ticket::null();
+    let what = What { call: Call::Barrier, group: "world", function: "MPI_Ibarrier", bytes: 0, peer: None };
+    // SAFETY: a collective over all processes, which nothing but the end of MPI follows.
+    let mut waiting = invoke(what, || unsafe { ffi::MPI_Ibarrier(ffi::RSMPI_COMM_WORLD, &mut ticket.0) }).is_ok();
+    let (mut left, mut moved) = (usize::MAX, Instant::now());
+    loop {
+        let now = engine::chunks_left() + messages::orphans();
+        if waiting {
+            let mut done = 0;
+            // SAFETY: the ticket is this function's own.
+            let outcome = invoke(what, || unsafe { raw::mp_comm_test(&mut ticket.0, &mut done, std::ptr::null_mut()) });
+            waiting = outcome.is_ok() && done == 0;
+        }
+        if waiting || now != left {
+            (left, moved) = (now, Instant::now());
+        }
+        if !waiting && now == 0 {
+            return;
+        }
+        if moved.elapsed() > PATIENCE {
+            tracing::warn!(left = now, "MPI ends with requests that no rank answers");
+            return;
+        }
+        std::thread::yield_now();
     }
 }
 
@@ -213,7 +249,10 @@ pub(super) fn initialize(wanted: ThreadLevel) -> Result<MpiWorld> {
     // SAFETY: MPI has just started; only this thread knows.
     let largest_tag = unsafe {
         let all = ffi::RSMPI_COMM_WORLD;
-        checked("MPI_Comm_set_errhandler", raw::mp_comm_return_errors(all))?;
+        // Errors that belong to no communicator are raised on MPI_COMM_SELF, or on MPI_COMM_WORLD before MPI 4.
+        for comm in [all, ffi::RSMPI_COMM_SELF] {
+            checked("MPI_Comm_set_errhandler", raw::mp_comm_return_errors(comm))?;
+        }
         // The form of collective calls depends on the level, so all ranks take the lowest.
         let (here, kind) = (raw::mp_comm_in_place(), ffi::RSMPI_INT32_T);
         let code = ffi::MPI_Allreduce(here, (&raw mut provided).cast(), 1, kind, ffi::RSMPI_MIN, all);

@@ -146,16 +146,7 @@ fn long_and_short(comm: &Arc<dyn Communicator>) -> Result<(), String> {
     let Some(error) = disagree(comm, 2 * MESSAGE_CHUNK_BYTES + 100, 2 * MESSAGE_CHUNK_BYTES + 300)? else {
         return Ok(());
     };
-    ensure(
-        matches!(error, Error::Length { call: Call::Receive, expected: 300, found: 100, .. }),
-        format!("{error:?}"),
-    )?;
-    // The receiver has taken its other receives back: the rest of the message is there for others.
-    let mut rest = vec![0u8; MESSAGE_CHUNK_BYTES];
-    for _ in 0..2 {
-        comm.receive(BufferMut::new(&mut rest), Rank(0), Tag(9)).map_err(|e| e.to_string())?;
-    }
-    ensure(rest.iter().all(|byte| *byte == 1), "not the rest of the message")
+    ensure(matches!(error, Error::Length { call: Call::Receive, expected: 300, found: 100, .. }), format!("{error:?}"))
 }
 
 fn short_for_long(comm: &Arc<dyn Communicator>) -> Result<(), String> {

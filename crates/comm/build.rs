@@ -1,8 +1,13 @@
 //! Compiles the few lines of C that name MPI's macros, and tells this package's own targets and its dependents where
 //! the MPI library lies.
 
+#[cfg(feature = "mpi")]
+#[path = "build/launcher.rs"]
+mod launcher;
+
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
+    println!("cargo:rerun-if-changed=build");
     #[cfg(feature = "mpi")]
     mpi::build();
 }
@@ -10,13 +15,16 @@ fn main() {
 #[cfg(feature = "mpi")]
 mod mpi {
     use std::env;
+    use std::path::Path;
     use std::process::Command;
+
+    use super::launcher::launcher;
 
     /// The C file, compiled with the MPI library's own compiler wrapper.
     const SOURCE: &str = "src/mpi/handles.c";
 
     pub fn build() {
-        for name in ["MPICC", "MP_RPATH"] {
+        for name in ["MPICC", "MP_RPATH", "MP_MPIRUN"] {
             println!("cargo:rerun-if-env-changed={name}");
         }
         if env::var_os("MPICC").is_none() {
@@ -36,7 +44,7 @@ mod mpi {
             println!("cargo:rustc-link-arg=-Wl,-rpath,{folder}");
         }
         println!("cargo:mpi_lib={}", folders.join(":"));
-        println!("cargo:rustc-env=MP_COMM_MPIRUN={}", mpirun(&compiler));
+        println!("cargo:rustc-env=MP_COMM_MPIRUN={}", launcher(env::var("MP_MPIRUN").ok(), &compiler, Path::exists));
     }
 
     /// Asks the compiler wrapper, in Open MPI's and then in MPICH's way.
@@ -52,13 +60,5 @@ mod mpi {
     fn output(compiler: &str, argument: &str) -> Option<String> {
         let output = Command::new(compiler).arg(argument).output().ok()?;
         output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
-    }
-
-    /// The launcher beside the compiler wrapper, for the tests that start ranks themselves.
-    fn mpirun(compiler: &str) -> String {
-        match std::path::Path::new(compiler).parent() {
-            Some(folder) if !folder.as_os_str().is_empty() => folder.join("mpirun").display().to_string(),
-            _ => "mpirun".into(),
-        }
     }
 }

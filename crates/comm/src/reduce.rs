@@ -10,60 +10,50 @@ use crate::{Element, Kind, ReduceOp};
 /// Elements folded at a time: the accumulators stay in the first-level cache.
 const BLOCK: usize = 1024;
 
+/// A number that sums accumulate in.
+trait Accumulator: Copy + Default + PartialOrd {
+    fn add(self, other: Self) -> Self;
+    fn divide(self, size: usize) -> Self;
+}
+
+macro_rules! accumulator {
+    ($($t:ty: $add:expr, $divide:expr;)*) => { $(impl Accumulator for $t {
+        fn add(self, other: Self) -> Self {
+            $add(self, other)
+        }
+        fn divide(self, size: usize) -> Self {
+            $divide(self, size)
+        }
+    })* };
+}
+// Averages of integers are refused before any arithmetic.
+accumulator! {
+    f64: |a, b| a + b, |a, size| a / size as f64;
+    f32: |a, b| a + b, |a, size| a / size as f32;
+    i64: i64::wrapping_add, |a, _| a;
+    i32: i32::wrapping_add, |a, _| a;
+    u8: u8::wrapping_add, |a, _| a;
+}
+
 /// An element with the type that its sums accumulate in.
 trait Numeric: Element + PartialEq {
-    type Wide: Copy + Default + PartialOrd;
+    type Wide: Accumulator;
     fn widen(self) -> Self::Wide;
     fn narrow(wide: Self::Wide) -> Self;
-    fn add(a: Self::Wide, b: Self::Wide) -> Self::Wide;
-    fn divide(a: Self::Wide, size: usize) -> Self::Wide;
 }
 
-macro_rules! float {
-    ($t:ty) => {
-        impl Numeric for $t {
-            type Wide = $t;
-            fn widen(self) -> $t {
-                self
-            }
-            fn narrow(wide: $t) -> $t {
-                wide
-            }
-            fn add(a: $t, b: $t) -> $t {
-                a + b
-            }
-            fn divide(a: $t, size: usize) -> $t {
-                a / size as $t
-            }
+macro_rules! its_own_accumulator {
+    ($($t:ty),*) => { $(impl Numeric for $t {
+        type Wide = $t;
+        fn widen(self) -> $t {
+            self
         }
-    };
-}
-float!(f64);
-float!(f32);
-
-macro_rules! integer {
-    ($t:ty) => {
-        impl Numeric for $t {
-            type Wide = $t;
-            fn widen(self) -> $t {
-                self
-            }
-            fn narrow(wide: $t) -> $t {
-                wide
-            }
-            fn add(a: $t, b: $t) -> $t {
-                a.wrapping_add(b)
-            }
-            // Averages of integers are refused before any arithmetic.
-            fn divide(a: $t, _size: usize) -> $t {
-                a
-            }
+        fn narrow(wide: $t) -> $t {
+            wide
         }
-    };
+    })* };
 }
-integer!(i64);
-integer!(i32);
-integer!(u8);
+its_own_accumulator!(f64, f32, i64, i32, u8);
 
 impl Numeric for bf16 {
     type Wide = f32;
@@ -72,12 +62,6 @@ impl Numeric for bf16 {
     }
     fn narrow(wide: f32) -> bf16 {
         bf16::from_f32(wide)
-    }
-    fn add(a: f32, b: f32) -> f32 {
-        a + b
-    }
-    fn divide(a: f32, size: usize) -> f32 {
-        a / size as f32
     }
 }
 
@@ -129,8 +113,8 @@ fn into_of<T: Numeric>(parts: &[&[u8]], out: &mut [u8], op: ReduceOp) {
 /// Folds one block of at most [`BLOCK`] elements from every rank, in order.
 fn fold<'a, T: Numeric>(parts: impl Iterator<Item = &'a [u8]>, out: &mut [T], op: ReduceOp, size: usize) {
     match op {
-        ReduceOp::Sum => fold_by(parts, out, T::add, |x| x),
-        ReduceOp::Avg => fold_by(parts, out, T::add, |x| T::divide(x, size)),
+        ReduceOp::Sum => fold_by(parts, out, T::Wide::add, |x| x),
+        ReduceOp::Avg => fold_by(parts, out, T::Wide::add, |x| x.divide(size)),
         ReduceOp::Max => fold_by(parts, out, |a, b| if b > a { b } else { a }, |x| x),
         ReduceOp::Min => fold_by(parts, out, |a, b| if b < a { b } else { a }, |x| x),
     }

@@ -46,7 +46,8 @@
 //! # Linking
 //! The build script compiles one C file with `$MPICC`, or `mpicc`. It gives this package's own tests and examples a run
 //! path to the MPI library (`$MP_RPATH`, or what the compiler wrapper says) and exports the folder, so that a dependent's
-//! build script can do the same with `DEP_MP_COMM_MPI_MPI_LIB`. Without the feature `mpi` no MPI library is needed.
+//! build script can do the same with `DEP_MP_COMM_MPI_MPI_LIB`. Tests that start ranks use `$MP_MPIRUN`, or the
+//! launcher beside the wrapper. Without the feature `mpi` no MPI library is needed.
 
 mod arguments;
 pub mod buffer;

@@ -337,7 +337,8 @@ impl Allocated {
         let group = TensorGroup { comm: Arc::clone(&groups.tp), between: layout.between };
         let model = build(self.parameters, group, &layout.schedule.stages.rank_layers(groups.pp.rank().0))?;
         let (seed, clip_norm) = (config.train.seed, config.train.clip_norm);
-        let method = Method { between: layout.between, schedule: layout.schedule.clone(), seed, clip_norm };
+        let whole = Arc::clone(&layout.partition);
+        let method = Method { whole, between: layout.between, schedule: layout.schedule.clone(), seed, clip_norm };
         Trainer::new(groups, model, self.optimizer, method)
     }
 }

@@ -5,11 +5,12 @@
 
 use std::path::PathBuf;
 
-use mp_comm::Rank;
+use mp_comm::{Rank, Tag};
+use mp_model::collective::{start_receive, start_send};
 use mp_model::{shard, Parameters};
-use mp_plan::Zero;
+use mp_plan::{ParameterSpec, Partition, Tie, Zero};
 use mp_runtime::flat::Flat;
-use mp_runtime::{bytes, Kind};
+use mp_runtime::{bytes, Kind, Tensor};
 
 use crate::agree::agree;
 use crate::checkpoint::{CheckpointReader, CheckpointStore, CheckpointWriter, Dtype, Entry};
@@ -18,6 +19,8 @@ use crate::{Config, Error, Result};
 
 const MODEL: &str = "model.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";
+/// Carries tensors to the rank that writes; no schedule is under way meanwhile.
+const TENSORS: Tag = Tag(u16::MAX);
 
 /// One flat buffer with the file and the prefix that its tensors are saved under.
 struct Part<'a> {
@@ -45,8 +48,8 @@ pub struct Progress<'a> {
     pub config: &'a Config,
 }
 
-/// Saves a trainer. Collective over the world: the first data rank's tensor group gathers (all data ranks where they
-/// share out), rank 0 writes; returns the checkpoint's folder on rank 0.
+/// Saves a trainer. Collective over the world: each stage's first tensor group gathers (those of all data ranks where
+/// they share out), rank 0 writes; returns the checkpoint's folder on rank 0.
 ///
 /// # Errors
 /// [`Error::Write`] on rank 0 where the disk refuses, [`Error::Peer`] on the others; earlier checkpoints are intact.
@@ -86,21 +89,21 @@ impl Scribe {
     }
 }
 
-/// Gathers one tensor after the other, and hands each to the scribe where there is one.
+/// Gathers one tensor after the other on the first rank of the pipeline, and hands each to the scribe where there is one.
 fn gather(trainer: &Trainer, mut scribe: Option<&mut Scribe>) -> Result<()> {
     let parameters = trainer.parameters();
     let parts = parts(trainer, parameters);
+    let owners = owners(trainer);
     for file in [MODEL, OPTIMIZER] {
         let own: Vec<&Part<'_>> = parts.iter().filter(|part| part.file == file).collect();
-        let entries = entries(parameters, &own)?;
+        let entries = entries(trainer.whole(), &own)?;
         if let Some(scribe) = &mut scribe {
             scribe.attempt(|writer| writer.file(file, &entries));
         }
         for part in own {
-            for index in 0..parameters.partition().parameters.len() {
-                let full = shard::gather(parameters, index, part.flat, &*trainer.groups().tp)?;
-                let full = full.f_contiguous().map_err(mp_runtime::Error::from)?;
-                if let Some(scribe) = &mut scribe {
+            for (parameter, &owner) in trainer.whole().parameters.iter().zip(&owners) {
+                let full = one(trainer, &parameter.spec, owner, part.flat)?;
+                if let (Some(scribe), Some(full)) = (&mut scribe, full) {
                     let elements = bytes::view(&full)?;
                     scribe.attempt(|writer| writer.append(elements));
                 }
@@ -110,11 +113,49 @@ fn gather(trainer: &Trainer, mut scribe: Option<&mut Scribe>) -> Result<()> {
     Ok(())
 }
 
-fn entries(parameters: &Parameters, parts: &[&Part<'_>]) -> Result<Vec<Entry>> {
+/// Gathers one parameter where it lies and brings it to the first rank of the pipeline; returns it there, on the first
+/// tensor rank of the first data rank at least.
+fn one(trainer: &Trainer, spec: &ParameterSpec, owner: usize, flat: &Flat) -> Result<Option<Tensor>> {
+    let (groups, parameters) = (trainer.groups(), trainer.parameters());
+    let here = groups.pp.rank().0;
+    let full = match here == owner {
+        true => Some(shard::gather(parameters, parameters.index(&spec.name)?, flat, &*groups.tp)?),
+        false => None,
+    };
+    let full = full.map(|full| full.f_contiguous()).transpose().map_err(mp_runtime::Error::from)?;
+    let carries = groups.tp.rank() == Rank(0) && groups.data.rank() == Rank(0);
+    match (owner, full) {
+        (0, full) => Ok(full),
+        (_, Some(full)) if carries => {
+            let _over = start_send(&*groups.pp, &full, Rank(0), TENSORS)?.wait()?;
+            Ok(None)
+        }
+        (owner, None) if carries && here == 0 => {
+            let shape: Vec<i64> = spec.shape.iter().map(|&n| n as i64).collect();
+            let place = Tensor::f_empty(&shape[..], (flat.all().kind(), flat.all().device()));
+            let place = place.map_err(mp_runtime::Error::from)?;
+            Ok(Some(start_receive(&*groups.pp, place, Rank(owner), TENSORS)?.wait()?))
+        }
+        _ => Ok(None),
+    }
+}
+
+/// Finds the pipeline rank that each parameter of the whole model is saved from.
+fn owners(trainer: &Trainer) -> Vec<usize> {
+    let stages = trainer.line().stages;
+    let held: Vec<Partition> = (0..stages.pp()).map(|rank| trainer.whole().of_rank(stages, rank)).collect();
+    let owner = |name: &str| {
+        let owns = |held: &Partition| held.get(name).is_some_and(|parameter| parameter.tie != Tie::Copy);
+        held.iter().position(owns).expect("each parameter lies on some rank")
+    };
+    trainer.whole().parameters.iter().map(|parameter| owner(&parameter.spec.name)).collect()
+}
+
+fn entries(whole: &Partition, parts: &[&Part<'_>]) -> Result<Vec<Entry>> {
     let mut entries = Vec::new();
     for part in parts {
         let dtype = dtype(part.flat.all().kind())?;
-        for parameter in &parameters.partition().parameters {
+        for parameter in &whole.parameters {
             entries.push(Entry::new(format!("{}{}", part.prefix, parameter.spec.name), dtype, &parameter.spec.shape));
         }
     }

@@ -1,5 +1,6 @@
 //! One optimizer step: the schedule's list of a rank run from zero gradients to updated weights.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use mp_comm::{BufferMut, ReduceOp};
@@ -7,7 +8,7 @@ use mp_data::Batch;
 use mp_model::pass::DropoutKey;
 use mp_model::regions::{Between, TensorGroup};
 use mp_model::{Model, Parameters, Pass};
-use mp_plan::{Schedule, Step};
+use mp_plan::{Partition, Schedule, Step};
 use mp_runtime::{Device, Tensor};
 
 use crate::groups::Groups;
@@ -55,6 +56,8 @@ struct Passes {
 /// How a trainer goes about it.
 #[derive(Debug, Clone)]
 pub struct Method {
+    /// The parameters of the whole model, all stages.
+    pub whole: Arc<Partition>,
     /// How activations lie between the tensor-parallel regions.
     pub between: Between,
     /// The steps of every rank of the pipeline.
@@ -84,7 +87,7 @@ impl Trainer {
     /// # Errors
     /// [`Error::Comm`] if the groups of replicas cannot be made.
     pub fn new(groups: Groups, model: Model, optimizer: Box<dyn Optimizer>, method: Method) -> Result<Self> {
-        let group = TensorGroup { comm: std::sync::Arc::clone(&groups.tp), between: method.between };
+        let group = TensorGroup { comm: Arc::clone(&groups.tp), between: method.between };
         let reducer = Reducer::new(model.parameters(), &group)?;
         Ok(Self { passes: Passes { groups, model, method, reducer }, optimizer })
     }
@@ -107,6 +110,11 @@ impl Trainer {
     /// Returns the groups.
     pub fn groups(&self) -> &Groups {
         &self.passes.groups
+    }
+
+    /// Returns the parameters of the whole model, all stages.
+    pub fn whole(&self) -> &Partition {
+        &self.passes.method.whole
     }
 
     /// Returns the ways between this rank's stages and the others'.

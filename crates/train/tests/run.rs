@@ -117,6 +117,42 @@ fn a_resumed_run_is_the_uninterrupted_one() {
     }
 }
 
+/// Stages, tied tables, shared optimizer state: saved under one layout, continued under the next, twice.
+#[test]
+fn a_run_resumes_under_other_stages_and_shares() {
+    let out = tempfile::tempdir().unwrap();
+    let model = ["model.layers=4", "model.tie_embeddings=true", "train.global_batch=8"];
+    let with = |sets: &[&'static str]| [&model[..], sets].concat();
+    succeed(1, &config(out.path(), "whole", &model));
+    let whole = out.path().join("whole");
+    for (name, ranks, first, second) in [
+        (
+            "a",
+            4,
+            ["parallel.pp=2", "parallel.tp=2", "parallel.schedule=zb-v"].as_slice(),
+            ["parallel.tp=1", "parallel.zero=3"].as_slice(),
+        ),
+        (
+            "b",
+            4,
+            &["parallel.tp=1", "parallel.zero=2"],
+            &["parallel.pp=2", "parallel.tp=1", "parallel.zero=1", "parallel.schedule=interleaved"],
+        ),
+        ("c", 4, &["parallel.pp=4", "parallel.schedule=gpipe"], &["parallel.tp=2", "parallel.zero=1"]),
+    ] {
+        let cut = out.path().join(name);
+        succeed(ranks, &config(out.path(), name, &with(first)));
+        crash_after_three(&cut);
+        let resumed = [&with(second)[..], &["checkpoint.resume=true"]].concat();
+        let report = succeed(ranks, &config(out.path(), name, &resumed));
+        assert!(report.validation_loss.is_some_and(f64::is_finite), "{name}");
+        assert_eq!(steps(&cut).len(), 6, "{name}");
+        for (got, expected) in steps(&cut).iter().zip(&steps(&whole)) {
+            assert!((got.loss - expected.loss).abs() <= 1e-10 * expected.loss, "{name}: {got:?} {expected:?}");
+        }
+    }
+}
+
 #[test]
 fn a_run_resumes_under_another_layout() {
     let out = tempfile::tempdir().unwrap();

@@ -139,7 +139,8 @@ pub fn train(model: &Model, layout: Layout, world: Arc<dyn Communicator>) -> Res
     schedule.check()?;
     let groups = Groups::new(&world, &mesh, schedule.stages.tied_ranks())?;
     let rank = groups.pp.rank().0;
-    let partition = Arc::new(Partition::new(&architecture, &mesh)?.of_rank(&schedule.stages, rank));
+    let whole = Arc::new(Partition::new(&architecture, &mesh)?);
+    let partition = Arc::new(whole.of_rank(&schedule.stages, rank));
     // Small enough that every model fills several.
     let sharing = Sharing { data: Arc::clone(&groups.data), zero, bucket_bytes: 4096 };
     let parameters = Parameters::shared(&partition, groups.tp.rank().0, sharing, SEED, Precision::Fp64, Device::Cpu)?;
@@ -148,7 +149,7 @@ pub fn train(model: &Model, layout: Layout, world: Arc<dyn Communicator>) -> Res
     let group = TensorGroup { comm: Arc::clone(&groups.tp), between };
     let model = build(parameters, group, &schedule.stages.rank_layers(rank))?;
     // The limit is below the first norms: clipping takes part.
-    let method = Method { between, schedule, seed: SEED, clip_norm: 0.5 };
+    let method = Method { whole, between, schedule, seed: SEED, clip_norm: 0.5 };
     let mut trainer = Trainer::new(groups, model, optimizer, method)?;
     let plan = BatchPlan::new(GLOBAL_BATCH, GLOBAL_BATCH / dp / accumulation, dp)?;
     (1..=STEPS).map(|step| one_step(&mut trainer, &plan, step)).collect()

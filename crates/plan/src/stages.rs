@@ -299,3 +299,36 @@ impl Costs {
         split
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::Costs;
+
+    /// The cost of the dearest stage under the best cut, by trying all.
+    fn best(costs: &Costs, layers: usize, count: usize, stage: usize) -> u128 {
+        let ends = if stage == 0 { costs.first } else { 0 };
+        if stage + 1 == count {
+            return ends + costs.last + layers as u128 * costs.layer;
+        }
+        let with = |own: usize| (ends + own as u128 * costs.layer).max(best(costs, layers - own, count, stage + 1));
+        (1..=layers + stage + 1 - count).map(with).min().unwrap()
+    }
+
+    proptest! {
+        #[test]
+        fn balance_is_the_best_cut(
+            (first, layer, last) in (0..50_u128, 1..20_u128, 0..90_u128), count in 1..5_usize, more in 0..7_usize,
+        ) {
+            let costs = Costs { first, layer, last };
+            let split = costs.balance(count + more, count);
+            prop_assert_eq!(split.iter().sum::<usize>(), count + more);
+            let cost = |stage: usize| {
+                let first = if stage == 0 { first } else { 0 };
+                split[stage] as u128 * layer + first + if stage + 1 == count { last } else { 0 }
+            };
+            prop_assert_eq!((0..count).map(cost).max(), Some(best(&costs, count + more, count, 0)));
+        }
+    }
+}

@@ -1,6 +1,6 @@
 //! The two sections in TOML and JSON: what is read back, and what is refused in which words.
 
-use mp_plan::{ArchitectureName, ModelConfig, ParallelConfig, RopeScaling, Switch};
+use mp_plan::{ArchitectureName, ModelConfig, ParallelConfig, RopeScaling, ScheduleName, Switch};
 
 /// Settings of which none is the default.
 fn unusual() -> (ModelConfig, ParallelConfig) {
@@ -11,7 +11,15 @@ fn unusual() -> (ModelConfig, ParallelConfig) {
         rope_scaling: Some(RopeScaling::Linear { factor: 2.5 }),
         ..ModelConfig::default()
     };
-    let parallel = ParallelConfig { tp: 4, dp: 2, sequence_parallel: Switch::Set(true), ..ParallelConfig::default() };
+    let parallel = ParallelConfig {
+        tp: 4,
+        dp: 2,
+        sequence_parallel: Switch::Set(true),
+        chunks: 2,
+        schedule: Switch::Set(ScheduleName::ZbV),
+        split: vec![1, 2, 3, 2],
+        ..ParallelConfig::default()
+    };
     (model, parallel)
 }
 
@@ -50,6 +58,17 @@ fn wrong_switches_are_refused() {
     for wrong in ["\"yes\"", "1", "\"Auto\"", "[true]"] {
         let error = toml::from_str::<ParallelConfig>(&format!("sequence_parallel = {wrong}")).unwrap_err();
         assert!(error.message().contains("neither a legal value nor \"auto\""), "{wrong}: {error}");
+    }
+}
+
+#[test]
+fn schedules_have_their_names() {
+    for name in ScheduleName::ALL {
+        let config = toml::from_str::<ParallelConfig>(&format!("schedule = '{name}'")).unwrap();
+        assert_eq!(config.schedule, Switch::Set(name));
+    }
+    for wrong in ["'1F1B'", "'zb'", "1"] {
+        assert!(toml::from_str::<ParallelConfig>(&format!("schedule = {wrong}")).is_err(), "{wrong}");
     }
 }
 

@@ -1,13 +1,13 @@
 //! A static check that step lists are one training step: everything once, nothing else, and each thing after what it
 //! needs.
 //!
-//! Lists may order as they please what does not depend on each other: a receive may stand anywhere before its use, a send
-//! anywhere between the computation and [`Step::Reduce`], and computations of different stages of a rank may change places.
-//! What is fixed, so that two lists that pass train the same numbers bit for bit:
+//! Lists may order as they please what does not depend on each other: a receive may stand anywhere before its use, a
+//! send anywhere between the computation and [`Step::Reduce`], and computations of different stages of a rank may
+//! change places. What is fixed, so that two lists that pass train the same numbers bit for bit:
 //!
 //! - each stage does each micro-batch's forward once, and its backward once, or its input and then its weight gradient;
-//! - forwards, input gradients and weight gradients of a stage each ascend by micro-batch, since losses and gradients are
-//!   added up in that order;
+//! - forwards, input gradients and weight gradients of a stage each ascend by micro-batch, since losses and gradients
+//!   are added up in that order;
 //! - a computation comes after the receive of its input, or after the neighbour's computation where its own rank holds
 //!   the neighbour; a send after the computation;
 //! - a channel's k-th message is of the same micro-batch for sender and receiver;

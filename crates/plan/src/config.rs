@@ -150,7 +150,8 @@ pub struct ParallelConfig {
     pub dp: usize,
     /// Context-parallel degree; 0: 1.
     pub cp: usize,
-    /// Whether activations between the tensor-parallel regions are cut along the sequence; auto: with `tp` > 1 where it divides.
+    /// Whether activations between the tensor-parallel regions are cut along the sequence; auto: with `tp` > 1 where it
+    /// divides.
     pub sequence_parallel: Switch<bool>,
     /// Sequences in a micro-batch; 0: the global batch divided by `dp`.
     pub micro_batch: usize,

@@ -1,13 +1,13 @@
 //! A static proof that the step lists of a pipeline run to their end, or the circle in which they wait.
 //!
-//! Sends are taken as rendezvous: one that no receive takes is never over. That is the strictest that a communicator may
-//! be, so what passes here passes on all. As messages on a channel keep their order, the k-th send meets the k-th
+//! Sends are taken as rendezvous: one that no receive takes is never over. That is the strictest that a communicator
+//! may be, so what passes here passes on all. As messages on a channel keep their order, the k-th send meets the k-th
 //! receive whatever the timing; so every list runs to its end if and only if each meets one, and no steps wait for each
 //! other in a circle. Nothing is executed.
 //!
 //! [`Step::SumTied`] waits for the same sum on the other of the two ranks that hold the ends of the model; on any other
-//! rank, or where one rank holds both ends, there is nobody to wait for. [`Step::Reduce`] and [`Step::Update`] concern no
-//! other rank of the pipeline; [`Step::Reduce`] and the end of a list wait for the rank's own sends.
+//! rank, or where one rank holds both ends, there is nobody to wait for. [`Step::Reduce`] and [`Step::Update`] concern
+//! no other rank of the pipeline; [`Step::Reduce`] and the end of a list wait for the rank's own sends.
 //!
 //! Whether the lists do what they should is the matter of [`crate::completeness`].
 

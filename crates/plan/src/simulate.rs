@@ -1,7 +1,7 @@
 //! What a schedule takes, from what its stages take: a timeline of every rank, and how much of it is idle.
 //!
-//! Ranks run their lists as [`crate::schedule`] says. A computation takes its stage's time; a message is there a fixed time
-//! after its send starts, however many are under way; everything else takes no time but that of waiting.
+//! Ranks run their lists as [`crate::schedule`] says. A computation takes its stage's time; a message is there a fixed
+//! time after its send starts, however many are under way; everything else takes no time but that of waiting.
 
 use serde::{Deserialize, Serialize};
 

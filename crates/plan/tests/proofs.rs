@@ -4,9 +4,9 @@
 //! What the checks promise, and what is tested here:
 //!
 //! - `deadlock` refuses lists if and only if the interpreter hangs, and the ranks it names are where they hang;
-//! - of the single mutations that do not hang, `completeness` accepts exactly those whose outcome is that of the schedule:
-//!   every stage's losses and gradients the same, added up in the same order, everything done before each closing step. A
-//!   swap of steps that do not depend on each other is such a mutation, and no other is;
+//! - of the single mutations that do not hang, `completeness` accepts exactly those whose outcome is that of the
+//!   schedule: every stage's losses and gradients the same, added up in the same order, everything done before each
+//!   closing step. A swap of steps that do not depend on each other is such a mutation, and no other is;
 //! - of several mutations at once, those that change the outcome are refused.
 
 mod interpreter;

@@ -153,6 +153,19 @@ fn a_message_takes_its_transfer() {
 }
 
 #[test]
+fn interleaving_hides_messages_but_at_both_ends() {
+    let beyond = |micro_batches: usize| {
+        let schedule = schedule(ScheduleName::Interleaved, 4, 2, micro_batches);
+        let stage = StageCosts { forward: 1.0, backward_input: 1.0, backward_weight: 1.0 };
+        let free = Costs::equal(8, stage);
+        let costs = Costs { transfer: 0.5, ..free.clone() };
+        simulate(&schedule, &costs).seconds - simulate(&schedule, &free).seconds
+    };
+    // The way through eight stages and back is 14 messages.
+    assert_eq!((beyond(8), beyond(32)), (7.0, 7.0));
+}
+
+#[test]
 fn the_two_ranks_of_a_tied_table_sum_together() {
     let stages = Stages::with_layers(3, 1, Folding::Loop, &[1, 1, 1]).unwrap();
     let schedule = Schedule::new(ScheduleName::OneFOneB, stages, 2, true).unwrap();

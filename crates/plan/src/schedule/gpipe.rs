@@ -1,7 +1,7 @@
 //! GPipe: all forwards, then all backwards, both in ascending order.
 //!
-//! Every stage keeps all `m` micro-batches in either order, and the gradient of micro-batch 0 starts upwards while the last
-//! stage works on as that of `m − 1` would; so ascending costs nothing.
+//! Every stage keeps all `m` micro-batches in either order, and the gradient of micro-batch 0 starts upwards while the
+//! last stage works on as that of `m − 1` would; so ascending costs nothing.
 
 use super::Step;
 use crate::Stages;

@@ -21,8 +21,8 @@ pub(super) fn orders(stages: &Stages, micro_batches: usize) -> Vec<Vec<Step>> {
         let (chunk, micro_batch) = place(k);
         Step::Backward { chunk: chunks - 1 - chunk, micro_batch }
     };
-    // The first backward needs all chunks of the first group but one forward; beyond that, gradients come from the ranks
-    // after this one, and outputs go through the same ranks, which makes two forwards for each.
+    // The first group passes all chunks but the last, and then the ranks after this one. One forward for each of those
+    // would do if messages took no time; a second gives each message the time of a computation to travel.
     let warm_up = |rank: usize| (chunks - 1) * pp + 2 * (pp - 1 - rank);
     (0..pp).map(|rank| in_turn(warm_up(rank), micro_batches * chunks, forward, backward)).collect()
 }

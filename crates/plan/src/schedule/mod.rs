@@ -6,8 +6,8 @@
 //! - Steps of a list run in order.
 //! - [`Step::Send`] starts and never blocks. A rank waits for all the sends it has started when it comes to
 //!   [`Step::Reduce`], and at the end of its list; a send is over when its message is taken.
-//! - [`Step::Receive`] blocks until its message is there. Messages between two ranks on one [channel](Step::channel) are
-//!   taken in the order sent, so an executor may start receiving as early as it likes.
+//! - [`Step::Receive`] blocks until its message is there. Messages between two ranks on one [channel](Step::channel)
+//!   are taken in the order sent, so an executor may start receiving as early as it likes.
 //! - Neighbouring stages on one rank hand over in place: no step says so.
 //! - [`Step::SumTied`] is a collective of two ranks. [`Step::Reduce`] and [`Step::Update`] may communicate along other
 //!   axes, but concern no other rank of the pipeline.
@@ -17,11 +17,12 @@
 //! - [`deadlock`] and [`completeness`] have nothing to say about it.
 //! - A forward's output is sent right after it, and the gradient of a stage's input right after the backward that found
 //!   it; a message is received right before it is used.
-//! - Every stage does its forwards, its input gradients and its weight gradients each in ascending order of micro-batches.
-//!   So all schedules add up a gradient in the same order, GPipe's backward too, which is none the worse for it.
+//! - Every stage does its forwards, its input gradients and its weight gradients each in ascending order of
+//!   micro-batches. So all schedules add up a gradient in the same order, GPipe's backward too, which is none the worse
+//!   for it.
 //!
-//! Live activations ([`Schedule::peak_live`]) and the idle share ([`simulate`](crate::simulate())) at equal costs of `p`
-//! ranks, `m ≥ p` micro-batches and `v` chunks, where `F = B = W` counts for the last two:
+//! Live activations ([`Schedule::peak_live`]) and the idle share ([`simulate`](crate::simulate())) at equal costs of
+//! `p` ranks, `m ≥ p` micro-batches and `v` chunks, where `F = B = W` counts for the last two:
 //!
 //! | schedule | chunks | live chunk-activations of rank `r` | bubble |
 //! |---|---|---|---|
@@ -138,8 +139,8 @@ impl Schedule {
         Ok(())
     }
 
-    /// Counts the most activations that a rank keeps at a time: chunks of micro-batches whose forward is done, and whose
-    /// backward, or the last part of it, is not.
+    /// Counts the most activations that a rank keeps at a time: chunks of micro-batches whose forward is done, and
+    /// whose backward, or the last part of it, is not.
     ///
     /// # Panics
     /// If there is no such rank.

@@ -13,8 +13,8 @@ pub enum ScheduleName {
     /// All forwards, then all backwards.
     ///
     /// # Source
-    /// Huang et al. 2018, arXiv:1811.06965. There micro-batches go backward in descending order; here they ascend, which
-    /// takes as long and keeps as much, and adds gradients up in the order of all other schedules.
+    /// Huang et al. 2018, arXiv:1811.06965. There micro-batches go backward in descending order; here they ascend,
+    /// which takes as long and keeps as much, and adds gradients up in the order of all other schedules.
     #[serde(rename = "gpipe")]
     Gpipe,
     /// As few forwards as fill the pipeline, then one backward for each forward.
@@ -38,8 +38,8 @@ pub enum ScheduleName {
     /// Two chunks of each rank in a V, so that gradients come back where outputs went, again within the memory of 1F1B.
     ///
     /// # Source
-    /// Qi et al. 2023, arXiv:2401.10241, and 2024, arXiv:2405.15362, on V-shaped placement. The order is this crate's own: see
-    /// `schedule/zero_bubble.rs`.
+    /// Qi et al. 2023, arXiv:2401.10241, and 2024, arXiv:2405.15362, on V-shaped placement. The order is this crate's
+    /// own: see `schedule/zero_bubble.rs`.
     #[serde(rename = "zb-v")]
     ZbV,
 }

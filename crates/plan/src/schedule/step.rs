@@ -77,8 +77,8 @@ pub enum Step {
 }
 
 impl Step {
-    /// Returns the channel of a message: `2·stage`, and one more for a gradient. Messages between two ranks on one channel
-    /// keep their order.
+    /// Returns the channel of a message: `2·stage`, and one more for a gradient. Messages between two ranks on one
+    /// channel keep their order.
     pub fn channel(&self) -> Option<usize> {
         match *self {
             Step::Send { payload, stage, .. } | Step::Receive { payload, stage, .. } => {

@@ -75,6 +75,11 @@ pub struct WindowBatches<'a> {
 }
 
 impl WindowBatches<'_> {
+    /// Returns the number of batches still to come.
+    pub fn remaining(&self) -> usize {
+        self.end - self.next
+    }
+
     /// Returns the number of targets in the batches still to come.
     pub fn target_count(&self) -> usize {
         let (whole, seq) = (self.windows.target_count(), self.windows.seq);

@@ -3,6 +3,7 @@
 use mp_comm::{BufferMut, ReduceOp};
 use mp_data::{Windows, IGNORED};
 use mp_model::Pass;
+use mp_plan::Zero;
 
 use crate::pipeline::forward_only;
 use crate::step::{tensors, Trainer};
@@ -19,13 +20,20 @@ pub fn evaluate(trainer: &Trainer, windows: &Windows, batch: usize, limit: usize
     let _span = tracing::info_span!("evaluate").entered();
     let (groups, device) = (trainer.groups(), trainer.parameters().device());
     let mut sums = [0.0f64; 2];
-    let own = windows.batches(batch, limit)?.skip(groups.dp.rank().0).step_by(groups.dp.size());
-    for batch in own {
+    let walk = windows.batches(batch, limit)?;
+    let rounds = walk.remaining().div_ceil(groups.dp.size());
+    let mut own = walk.skip(groups.dp.rank().0).step_by(groups.dp.size());
+    // Where parameters are shared out, every data rank takes part in every pass, if only to give its part of them.
+    let shared = trainer.parameters().sharing().zero == Zero::Parameters;
+    for _ in 0..rounds {
+        let next = own.next();
+        let counts = next.is_some();
+        let Some(batch) = next.or_else(|| shared.then(|| windows.batch(0..1))) else { continue };
         let (tokens, targets) = tensors(&batch, device)?;
         let shape = trainer.activation_shape(batch.batch, batch.seq);
         let (line, model, pass) = (trainer.line(), trainer.model(), Pass::evaluation(&tokens));
         let loss = forward_only(line, model, &pass, shape, |last, hidden| last.loss_sum(hidden, &targets))?;
-        if let Some(loss) = loss {
+        if let (Some(loss), true) = (loss, counts) {
             sums[0] += loss.double_value(&[]);
             sums[1] += batch.targets.iter().filter(|&&target| target != IGNORED).count() as f64;
         }

@@ -8,6 +8,7 @@ use mp_comm::{BufferMut, Communicator, Rank, ReduceOp};
 use mp_data::{split, Corpus, Prefetch, SampleSource, Split, TextSource, Tokenizer, Windows};
 use mp_model::regions::TensorGroup;
 use mp_model::{build, Parameters};
+use mp_plan::Zero;
 use mp_runtime::{device, Device};
 
 use crate::agree::{agree, agree_and_decide};
@@ -299,9 +300,11 @@ impl<'a> Run<'a> {
     fn sample(&self) -> Result<String> {
         let sampling =
             Sampling { tokens: SAMPLE_TOKENS, temperature: SAMPLE_TEMPERATURE, seed: self.config.train.seed };
-        let written = match self.trainer.groups().data.rank() {
-            Rank(0) => generate(&self.trainer, &self.tokenizer, PROMPT, &sampling)?,
-            _ => String::new(),
+        // Where the data ranks share parameters out, all of them take part, and write the same.
+        let shared = self.trainer.parameters().sharing().zero == Zero::Parameters;
+        let written = match shared || self.trainer.groups().data.rank() == Rank(0) {
+            true => generate(&self.trainer, &self.tokenizer, PROMPT, &sampling)?,
+            false => String::new(),
         };
         agree(&*self.world(), Ok(written))
     }

@@ -6,6 +6,8 @@ use serde::de::{DeserializeOwned, Deserializer, Error as _, Visitor};
 use serde::forward_to_deserialize_any;
 use toml::{Table, Value};
 
+use mp_plan::ScheduleName;
+
 use super::{CheckpointConfig, Config, DataConfig, EvalConfig, OptimizerConfig, TrainConfig};
 use crate::error::nearest;
 use crate::{Error, Result};
@@ -86,11 +88,12 @@ fn explain(value: &Value, error: &serde_path_to_error::Error<toml::de::Error>) -
         key = "configuration".into();
     }
     let found = found.map(Value::to_string).unwrap_or_else(|| "missing".into());
-    Error::WrongType { key, value: found, expected: expected(error.inner().message()) }
+    let expected = expected(&key, error.inner().message());
+    Error::WrongType { key, value: found, expected }
 }
 
 /// Says in plain words what serde expected.
-fn expected(message: &str) -> String {
+fn expected(key: &str, message: &str) -> String {
     if let Some(name) = message.strip_prefix("data did not match any variant of untagged enum ") {
         return match name {
             "Validation" => "a fraction or a path".into(),
@@ -102,11 +105,19 @@ fn expected(message: &str) -> String {
         "i64" => "a whole number".into(),
         "f64" => "a number".into(),
         "a boolean" => "true or false".into(),
-        // The one switch so far is of this type.
-        "neither a legal value nor \"auto\"" => "true, false or \"auto\"".into(),
+        "neither a legal value nor \"auto\"" => format!("{} or \"auto\"", choices(key)),
         "path string" => "a path in quotes".into(),
         "an array of length 2" => "a list of two numbers".into(),
         other => other.replace('`', "\""),
+    }
+}
+
+/// Lists what a switch takes beside "auto".
+fn choices(key: &str) -> String {
+    match key {
+        "parallel.schedule" => ScheduleName::ALL.map(|name| format!("\"{name}\"")).join(", "),
+        "parallel.zero" => "0, 1, 2, 3".into(),
+        _ => "true, false".into(),
     }
 }
 

@@ -35,7 +35,8 @@ pub fn view_mut(tensor: &mut Tensor) -> Result<&mut [u8]> {
 
 /// A contiguous host tensor lent to an operation that outlives the call that starts it.
 ///
-/// Until the operation gives it back, other handles to the same storage must not be read or written.
+/// Until the operation gives it back, other handles to the same storage must not be written, and read only where the
+/// operation does no more than that: what is being sent may be computed with.
 #[derive(Debug)]
 pub struct Lent {
     tensor: Tensor,

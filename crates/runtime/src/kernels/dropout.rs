@@ -17,11 +17,11 @@ pub struct Place<'a> {
 /// kept is to be scaled by `1/(1 − p)`, as a scalar: in a mask of bfloat16 it would be rounded.
 ///
 /// # Shapes
-/// - returns `shape`; `place.rows` has one entry for each row of `shape`'s last dim
+/// - returns `shape`, of the kind and on the device of `like`; `place.rows` has one entry for each row of `shape`'s last dim
 ///
 /// # Errors
 /// [`Error::Tensor`](crate::Error::Tensor) where the rows do not fit the shape.
-fn mask(shape: &[i64], p: f64, place: Place<'_>, like: &Tensor) -> Result<Tensor> {
+pub fn mask(shape: &[i64], p: f64, place: Place<'_>, like: &Tensor) -> Result<Tensor> {
     let width = *shape.last().unwrap_or(&1) as usize;
     // A word below the threshold drops its element: the probability is exact to 2⁻³².
     let threshold = (p * 4_294_967_296.0) as u64;
@@ -63,5 +63,13 @@ pub fn dropout(x: &Tensor, p: f64, place: Place<'_>) -> Result<Tensor> {
         let _off = autograd::no_grad();
         mask(&x.size(), p, place, x)?
     };
-    Ok(x.f_mul(&mask)?.f_mul_scalar(1.0 / (1.0 - p))?)
+    apply(x, &mask, p)
+}
+
+/// Multiplies by a mask drawn with [`mask`], and by `1/(1 − p)`.
+///
+/// # Errors
+/// [`Error::Torch`](crate::Error::Torch) where the shapes do not fit.
+pub fn apply(x: &Tensor, mask: &Tensor, p: f64) -> Result<Tensor> {
+    Ok(x.f_mul(mask)?.f_mul_scalar(1.0 / (1.0 - p))?)
 }

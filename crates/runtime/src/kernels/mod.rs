@@ -1,6 +1,8 @@
 //! What models compute beside products and libtorch's own operations: rotary positions and RMSNorm with their
-//! backward, and dropout by place.
+//! backward, attention by blocks, dropout by place, and runs of a dim.
 
+pub mod attention;
 pub mod dropout;
 pub mod rms_norm;
 pub mod rotary;
+pub mod runs;

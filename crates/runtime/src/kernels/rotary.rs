@@ -1,5 +1,8 @@
 //! Rotary positions.
 
+use std::ops::Range;
+
+use crate::kernels::runs;
 use crate::{autograd, Device, Kind, Result, Tensor};
 
 /// The cosines and sines of every position's angles.
@@ -35,6 +38,17 @@ impl Angles {
         Self { cosines_sk: self.cosines_sk.shallow_clone(), sines_sk: self.sines_sk.shallow_clone() }
     }
 
+    /// Returns the angles of some positions, in the order given; those of a single run are a view.
+    ///
+    /// # Errors
+    /// [`Error::Torch`](crate::Error::Torch) if a run goes beyond the table.
+    pub fn at(&self, positions: &[Range<usize>]) -> Result<Self> {
+        Ok(Self {
+            cosines_sk: runs::select(&self.cosines_sk, 0, positions)?,
+            sines_sk: runs::select(&self.sines_sk, 0, positions)?,
+        })
+    }
+
     /// Returns how many positions are tabulated.
     pub fn length(&self) -> usize {
         self.cosines_sk.size()[0] as usize
@@ -45,7 +59,7 @@ impl Angles {
 /// `y₂ = x₂·cos + x₁·sin`. The gradient is turned back.
 ///
 /// # Shapes
-/// - `x_bshk`: `[b, s, h, k]`, positions 0 to `s − 1` of `angles`
+/// - `x_bshk`: `[b, s, h, k]`, turned by the first `s` entries of `angles`
 /// - returns the same shape, contiguous
 ///
 /// # Errors

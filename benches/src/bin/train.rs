@@ -13,16 +13,13 @@ use mp_comm::ledger::{Ledger, Log};
 use mp_comm::mpi::Mpi;
 use mp_comm::{BufferMut, Communicator, Rank, ReduceOp};
 use mp_data::{Batch, SampleSource, TextSource, Tokens};
-use mp_model::regions::TensorGroup;
-use mp_model::{build, Parameters};
 use mp_plan::{ArchitectureName, ModelConfig, ParallelConfig};
 use mp_runtime::rng::Stream;
 use mp_runtime::{device, Device};
+use mp_train::assemble::Allocated;
 use mp_train::config::{Precision, TrainConfig};
-use mp_train::groups::Groups;
 use mp_train::layout::Layout;
-use mp_train::optimizer::optimizer;
-use mp_train::step::{Seconds, Trainer, Work};
+use mp_train::step::{Seconds, Work};
 use mp_train::Config;
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -135,19 +132,10 @@ struct Figures {
 fn measure(options: &Options, world: &Arc<dyn Communicator>, log: &Log) -> Result<Figures> {
     let config = options.config();
     let layout = Layout::new(&config, options.vocab, world.size())?;
-    let groups = Groups::new(world, &layout.partition.mesh)?;
-    let precision = match options.precision {
-        Numbers::Fp32 => mp_runtime::Precision::Fp32,
-        Numbers::Bf16 => mp_runtime::Precision::Bf16,
-    };
-    let parameters = Parameters::new(&layout.partition, groups.tp.rank().0, 1, precision, Device::Cpu)?;
-    let update = optimizer(&config.optimizer, &parameters)?;
-    let group = TensorGroup { comm: Arc::clone(&groups.tp), between: layout.between };
+    let groups = layout.groups(world)?;
     let rank = groups.dp.rank().0;
-    let layers = 0..layout.partition.architecture.layers;
-    let mut trainer =
-        Trainer::new(groups, build(parameters, group, std::slice::from_ref(&layers))?, layout.between, update, 1, 1.0)?;
-    let peak = gemm::peak(&**world, precision.compute())?;
+    let mut trainer = Allocated::new(&config, &layout, &groups, Device::Cpu)?.trainer(&config, &layout, groups)?;
+    let peak = gemm::peak(&**world, config.train.precision.backend().compute())?;
     let source = random_text(options)?;
     let (mut seconds, mut total, mut loss) = (Seconds::default(), 0.0, 0.0);
     for step in 1..=options.warmup + options.steps {

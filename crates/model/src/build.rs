@@ -6,6 +6,7 @@ use mp_plan::{Architecture, ArchitectureName};
 use mp_runtime::kernels::rotary::Angles;
 use mp_runtime::{Device, Kind};
 
+use crate::context::{check_all_to_all, Context, Form};
 use crate::layers::attention::{Heads, SelfAttention};
 use crate::layers::dropout::Dropout;
 use crate::layers::embedding::VocabParallelEmbedding;
@@ -23,13 +24,21 @@ use crate::unit::Residence;
 use crate::weight::Weight;
 use crate::{Error, Result};
 
+/// How a model computes, beside what it is.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// The ranks that share each sequence.
+    pub context: Context,
+}
+
 /// Builds a rank's share of a model: one stage for each range of layers, with the entrance before layer 0 and the exit
 /// after the last.
 ///
 /// # Errors
-/// [`Error::UnknownParameter`] if the partition lacks a parameter that a stage needs.
-pub fn build(parameters: Parameters, group: TensorGroup, chunks: &[Range<usize>]) -> Result<Model> {
-    let shards = Shards { parameters: &parameters, group: &group };
+/// [`Error::UnknownParameter`] if the partition lacks a parameter that a stage needs; [`Error::Heads`] if heads cannot be
+/// exchanged over the context group.
+pub fn build(parameters: Parameters, group: TensorGroup, chunks: &[Range<usize>], options: &Options) -> Result<Model> {
+    let shards = Shards { parameters: &parameters, group: &group, options };
     let family: Box<dyn Family> = match shards.architecture().name {
         ArchitectureName::Gpt2 => Box::new(Gpt2),
         ArchitectureName::Llama => Box::new(Llama::new(&shards)?),
@@ -45,6 +54,7 @@ pub fn build(parameters: Parameters, group: TensorGroup, chunks: &[Range<usize>]
 pub struct Shards<'a> {
     parameters: &'a Parameters,
     group: &'a TensorGroup,
+    options: &'a Options,
 }
 
 impl Shards<'_> {
@@ -134,7 +144,7 @@ impl Shards<'_> {
     /// Makes a self-attention with this rank's heads.
     ///
     /// # Errors
-    /// [`Error::UnknownParameter`].
+    /// [`Error::UnknownParameter`]; [`Error::Heads`] if they cannot be exchanged over the context group.
     pub fn attention(&self, at: &str, angles: Option<Angles>) -> Result<SelfAttention> {
         let width = self.architecture().head_dim;
         let query = self.range(&format!("{at}.query.weight"))?;
@@ -144,7 +154,12 @@ impl Shards<'_> {
             key_value: self.range(&format!("{at}.key.weight"))?.len() / width,
             width,
         };
+        let context = self.options.context.clone();
+        if context.form == Form::AllToAll {
+            check_all_to_all(heads.query.len(), heads.key_value, 1, context.comm.size())?;
+        }
         Ok(SelfAttention {
+            context,
             project: self.columns(at, &["query", "key", "value"])?,
             output: self.rows(&format!("{at}.output"))?,
             heads,

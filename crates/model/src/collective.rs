@@ -178,6 +178,22 @@ pub fn reduce_scatter(group: &dyn Communicator, full: &Tensor, dim: i64) -> Resu
     Ok(tensor)
 }
 
+/// Sends the `i`-th entry of dim 0 to rank `i`, and returns what every rank sent here, in rank order.
+///
+/// # Shapes
+/// - `parts`: `[size, …]`
+/// - returns the same, contiguous
+///
+/// # Errors
+/// As [`all_reduce`].
+pub fn all_to_all(group: &dyn Communicator, parts: &Tensor) -> Result<Tensor> {
+    let _span = span("all_to_all", group, parts);
+    let parts = parts.f_contiguous()?;
+    let mut received = Tensor::f_empty(parts.size(), (parts.kind(), parts.device()))?;
+    group.all_to_all(buffer(&parts)?, buffer_mut(&mut received)?)?;
+    Ok(received)
+}
+
 /// Returns this rank's part of a tensor along `dim`.
 ///
 /// # Errors

@@ -63,6 +63,40 @@ pub enum Error {
         /// The longest allowed.
         max_seq: usize,
     },
+    /// A sequence that the context axis cannot cut.
+    #[error("a sequence of {seq} tokens cannot be cut over cp={cp}: it must be a multiple of {multiple}, {nearest:?} are nearest")]
+    Uncut {
+        /// Its length.
+        seq: usize,
+        /// The context axis' degree.
+        cp: usize,
+        /// What its length must be a multiple of.
+        multiple: usize,
+        /// The nearest lengths that are.
+        nearest: Vec<usize>,
+    },
+    /// Heads that cannot be exchanged for positions.
+    #[error(
+        "{query} query heads and {key_value} key/value heads of a tensor rank cannot be dealt out to cp={cp} ranks; {legal:?} would do"
+    )]
+    Heads {
+        /// The context axis' degree.
+        cp: usize,
+        /// Query heads of a tensor rank.
+        query: usize,
+        /// Its key/value heads.
+        key_value: usize,
+        /// Degrees that would do.
+        legal: Vec<usize>,
+    },
+    /// A pass over other positions than its rank attends from.
+    #[error("a pass over positions {held:?} on a rank of the context axis that holds {expected:?}")]
+    Positions {
+        /// What the pass holds.
+        held: Vec<std::ops::Range<usize>>,
+        /// What the rank holds.
+        expected: Vec<std::ops::Range<usize>>,
+    },
 }
 
 impl From<mp_runtime::TchError> for Error {

@@ -7,6 +7,7 @@
 mod bucket;
 pub mod build;
 pub mod collective;
+pub mod context;
 pub mod deferral;
 pub mod error;
 pub mod gradient;
@@ -20,7 +21,7 @@ pub mod stage;
 pub mod unit;
 pub mod weight;
 
-pub use build::build;
+pub use build::{build, Options};
 pub use error::{Error, Result};
 pub use parameter::Parameters;
 pub use pass::Pass;

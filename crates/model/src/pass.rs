@@ -1,5 +1,7 @@
 //! What one forward pass works on, beside the weights.
 
+use std::ops::Range;
+
 use mp_runtime::Tensor;
 
 /// One micro-batch on its way through a model.
@@ -7,6 +9,8 @@ use mp_runtime::Tensor;
 pub struct Pass<'a> {
     /// Token ids, `[b, s]`, the same on all tensor ranks.
     pub tokens: &'a Tensor,
+    /// Which positions of their sequences the tokens stand at.
+    pub positions: Positions,
     /// Index of the first sequence within the global batch: what dropout draws by.
     pub first_sample: usize,
     /// What dropout draws from, or `None` outside training.
@@ -14,9 +18,9 @@ pub struct Pass<'a> {
 }
 
 impl<'a> Pass<'a> {
-    /// A pass without dropout.
+    /// A pass over whole sequences, without dropout.
     pub fn evaluation(tokens: &'a Tensor) -> Self {
-        Self { tokens, first_sample: 0, dropout: None }
+        Self { tokens, positions: Positions::whole(tokens.size()[1] as usize), first_sample: 0, dropout: None }
     }
 
     /// Returns the number of sequences.
@@ -24,9 +28,9 @@ impl<'a> Pass<'a> {
         self.tokens.size()[0] as usize
     }
 
-    /// Returns the number of tokens of a sequence.
-    pub fn seq(&self) -> usize {
-        self.tokens.size()[1] as usize
+    /// Returns the indices of the sequences within the global batch.
+    pub fn samples(&self) -> Range<usize> {
+        self.first_sample..self.first_sample + self.batch()
     }
 }
 
@@ -37,4 +41,96 @@ pub struct DropoutKey {
     pub seed: u64,
     /// The optimizer step.
     pub step: u64,
+}
+
+/// Positions of a sequence, in the order in which a rank holds them: ascending runs.
+///
+/// Whatever depends on a position (angles, learned vectors, random numbers, the causal mask) asks here, never the shape
+/// of a tensor, which may hold a part of the sequence only.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Positions {
+    seq: usize,
+    runs: Vec<Range<usize>>,
+}
+
+impl Positions {
+    /// All positions of a sequence of `seq` tokens.
+    pub fn whole(seq: usize) -> Self {
+        Self { seq, runs: std::iter::once(0..seq).collect() }
+    }
+
+    /// Runs of positions of a sequence of `seq` tokens; neighbouring runs become one.
+    ///
+    /// # Panics
+    /// If a run goes beyond the sequence.
+    ///
+    /// # Examples
+    /// ```
+    /// use mp_model::pass::Positions;
+    ///
+    /// let held = Positions::new(12, [0..2, 6..8, 8..10]);
+    /// assert_eq!(held.runs(), [0..2, 6..10]);
+    /// assert_eq!(held.part(1..4).runs(), [1..2, 6..8]);
+    /// ```
+    pub fn new(seq: usize, runs: impl IntoIterator<Item = Range<usize>>) -> Self {
+        let mut joined: Vec<Range<usize>> = Vec::new();
+        for run in runs.into_iter().filter(|run| !run.is_empty()) {
+            assert!(run.end <= seq, "positions {run:?} of a sequence of {seq} tokens");
+            match joined.last_mut() {
+                Some(last) if last.end == run.start => last.end = run.end,
+                _ => joined.push(run),
+            }
+        }
+        Self { seq, runs: joined }
+    }
+
+    /// Returns the length of the full sequence.
+    pub fn seq(&self) -> usize {
+        self.seq
+    }
+
+    /// Returns the runs.
+    pub fn runs(&self) -> &[Range<usize>] {
+        &self.runs
+    }
+
+    /// Returns how many positions are held.
+    pub fn count(&self) -> usize {
+        self.runs.iter().map(Range::len).sum()
+    }
+
+    /// Lists the positions.
+    pub fn iter(&self) -> impl Iterator<Item = usize> + '_ {
+        self.runs.iter().flat_map(Clone::clone)
+    }
+
+    /// Returns those that are held as numbers `held` of all held ones.
+    pub fn part(&self, held: Range<usize>) -> Self {
+        let mut before = 0;
+        let cut = self.runs.iter().map(|run| {
+            let (from, to) = (held.start.max(before) - before, held.end.max(before) - before);
+            before += run.len();
+            run.start + from.min(run.len())..run.start + to.min(run.len())
+        });
+        Self::new(self.seq, cut)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_part_holds_the_positions_between_its_ends() {
+        let held = Positions::new(20, [2..5, 9..13, 13..14]);
+        let all: Vec<usize> = held.iter().collect();
+        assert_eq!(all, [2, 3, 4, 9, 10, 11, 12, 13]);
+        assert_eq!(held.count(), 8);
+        for start in 0..=8 {
+            for end in start..=8 {
+                let part: Vec<usize> = held.part(start..end).iter().collect();
+                assert_eq!(part, all[start..end], "{start}..{end}");
+            }
+        }
+    }
 }

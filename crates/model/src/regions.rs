@@ -67,7 +67,7 @@ impl TensorGroup {
         }
     }
 
-    /// Returns which positions of a sequence of `seq` this rank holds between the regions.
+    /// Returns which of `seq` tokens, as the group holds them inside its regions, this rank holds between them.
     pub fn positions(&self, seq: usize) -> std::ops::Range<usize> {
         match self.between {
             Between::Replicated => 0..seq,

@@ -138,6 +138,17 @@ impl<T> Switch<T> {
     }
 }
 
+/// How attention reaches positions that other context ranks hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ContextForm {
+    /// Keys and values go around a ring, block by block.
+    #[default]
+    Ring,
+    /// Positions are exchanged for heads.
+    AllToAll,
+}
+
 /// `[parallel]`: how model and batch are cut.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -160,6 +171,8 @@ pub struct ParallelConfig {
     pub zero: Switch<Zero>,
     /// Bytes of gradients that are reduced together; 0: 25 MiB.
     pub bucket_bytes: usize,
+    /// How attention reaches the positions of other context ranks.
+    pub context: ContextForm,
     /// Virtual stages of each pipeline rank; 0: as the schedule needs.
     pub chunks: usize,
     /// The order of forwards and backwards in the pipeline; auto: 1F1B.
@@ -179,6 +192,7 @@ impl Default for ParallelConfig {
             micro_batch: 0,
             zero: Switch::Auto,
             bucket_bytes: 0,
+            context: ContextForm::Ring,
             chunks: 0,
             schedule: Switch::Auto,
             split: Vec::new(),

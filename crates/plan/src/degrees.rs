@@ -5,14 +5,12 @@ use crate::{mesh::Degrees, Architecture, Error, Mesh, Result, Switch, Zero};
 /// The largest tensor degree that is named as an alternative.
 const LARGEST_NAMED: usize = 1024;
 
-/// Refuses degrees above 1 on axes along which models are not cut.
+/// Refuses a degree above 1 on the axis along which models are not cut.
 pub(crate) fn refuse_uncut(degrees: &Degrees) -> Result<()> {
-    for (axis, degree) in [("context", degrees.cp), ("expert", degrees.ep)] {
-        if degree > 1 {
-            return Err(Error::Uncut { axis, degree });
-        }
+    match degrees.ep {
+        1 => Ok(()),
+        degree => Err(Error::Uncut { axis: "expert", degree }),
     }
-    Ok(())
 }
 
 /// Checks that a model's heads and MLP can be cut in `tp` parts.

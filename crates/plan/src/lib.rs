@@ -79,7 +79,7 @@ mod waits;
 pub use architecture::Architecture;
 pub use arrangement::{Arrangement, Bucket, Unit, Zero};
 pub use completeness::Incomplete;
-pub use config::{ArchitectureName, ModelConfig, ParallelConfig, RopeScaling, Switch};
+pub use config::{ArchitectureName, ContextForm, ModelConfig, ParallelConfig, RopeScaling, Switch};
 pub use deadlock::Stuck;
 pub use degrees::{check_sequence, check_tensor, check_zero, legal_tensor_degrees, sequence_parallel};
 pub use error::{Error, Result};

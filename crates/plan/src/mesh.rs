@@ -8,7 +8,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    degrees::{can_cut, check_tensor, refuse_uncut},
+    degrees::{can_cut, check_tensor},
     Architecture, Error, ParallelConfig, Result,
 };
 
@@ -165,13 +165,12 @@ impl Mesh {
     ///
     /// # Errors
     /// [`Error::WorldSize`] if no choice makes `world` ranks, [`Error::NotDivisible`] if the model cannot be cut by the
-    /// tensor degree, [`Error::Uncut`] for an axis along which models are not cut.
+    /// tensor degree.
     pub fn resolve(config: &ParallelConfig, world: usize, architecture: &Architecture) -> Result<Self> {
         if world == 0 {
             return Err(Error::Zero { what: "ranks" });
         }
         let asked = Degrees { pp: config.pp.max(1), dp: config.dp, cp: config.cp.max(1), tp: config.tp, ep: 1 };
-        refuse_uncut(&asked)?;
         let rest = world / asked.pp.saturating_mul(asked.cp);
         let tp = match (asked.tp, asked.dp) {
             (0, 0) if rest.is_multiple_of(2) && can_cut(architecture, 2) => 2,

@@ -170,15 +170,6 @@ fn degrees_that_cannot_cut_the_model_are_refused() {
 }
 
 #[test]
-fn axes_without_a_cut_are_refused() {
-    let config = ParallelConfig { cp: 2, ..ParallelConfig::default() };
-    let error = Mesh::resolve(&config, 4, &architecture(4, 4)).unwrap_err();
-    assert_eq!(error, Error::Uncut { axis: "context", degree: 2 });
-    let ones = ParallelConfig { pp: 1, cp: 1, ..ParallelConfig::default() };
-    assert!(Mesh::resolve(&ones, 4, &architecture(4, 4)).is_ok());
-}
-
-#[test]
 fn stages_leave_the_rest_to_the_other_axes() {
     let resolve = |pp, world| {
         let config = ParallelConfig { pp, ..ParallelConfig::default() };

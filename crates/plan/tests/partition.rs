@@ -206,13 +206,9 @@ fn more_ranks_than_tokens_leave_some_with_padding_alone() {
 #[test]
 fn axes_without_a_cut_are_refused() {
     let architecture = grouped(1).unwrap().architecture;
-    for (degrees, axis) in [
-        (Degrees { cp: 2, ..Degrees::default() }, "context"),
-        (Degrees { dp: 2, ep: 2, ..Degrees::default() }, "expert"),
-    ] {
-        let error = Partition::new(&architecture, &Mesh::new(degrees).unwrap()).unwrap_err();
-        assert_eq!(error, Error::Uncut { axis, degree: 2 });
-    }
+    let degrees = Degrees { dp: 2, ep: 2, ..Degrees::default() };
+    let error = Partition::new(&architecture, &Mesh::new(degrees).unwrap()).unwrap_err();
+    assert_eq!(error, Error::Uncut { axis: "expert", degree: 2 });
 }
 
 #[test]

@@ -60,6 +60,26 @@ pub enum Precision {
     Fp64,
 }
 
+impl Precision {
+    /// Returns how the tensor backend calls it.
+    pub fn backend(self) -> mp_runtime::Precision {
+        match self {
+            Precision::Fp32 => mp_runtime::Precision::Fp32,
+            Precision::Bf16 => mp_runtime::Precision::Bf16,
+            Precision::Fp64 => mp_runtime::Precision::Fp64,
+        }
+    }
+
+    /// Returns how the plan calls it.
+    pub fn planned(self) -> mp_plan::Precision {
+        match self {
+            Precision::Fp32 => mp_plan::Precision::Fp32,
+            Precision::Bf16 => mp_plan::Precision::Bf16,
+            Precision::Fp64 => mp_plan::Precision::Fp64,
+        }
+    }
+}
+
 /// Where tensors live.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

@@ -6,7 +6,7 @@ use mp_model::Pass;
 use mp_plan::Zero;
 
 use crate::pipeline::forward_only;
-use crate::step::{tensors, Trainer};
+use crate::step::Trainer;
 use crate::Result;
 
 /// Computes the mean loss over consecutive windows, in nats; the data ranks share the batches. Collective over the
@@ -18,7 +18,7 @@ use crate::Result;
 /// Whatever a layer or a collective raises.
 pub fn evaluate(trainer: &Trainer, windows: &Windows, batch: usize, limit: usize) -> Result<f64> {
     let _span = tracing::info_span!("evaluate").entered();
-    let (groups, device) = (trainer.groups(), trainer.parameters().device());
+    let groups = trainer.groups();
     let mut sums = [0.0f64; 2];
     let walk = windows.batches(batch, limit)?;
     let rounds = walk.remaining().div_ceil(groups.dp.size());
@@ -29,16 +29,18 @@ pub fn evaluate(trainer: &Trainer, windows: &Windows, batch: usize, limit: usize
         let next = own.next();
         let counts = next.is_some();
         let Some(batch) = next.or_else(|| shared.then(|| windows.batch(0..1))) else { continue };
-        let (tokens, targets) = tensors(&batch, device)?;
-        let shape = trainer.activation_shape(batch.batch, batch.seq);
-        let (line, model, pass) = (trainer.line(), trainer.model(), Pass::evaluation(&tokens));
-        let loss = forward_only(line, model, &pass, shape, |last, hidden| last.loss_sum(hidden, &targets))?;
+        let own = trainer.own(&batch)?;
+        let shape = trainer.activation_shape(batch.batch, own.positions.count());
+        let (line, model) = (trainer.line(), trainer.model());
+        let pass = Pass { tokens: &own.tokens, positions: own.positions, first_sample: 0, dropout: None };
+        let loss = forward_only(line, model, &pass, shape, |last, hidden| last.loss_sum(hidden, &own.targets))?;
         if let (Some(loss), true) = (loss, counts) {
             sums[0] += loss.double_value(&[]);
-            sums[1] += batch.targets.iter().filter(|&&target| target != IGNORED).count() as f64;
+            let targets = batch.targets.iter().filter(|&&target| target != IGNORED).count();
+            sums[1] += targets as f64 / groups.cp.size() as f64;
         }
     }
-    for group in [&groups.dp, &groups.pp] {
+    for group in [&groups.data, &groups.pp] {
         group.all_reduce(BufferMut::new(&mut sums), ReduceOp::Sum)?;
     }
     Ok(sums[0] / sums[1])

@@ -1,6 +1,6 @@
 //! Text from a model, one token after the other.
 
-use mp_comm::{BufferMut, Rank};
+use mp_comm::{BufferMut, Rank, ReduceOp};
 use mp_data::Tokenizer;
 use mp_model::Pass;
 use mp_plan::Axis;
@@ -22,7 +22,7 @@ pub struct Sampling {
     pub seed: u64,
 }
 
-/// Continues `prompt`. Collective over the ranks of one model, its tensor and pipeline groups; every rank gets the same
+/// Continues `prompt`. Collective over the ranks of one model, its tensor, context and pipeline groups; every rank gets the same
 /// text, prompt included.
 ///
 /// Each choice is a function of seed and position alone, so that ranks agree without talking.
@@ -48,26 +48,33 @@ pub fn generate(trainer: &Trainer, tokenizer: &Tokenizer, prompt: &str, sampling
 
 /// Computes the scores of the token that follows, from as many tokens as the model has positions.
 ///
-/// The sequence is filled up to a multiple of the tensor degree, so that it can be cut where activations are; what comes
-/// later does not change what a causal model says of a position.
+/// The sequence is filled up until it can be cut wherever activations are; what comes later does not change what a causal
+/// model says of a position.
 fn next_scores(trainer: &Trainer, ids: &[u32]) -> Result<Vec<f64>> {
-    let parameters = trainer.parameters();
-    let partition = parameters.partition();
-    let tp = partition.mesh.degree(Axis::Tp);
-    let longest = (partition.architecture.max_seq / tp * tp).max(1);
+    let (parameters, context) = (trainer.parameters(), trainer.context());
+    let architecture = &parameters.partition().architecture;
+    let (tp, cp) = (parameters.partition().mesh.degree(Axis::Tp), context.comm.size());
+    let multiple = if cp == 1 { tp } else { 2 * cp * tp };
+    let longest = (architecture.max_seq / multiple * multiple).max(1);
     let mut seen: Vec<i64> = ids[ids.len().saturating_sub(longest)..].iter().map(|&id| i64::from(id)).collect();
-    let length = seen.len() as i64;
-    seen.resize(seen.len().next_multiple_of(tp), 0);
-    let tokens = Tensor::f_from_slice(&seen).and_then(|tokens| tokens.f_unsqueeze(0)?.f_to_device(parameters.device()));
-    let tokens = tokens.map_err(mp_runtime::Error::from)?;
-    let shape = trainer.activation_shape(1, seen.len());
-    let (line, pass) = (trainer.line(), Pass::evaluation(&tokens));
+    let length = seen.len();
+    seen.resize(length.next_multiple_of(multiple), 0);
+    let full = Tensor::f_from_slice(&seen).and_then(|full| full.f_unsqueeze(0)).map_err(mp_runtime::Error::from)?;
+    let tokens = context.own(&full)?.f_to_device(parameters.device()).map_err(mp_runtime::Error::from)?;
+    let positions = context.positions(seen.len())?;
+    // Where this rank holds the last token, if it does.
+    let held = positions.iter().position(|position| position + 1 == length);
+    let shape = trainer.activation_shape(1, positions.count());
+    let (line, pass) = (trainer.line(), Pass { tokens: &tokens, positions, first_sample: 0, dropout: None });
     let scores = forward_only(line, trainer.model(), &pass, shape, |last, hidden| {
-        let scores = last.logits(hidden)?.f_select(1, length - 1)?.f_view([-1])?;
-        let scores = scores.f_to_kind(Kind::Double)?.f_to_device(mp_runtime::Device::Cpu)?;
-        Ok(Vec::<f64>::try_from(&scores)?)
+        let scores = last.logits(hidden)?;
+        let Some(held) = held else { return Ok(vec![0.0; architecture.vocab]) };
+        let own = scores.f_select(1, held as i64)?.f_view([-1])?;
+        Ok(Vec::<f64>::try_from(&own.f_to_kind(Kind::Double)?.f_to_device(mp_runtime::Device::Cpu)?)?)
     })?;
-    let mut scores = scores.unwrap_or_else(|| vec![0.0; partition.architecture.vocab]);
+    let mut scores = scores.unwrap_or_else(|| vec![0.0; architecture.vocab]);
+    // All but one have zeros.
+    context.comm.all_reduce(BufferMut::new(&mut scores), ReduceOp::Sum)?;
     let last = Rank(line.stages.rank_of(line.stages.count() - 1));
     line.group.broadcast(BufferMut::new(&mut scores), last)?;
     Ok(scores)

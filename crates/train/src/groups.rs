@@ -16,6 +16,8 @@ pub struct Groups {
     pub tp: Arc<dyn Communicator>,
     /// Ranks that hold the same shards and read different samples.
     pub dp: Arc<dyn Communicator>,
+    /// Ranks that share each sequence.
+    pub cp: Arc<dyn Communicator>,
     /// Ranks that hold the same shards and see different tokens.
     pub data: Arc<dyn Communicator>,
     /// Ranks that hold consecutive stages.
@@ -41,6 +43,7 @@ impl Groups {
             world: Arc::clone(world),
             tp: along(Axis::Tp)?,
             dp: along(Axis::Dp)?,
+            cp: along(Axis::Cp)?,
             data: cut(mesh.data_split_key(rank), "data")?,
             pp: along(Axis::Pp)?,
             ends: match ends {

@@ -4,11 +4,12 @@ use std::sync::Arc;
 
 use mp_comm::Communicator;
 use mp_data::BatchPlan;
+use mp_model::context::{self, Form};
 use mp_model::parameter::{Sharing, BUCKET_BYTES};
 use mp_model::regions::Between;
-use mp_plan::{Architecture, Axis, Mesh, Partition, Plan, Schedule, Storage, Zero};
+use mp_plan::{Architecture, Axis, ContextForm, Mesh, Partition, Plan, Schedule, Storage, Switch, Zero};
 
-use crate::config::{OptimizerName, Precision};
+use crate::config::OptimizerName;
 use crate::{Config, Result};
 
 /// How a run is cut.
@@ -18,6 +19,8 @@ pub struct Layout {
     pub partition: Arc<Partition>,
     /// How activations lie between the tensor-parallel regions.
     pub between: Between,
+    /// How attention reaches the positions of other context ranks.
+    pub form: Form,
     /// Which samples each data rank takes.
     pub batches: BatchPlan,
     /// The stages of the model, and in which order each rank of the pipeline works on them.
@@ -38,7 +41,16 @@ impl Layout {
         let architecture = Architecture::resolve(&config.model, vocab, seq)?;
         let mesh = Mesh::resolve(&config.parallel, world, &architecture)?;
         let (tp, dp, pp) = (mesh.degree(Axis::Tp), mesh.degree(Axis::Dp), mesh.degree(Axis::Pp));
-        let between = match mp_plan::sequence_parallel(config.parallel.sequence_parallel, seq, tp)? {
+        let cp = mesh.degree(Axis::Cp);
+        context::check_sequence(seq, cp, 1)?;
+        let form = match config.parallel.context {
+            ContextForm::Ring => Form::Ring,
+            ContextForm::AllToAll => Form::AllToAll,
+        };
+        if form == Form::AllToAll {
+            context::check_all_to_all(architecture.heads, architecture.kv_heads, tp, cp)?;
+        }
+        let between = match sequence_parallel(config.parallel.sequence_parallel, seq, cp, tp)? {
             true => Between::SequenceSharded,
             false => Between::Replicated,
         };
@@ -54,6 +66,7 @@ impl Layout {
         Ok(Self {
             partition: Arc::new(Partition::new(&architecture, &mesh)?),
             between,
+            form,
             batches,
             schedule,
             zero: mp_plan::check_zero(config.parallel.zero.unwrap_or(Zero::Replicated), &mesh)?,
@@ -81,6 +94,9 @@ impl Layout {
         if mesh.degree(Axis::Pp) > 1 {
             words.push(format!("pp={} ({})", mesh.degree(Axis::Pp), self.schedule.name));
         }
+        if mesh.degree(Axis::Cp) > 1 {
+            words.push(format!("cp={}", mesh.degree(Axis::Cp)));
+        }
         words.push(format!("dp={}", mesh.degree(Axis::Dp)));
         if self.zero > Zero::Replicated {
             words.push(format!("zero {}", self.zero));
@@ -90,16 +106,21 @@ impl Layout {
 
     /// Makes the plan that a run folder keeps.
     pub fn plan(&self, config: &Config) -> Plan {
-        let precision = match config.train.precision {
-            Precision::Fp32 => mp_plan::Precision::Fp32,
-            Precision::Bf16 => mp_plan::Precision::Bf16,
-            Precision::Fp64 => mp_plan::Precision::Fp64,
-        };
         let moments = match config.optimizer.name {
             OptimizerName::AdamW => 2,
             OptimizerName::Sgd => 1,
         };
-        Plan::new(&self.partition, Storage { precision, moments })
+        Plan::new(&self.partition, Storage { precision: config.train.precision.planned(), moments })
+    }
+}
+
+/// Decides whether activations are cut along the sequence, of which each rank may hold a part already.
+fn sequence_parallel(choice: Switch<bool>, seq: usize, cp: usize, tp: usize) -> Result<bool> {
+    match (cp, choice) {
+        (1, choice) => Ok(mp_plan::sequence_parallel(choice, seq, tp)?),
+        (_, Switch::Set(false)) => Ok(false),
+        (_, Switch::Set(true)) => Ok(context::check_sequence(seq, cp, tp).map(|()| true)?),
+        (_, Switch::Auto) => Ok(tp > 1 && context::check_sequence(seq, cp, tp).is_ok()),
     }
 }
 

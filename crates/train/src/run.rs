@@ -6,25 +6,21 @@ use std::time::Instant;
 
 use mp_comm::{BufferMut, Communicator, Rank, ReduceOp};
 use mp_data::{split, Corpus, Prefetch, SampleSource, Split, TextSource, Tokenizer, Windows};
-use mp_model::regions::TensorGroup;
-use mp_model::{build, Parameters};
 use mp_plan::Zero;
 use mp_runtime::{device, Device};
 
 use crate::agree::{agree, agree_and_decide};
+use crate::assemble::Allocated;
 use crate::checkpoint::{CheckpointStore, DirectoryStore, Verify};
-use crate::config::Precision;
 use crate::evaluate::evaluate;
 use crate::generate::{generate, Sampling};
-use crate::groups::Groups;
 use crate::layout::Layout;
 use crate::metrics::Metrics;
-use crate::optimizer::optimizer;
 use crate::rates::Rates;
 use crate::records::{EndReason, EndRecord, EvalRecord, Observer, Record, Report, Start, StepRecord};
 use crate::run_folder::RunFolder;
 use crate::state::{self, Progress};
-use crate::step::{Method, Trainer, Work};
+use crate::step::{Trainer, Work};
 use crate::{Config, Error, Result};
 
 /// Steps whose batches are read ahead.
@@ -112,8 +108,9 @@ impl<'a> Run<'a> {
         });
         let (text, layout) = agree(&*world, input)?;
         let folder = RunFolder::open(&*world, config)?;
-        let groups = Groups::new(&world, &layout.partition.mesh, layout.schedule.stages.tied_ranks())?;
-        let trainer = agree(&*world, model(config, &layout, &groups, device))?.finish(config, &layout, groups)?;
+        let groups = layout.groups(&world)?;
+        let trainer =
+            agree(&*world, Allocated::new(config, &layout, &groups, device))?.trainer(config, &layout, groups)?;
 
         let store = DirectoryStore::new(folder.checkpoints(), config.checkpoint.keep);
         let first = world.rank() == Rank(0);
@@ -302,7 +299,7 @@ impl<'a> Run<'a> {
             Sampling { tokens: SAMPLE_TOKENS, temperature: SAMPLE_TEMPERATURE, seed: self.config.train.seed };
         // Where the data ranks share parameters out, all of them take part, and write the same.
         let shared = self.trainer.parameters().sharing().zero == Zero::Parameters;
-        let written = match shared || self.trainer.groups().data.rank() == Rank(0) {
+        let written = match shared || self.trainer.groups().dp.rank() == Rank(0) {
             true => generate(&self.trainer, &self.tokenizer, PROMPT, &sampling)?,
             false => String::new(),
         };
@@ -313,37 +310,6 @@ impl<'a> Run<'a> {
 /// Says whether something that happens every so many steps happens after this one; 0 is never.
 fn due(every: u64, step: u64) -> bool {
     every > 0 && step.is_multiple_of(every)
-}
-
-/// A rank's memory, before anything that needs the other ranks.
-struct Allocated {
-    parameters: Parameters,
-    optimizer: Box<dyn crate::optimizer::Optimizer>,
-}
-
-fn model(config: &Config, layout: &Layout, groups: &Groups, device: Device) -> Result<Allocated> {
-    let precision = match config.train.precision {
-        Precision::Fp32 => mp_runtime::Precision::Fp32,
-        Precision::Bf16 => mp_runtime::Precision::Bf16,
-        Precision::Fp64 => mp_runtime::Precision::Fp64,
-    };
-    let rank = groups.tp.rank().0;
-    let sharing = layout.sharing(Arc::clone(&groups.data));
-    let parameters =
-        Parameters::shared(&layout.of_rank(groups.pp.rank().0), rank, sharing, config.train.seed, precision, device)?;
-    let optimizer = optimizer(&config.optimizer, &parameters)?;
-    Ok(Allocated { parameters, optimizer })
-}
-
-impl Allocated {
-    fn finish(self, config: &Config, layout: &Layout, groups: Groups) -> Result<Trainer> {
-        let group = TensorGroup { comm: Arc::clone(&groups.tp), between: layout.between };
-        let model = build(self.parameters, group, &layout.schedule.stages.rank_layers(groups.pp.rank().0))?;
-        let (seed, clip_norm) = (config.train.seed, config.train.clip_norm);
-        let whole = Arc::clone(&layout.partition);
-        let method = Method { whole, between: layout.between, schedule: layout.schedule.clone(), seed, clip_norm };
-        Trainer::new(groups, model, self.optimizer, method)
-    }
 }
 
 /// Continues from the newest checkpoint where the configuration says so; returns the finished updates.

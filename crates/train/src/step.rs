@@ -5,7 +5,8 @@ use std::time::Instant;
 
 use mp_comm::{BufferMut, ReduceOp};
 use mp_data::Batch;
-use mp_model::pass::DropoutKey;
+use mp_model::context::Context;
+use mp_model::pass::{DropoutKey, Positions};
 use mp_model::regions::{Between, TensorGroup};
 use mp_model::{Model, Parameters, Pass};
 use mp_plan::{Partition, Schedule, Step};
@@ -58,6 +59,8 @@ struct Passes {
 pub struct Method {
     /// The parameters of the whole model, all stages.
     pub whole: Arc<Partition>,
+    /// The ranks that share each sequence.
+    pub context: Context,
     /// How activations lie between the tensor-parallel regions.
     pub between: Between,
     /// The steps of every rank of the pipeline.
@@ -122,6 +125,19 @@ impl Trainer {
         self.passes.line()
     }
 
+    /// Puts this rank's part of a batch where the model is.
+    ///
+    /// # Errors
+    /// [`Error::Model`] if the sequences cannot be cut over the context ranks.
+    pub fn own(&self, batch: &Batch) -> Result<Own> {
+        self.passes.own(batch, self.parameters().device())
+    }
+
+    /// Returns the ranks that share each sequence.
+    pub fn context(&self) -> &Context {
+        &self.passes.method.context
+    }
+
     /// Returns the shape of the activations between stages, for sequences of which this rank's stages see `[b, s]`
     /// tokens.
     pub fn activation_shape(&self, batch: usize, seq: usize) -> [i64; 3] {
@@ -145,7 +161,7 @@ impl Trainer {
         }
         passes.model.parameters().begin_step(work.batches.len())?;
         let device = passes.model.parameters().device();
-        let tensors = work.batches.iter().map(|batch| tensors(batch, device)).collect::<Result<Vec<_>>>()?;
+        let tensors = work.batches.iter().map(|batch| passes.own(batch, device)).collect::<Result<Vec<_>>>()?;
         let steps = &passes.method.schedule.ranks[passes.groups.pp.rank().0];
         let mut flight = Flight::new(passes.line(), &passes.model, passes.micro_batches(work, &tensors), steps)?;
         let (mut loss, mut gradient_norm, mut passed, mut reduced) = (0.0, 0.0, begun, begun);
@@ -179,6 +195,19 @@ impl Trainer {
 }
 
 impl Passes {
+    /// Puts this rank's part of a batch on a device.
+    fn own(&self, batch: &Batch, device: Device) -> Result<Own> {
+        let shape = [batch.batch as i64, batch.seq as i64];
+        let put = |ids: &[i64]| -> Result<Tensor> {
+            let full =
+                Tensor::f_from_slice(ids).and_then(|full| full.f_view(shape)).map_err(mp_runtime::Error::from)?;
+            let own = self.method.context.own(&full)?;
+            Ok(own.f_to_device(device).map_err(mp_runtime::Error::from)?)
+        };
+        let positions = self.method.context.positions(batch.seq)?;
+        Ok(Own { tokens: put(&batch.tokens)?, targets: put(&batch.targets)?, positions })
+    }
+
     fn line(&self) -> Line<'_> {
         Line { stages: &self.method.schedule.stages, group: &*self.groups.pp }
     }
@@ -191,16 +220,16 @@ impl Passes {
         [batch as i64, seq as i64, self.model.parameters().partition().architecture.hidden as i64]
     }
 
-    fn micro_batches<'a>(&self, work: &Work<'_>, tensors: &'a [(Tensor, Tensor)]) -> Vec<MicroBatch<'a>> {
+    fn micro_batches<'a>(&self, work: &Work<'_>, tensors: &'a [Own]) -> Vec<MicroBatch<'a>> {
         let per_rank = work.global_batch / self.groups.dp.size();
         let mut first_sample = self.groups.dp.rank().0 * per_rank;
         let dropout = Some(DropoutKey { seed: self.method.seed, step: work.step });
-        let micro_batch = |(batch, (tokens, targets)): (&Batch, &'a (Tensor, Tensor))| {
+        let micro_batch = |(batch, own): (&Batch, &'a Own)| {
             let made = MicroBatch {
-                pass: Pass { tokens, first_sample, dropout },
-                targets,
+                pass: Pass { tokens: &own.tokens, positions: own.positions.clone(), first_sample, dropout },
+                targets: &own.targets,
                 share: 1.0 / (work.global_batch * batch.seq) as f64,
-                shape: self.activation_shape(batch.batch, batch.seq),
+                shape: self.activation_shape(batch.batch, own.positions.count()),
             };
             first_sample += batch.batch;
             made
@@ -234,11 +263,12 @@ impl Passes {
     }
 }
 
-/// Puts a batch on a device: tokens and targets, `[b, s]` each.
-pub(crate) fn tensors(batch: &Batch, device: Device) -> Result<(Tensor, Tensor)> {
-    let shape = [batch.batch as i64, batch.seq as i64];
-    let put = |ids: &[i64]| -> mp_runtime::Result<Tensor> {
-        Ok(Tensor::f_from_slice(ids)?.f_view(shape)?.f_to_device(device)?)
-    };
-    Ok((put(&batch.tokens)?, put(&batch.targets)?))
+/// A rank's part of a batch.
+pub struct Own {
+    /// Token ids, `[b, s / cp]`.
+    pub tokens: Tensor,
+    /// What is to be predicted, `[b, s / cp]`.
+    pub targets: Tensor,
+    /// Where in their sequences they stand.
+    pub positions: Positions,
 }

@@ -40,6 +40,39 @@ fn check_stages(name: &str) {
     }
 }
 
+/// Parts of sequences, of four layers so that two ranks can hold two chunks each.
+fn check_context(name: &str) {
+    let mut model = parity::models().into_iter().find(|model| model.name == name).unwrap();
+    model.config.layers = 4;
+    let kv_heads = if model.config.kv_heads == 0 { 4 } else { model.config.kv_heads };
+    let expected = parity::oracle(&model).unwrap();
+    for ranks in [2, 4] {
+        for layout in parity::context_layouts(ranks, kv_heads, 4) {
+            let traces = threads::run(ranks, |world| parity::train(&model, layout, world));
+            for (rank, trace) in traces.iter().enumerate() {
+                if let Err(difference) = parity::compare(trace, &expected) {
+                    panic!("{name}, {layout:?}, rank {rank}: {difference}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn sequences_of_gpt2_cut_in_parts() {
+    check_context("gpt2");
+}
+
+#[test]
+fn sequences_of_gpt2_with_dropout_cut_in_parts() {
+    check_context("gpt2 dropout");
+}
+
+#[test]
+fn sequences_of_llama_with_grouped_queries_cut_in_parts() {
+    check_context("llama dropout");
+}
+
 #[test]
 fn stages_of_gpt2() {
     check_stages("gpt2");

@@ -8,7 +8,7 @@ use mp_comm::solo::Solo;
 use mp_comm::{threads, Communicator};
 use mp_model::parameter::Sharing;
 use mp_model::regions::{Between, TensorGroup};
-use mp_model::{build, Parameters, Pass};
+use mp_model::{build, Options, Parameters, Pass};
 use mp_plan::{Architecture, Degrees, Mesh, ModelConfig, Partition, RankBytes, Storage, Zero};
 use mp_runtime::{autograd, Device, Kind, Precision, Tensor};
 use mp_train::config::OptimizerConfig;
@@ -64,7 +64,7 @@ fn buckets_are_reduced_while_the_backward_still_runs() {
         let group = TensorGroup { comm: alone, between: Between::Replicated };
         let buckets = parameters.arrangement().buckets().len();
         let layers = 0..3;
-        let model = build(parameters, group, std::slice::from_ref(&layers))?;
+        let model = build(parameters, group, std::slice::from_ref(&layers), &Options::default())?;
         model.parameters().begin_step(1)?;
         let tokens = Tensor::zeros([1, 8], (Kind::Int64, Device::Cpu));
         let loss = model.loss_sum(&Pass::evaluation(&tokens), &tokens)?;

@@ -3,15 +3,21 @@
 //! Shape letters: `b` batch, `s` sequence, `h` this rank's query heads, `g` query heads for each key/value head, `k`
 //! head width.
 
+mod all_to_all;
+mod ring;
+
 use std::ops::Range;
+use std::sync::Arc;
 
-use mp_runtime::kernels::dropout::{self, Place};
+use mp_runtime::kernels::dropout;
 use mp_runtime::kernels::rotary::{rotate, Angles};
-use mp_runtime::{Kind, Tensor};
+use mp_runtime::{autograd, Kind, Tensor};
 
-use crate::layers::dropout::Dropout;
+use crate::context::{Context, Form};
+use crate::layers::attention::ring::Ring;
+use crate::layers::dropout::{Dropout, WeightDropout};
 use crate::layers::linear::{ColumnParallel, RowParallel};
-use crate::pass::Pass;
+use crate::pass::{Pass, Positions};
 use crate::Result;
 
 /// The heads of one rank.
@@ -40,20 +46,25 @@ pub struct SelfAttention {
     pub angles: Option<Angles>,
     /// Dropout of the attention's weights.
     pub dropout: Dropout,
+    /// The ranks that hold the other positions.
+    pub context: Context,
 }
 
 impl SelfAttention {
     /// Attends from each position to itself and those before it.
     ///
     /// # Shapes
-    /// - `x`: `[b, s, d]`, or `[b, s / tp, d]`, its part of the sequence
+    /// - `x`: `[b, s, d]`, or `[b, s / tp, d]`, its part of the pass's positions
     /// - returns the same
     ///
     /// # Communication
-    /// That of one column-parallel and one row-parallel layer.
+    /// That of one column-parallel and one row-parallel layer. Over a context group of `cp` ranks also: as a ring, `cp − 1`
+    /// messages of the rank's keys and values, and twice as many in the backward; as an exchange, two all-to-alls each
+    /// way.
     ///
     /// # Errors
-    /// [`Error::TooLong`](crate::Error::TooLong) beyond the rotary table.
+    /// [`Error::TooLong`](crate::Error::TooLong) beyond the rotary table; [`Error::Positions`](crate::Error::Positions) for
+    /// a pass over other positions than the context group gives this rank.
     ///
     /// # Source
     /// Vaswani et al. 2017, arXiv:1706.03762, eq. 1; grouped queries: Ainslie et al. 2023, arXiv:2305.13245.
@@ -65,44 +76,55 @@ impl SelfAttention {
         let parts = fused.f_view([b, s, h + 2 * kv, k])?.f_split_with_sizes([h, kv, kv].as_slice(), 2)?;
         let (mut q_bshk, mut k_bshk) = (parts[0].shallow_clone(), parts[1].shallow_clone());
         if let Some(angles) = &self.angles {
-            if s as usize > angles.length() {
-                return Err(crate::Error::TooLong { seq: s as usize, max_seq: angles.length() });
+            let (seq, max_seq) = (pass.positions.seq(), angles.length());
+            if seq > max_seq {
+                return Err(crate::Error::TooLong { seq, max_seq });
             }
-            q_bshk = rotate(&q_bshk, angles)?;
-            k_bshk = rotate(&k_bshk, angles)?;
+            let angles = angles.at(pass.positions.runs())?;
+            q_bshk = rotate(&q_bshk, &angles)?;
+            k_bshk = rotate(&k_bshk, &angles)?;
         }
-        let y_bhsk = self.attend(
-            &q_bshk.f_transpose(1, 2)?,
-            &repeat(&k_bshk, h / kv)?.f_transpose(1, 2)?,
-            &repeat(&parts[2], h / kv)?.f_transpose(1, 2)?,
-            pass,
-        )?;
-        self.output.forward(&y_bhsk.f_transpose(1, 2)?.f_reshape([b, s, h * k])?)
+        let y_bshk = self.attend([&q_bshk, &k_bshk, &parts[2]], pass)?;
+        self.output.forward(&y_bshk.f_reshape([b, s, h * k])?)
     }
 
-    /// Computes `softmax(Q·Kᵀ/√k)·V`: libtorch's fused kernel, or step by step where weights are dropped, since the
-    /// mask must not depend on the layout.
-    fn attend(&self, q: &Tensor, k: &Tensor, v: &Tensor, pass: &Pass<'_>) -> Result<Tensor> {
-        let Some(stream) = self.dropout.stream(pass) else {
-            return Ok(Tensor::f_scaled_dot_product_attention(q, k, v, None::<Tensor>, 0.0, true, None, false)?);
-        };
-        let weights_bhst = causal_weights(q, k)?;
-        let rows = self.rows(pass);
-        let kept = dropout::dropout(&weights_bhst, self.dropout.probability(), Place { rows: &rows, stream })?;
-        Ok(kept.f_matmul(v)?)
-    }
-
-    /// Returns the global index of the first weight of each row `(b, h, s)`.
-    fn rows(&self, pass: &Pass<'_>) -> Vec<u64> {
-        let (seq, all) = (pass.seq(), self.heads.all);
-        let mut rows = Vec::with_capacity(pass.batch() * self.heads.query.len() * seq);
-        for sample in pass.first_sample..pass.first_sample + pass.batch() {
-            for head in self.heads.query.clone() {
-                rows.extend((0..seq).map(|position| (((sample * all + head) * seq + position) * seq) as u64));
-            }
+    /// Attends within the rank, or over the context group.
+    fn attend(&self, [q, k, v]: [&Tensor; 3], pass: &Pass<'_>) -> Result<Tensor> {
+        let Context { comm, form } = &self.context;
+        self.context.check(&pass.positions)?;
+        let dropped = self.dropout.weights(pass, self.heads.query.clone(), self.heads.all);
+        match form {
+            _ if comm.size() == 1 => core([q, k, v], dropped.as_ref()),
+            Form::Ring => Ring { comm: Arc::clone(comm), seq: pass.positions.seq(), dropped }.attend(q, k, v),
+            Form::AllToAll => all_to_all::attend(comm, [q, k, v], |inputs, heads| {
+                core(inputs, dropped.map(|dropout| dropout.of_heads(heads)).as_ref())
+            }),
         }
-        rows
     }
+}
+
+/// Computes `softmax(Q·Kᵀ/√k)·V` of whole sequences: with libtorch's fused kernel, or step by step where weights are
+/// dropped, since the mask must not depend on the layout.
+///
+/// # Shapes
+/// - `q_bshk`: `[b, s, h, k]`; `k_bshk`, `v_bshk`: `[b, s, kv, k]`
+/// - returns `[b, s, h, k]`
+fn core([q_bshk, k_bshk, v_bshk]: [&Tensor; 3], dropped: Option<&WeightDropout>) -> Result<Tensor> {
+    let g = q_bshk.size()[2] / k_bshk.size()[2];
+    let q = q_bshk.f_transpose(1, 2)?;
+    let (k, v) = (repeat(k_bshk, g)?.f_transpose(1, 2)?, repeat(v_bshk, g)?.f_transpose(1, 2)?);
+    let Some(dropped) = dropped else {
+        let y = Tensor::f_scaled_dot_product_attention(&q, &k, &v, None::<Tensor>, 0.0, true, None, false)?;
+        return Ok(y.f_transpose(1, 2)?);
+    };
+    let weights_bhst = causal_weights(&q, &k)?;
+    let mask = {
+        let _off = autograd::no_grad();
+        let all = Positions::whole(q_bshk.size()[1] as usize);
+        dropped.mask(&all, &all, &weights_bhst)?
+    };
+    let kept = dropout::apply(&weights_bhst, &mask, dropped.probability())?;
+    Ok(kept.f_matmul(&v)?.f_transpose(1, 2)?)
 }
 
 /// Computes `softmax(Q·Kᵀ/√k)` with weights of later positions zero.

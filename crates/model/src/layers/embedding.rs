@@ -2,8 +2,10 @@
 
 use std::ops::Range;
 
+use mp_runtime::kernels::runs;
 use mp_runtime::{autograd, Tensor};
 
+use crate::pass::Positions;
 use crate::regions::TensorGroup;
 use crate::weight::Weight;
 use crate::{Error, Result};
@@ -78,18 +80,18 @@ impl VocabParallelEmbedding {
 
 /// Adds a learned vector for each position.
 #[derive(Debug)]
-pub struct Positions {
+pub struct LearnedPositions {
     weight: Weight,
     group: TensorGroup,
 }
 
-impl Positions {
+impl LearnedPositions {
     /// Makes the layer from the whole table, `[max_seq, d]`.
     pub fn new(weight: Weight, group: &TensorGroup) -> Self {
         Self { weight, group: group.clone() }
     }
 
-    /// Adds row `p` to position `p` of a sequence of `seq` tokens.
+    /// Adds row `p` to the token at position `p`.
     ///
     /// # Shapes
     /// - `x`: `[b, s, d]`, or `[b, s / tp, d]`, its part of the sequence
@@ -100,13 +102,12 @@ impl Positions {
     ///
     /// # Errors
     /// [`Error::TooLong`] beyond the table.
-    pub fn forward(&self, x: &Tensor, seq: usize) -> Result<Tensor> {
-        let max_seq = self.weight.shape()[0] as usize;
+    pub fn forward(&self, x: &Tensor, positions: &Positions) -> Result<Tensor> {
+        let (seq, max_seq) = (positions.seq(), self.weight.shape()[0] as usize);
         if seq > max_seq {
             return Err(Error::TooLong { seq, max_seq });
         }
-        let own = self.group.positions(seq);
-        let rows = self.weight.tracked()?.f_narrow(0, own.start as i64, own.len() as i64)?;
-        Ok(x.f_add(&rows)?)
+        let own = positions.part(self.group.positions(positions.count()));
+        Ok(x.f_add(&runs::select(&self.weight.tracked()?, 0, own.runs())?)?)
     }
 }

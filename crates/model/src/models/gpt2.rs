@@ -4,7 +4,7 @@
 //! Radford et al. 2019, "Language models are unsupervised multitask learners", §2.3.
 
 use crate::build::Shards;
-use crate::layers::embedding::Positions;
+use crate::layers::embedding::LearnedPositions;
 use crate::layers::mlp::Activation;
 use crate::layers::norm::Norm;
 use crate::models::block::Block;
@@ -16,8 +16,8 @@ use crate::Result;
 pub struct Gpt2;
 
 impl Family for Gpt2 {
-    fn positions(&self, shards: &Shards<'_>) -> Result<Option<Positions>> {
-        Ok(Some(Positions::new(shards.weight("positions.weight")?, shards.group())))
+    fn positions(&self, shards: &Shards<'_>) -> Result<Option<LearnedPositions>> {
+        Ok(Some(LearnedPositions::new(shards.weight("positions.weight")?, shards.group())))
     }
 
     fn block(&self, shards: &Shards<'_>, layer: usize) -> Result<Block> {

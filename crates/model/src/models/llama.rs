@@ -7,7 +7,7 @@ use mp_plan::RopeScaling;
 use mp_runtime::kernels::rotary::Angles;
 
 use crate::build::Shards;
-use crate::layers::embedding::Positions;
+use crate::layers::embedding::LearnedPositions;
 use crate::layers::mlp::Activation;
 use crate::layers::norm::Norm;
 use crate::models::block::Block;
@@ -38,7 +38,7 @@ impl Llama {
 }
 
 impl Family for Llama {
-    fn positions(&self, _shards: &Shards<'_>) -> Result<Option<Positions>> {
+    fn positions(&self, _shards: &Shards<'_>) -> Result<Option<LearnedPositions>> {
         Ok(None)
     }
 

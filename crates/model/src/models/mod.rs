@@ -6,7 +6,7 @@ pub mod llama;
 pub mod slice;
 
 use crate::build::Shards;
-use crate::layers::embedding::Positions;
+use crate::layers::embedding::LearnedPositions;
 use crate::layers::norm::Norm;
 use crate::Result;
 
@@ -18,7 +18,7 @@ pub trait Family {
     ///
     /// # Errors
     /// [`Error::UnknownParameter`](crate::Error::UnknownParameter) if the partition is another model's.
-    fn positions(&self, shards: &Shards<'_>) -> Result<Option<Positions>>;
+    fn positions(&self, shards: &Shards<'_>) -> Result<Option<LearnedPositions>>;
 
     /// Makes a layer.
     ///

@@ -7,7 +7,7 @@ use mp_runtime::{autograd, Tensor};
 use crate::collective;
 use crate::layers::cross_entropy::vocab_parallel_cross_entropy;
 use crate::layers::dropout::Dropout;
-use crate::layers::embedding::{Positions, VocabParallelEmbedding};
+use crate::layers::embedding::{LearnedPositions, VocabParallelEmbedding};
 use crate::layers::linear::ColumnParallel;
 use crate::layers::norm::Norm;
 use crate::models::block::Block;
@@ -22,7 +22,7 @@ pub struct Entrance {
     /// Tokens to vectors.
     pub embedding: VocabParallelEmbedding,
     /// Learned positions, where the family has them.
-    pub positions: Option<Positions>,
+    pub positions: Option<LearnedPositions>,
     /// Of their sum.
     pub dropout: Dropout,
     /// When its values are there.
@@ -62,7 +62,7 @@ impl Entrance {
         self.residence.enter(|| {
             let mut x = self.embedding.forward(pass.tokens)?;
             if let Some(positions) = &self.positions {
-                x = positions.forward(&x, pass.seq())?;
+                x = positions.forward(&x, &pass.positions)?;
             }
             self.dropout.forward(x, pass, group)
         })

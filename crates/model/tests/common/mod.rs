@@ -6,7 +6,7 @@ use std::sync::Arc;
 use mp_comm::Communicator;
 use mp_model::gradient::Completion;
 use mp_model::regions::{Between, TensorGroup};
-use mp_model::{build, Model, Parameters};
+use mp_model::{build, Model, Options, Parameters};
 use mp_plan::{Architecture, Degrees, Mesh, Partition};
 use mp_runtime::{Device, Precision};
 
@@ -32,7 +32,11 @@ pub fn rank(
     let parameters = Parameters::new(partition, group.comm.rank().0, 7, precision, Device::Cpu)?;
     let completion = Completion::new(&parameters, &group)?;
     let layers = 0..partition.architecture.layers;
-    Ok(Rank { model: build(parameters, group.clone(), std::slice::from_ref(&layers))?, completion, group })
+    Ok(Rank {
+        model: build(parameters, group.clone(), std::slice::from_ref(&layers), &Options::default())?,
+        completion,
+        group,
+    })
 }
 
 /// The largest difference of two tensors' elements.

@@ -7,9 +7,10 @@ use std::sync::Arc;
 use mp_comm::solo::Solo;
 use mp_comm::Communicator;
 use mp_data::{Batch, BatchPlan, TextSource, Tokens};
+use mp_model::context::{self, Context, Form};
 use mp_model::parameter::Sharing;
 use mp_model::regions::{Between, TensorGroup};
-use mp_model::{build, shard, Parameters};
+use mp_model::{build, shard, Options, Parameters};
 use mp_plan::{
     Architecture, ArchitectureName, Degrees, Mesh, ModelConfig, Partition, Schedule, ScheduleName, Stages, Zero,
 };
@@ -42,6 +43,8 @@ pub struct Layout {
     pub tp: usize,
     pub dp: usize,
     pub pp: usize,
+    pub cp: usize,
+    pub form: Form,
     pub schedule: ScheduleName,
     pub between: Between,
     pub accumulation: usize,
@@ -114,10 +117,44 @@ pub fn staged_layouts(ranks: usize, layers: usize) -> Vec<Layout> {
     layouts
 }
 
+/// All layouts of `ranks` ranks that share sequences, in both forms, beside every other axis and option.
+pub fn context_layouts(ranks: usize, kv_heads: usize, layers: usize) -> Vec<Layout> {
+    let mut layouts = Vec::new();
+    // Pieces of a sequence of eight are two tokens long over two ranks, one over four: no further cut beside four.
+    for cp in [2, 4].into_iter().filter(|cp| ranks.is_multiple_of(*cp)) {
+        let rest = ranks / cp;
+        for form in [Form::Ring, Form::AllToAll] {
+            if form == Form::AllToAll && context::check_all_to_all(4, kv_heads, 1, cp).is_err() {
+                continue;
+            }
+            let base = Layout { cp, form, dp: rest, accumulation: 2, ..ONE_RANK };
+            layouts.push(base);
+            for zero in [Zero::Optimizer, Zero::Gradients, Zero::Parameters] {
+                layouts.push(Layout { zero, ..base });
+            }
+            if rest == 2 {
+                let cut = Layout { dp: 1, tp: 2, ..base };
+                if form == Form::Ring || context::check_all_to_all(4, kv_heads, 2, cp).is_ok() {
+                    layouts.push(cut);
+                    layouts.push(Layout { between: Between::SequenceSharded, ..cut });
+                }
+                for schedule in [ScheduleName::OneFOneB, ScheduleName::ZbV] {
+                    if 2 * schedule.default_chunks() <= layers {
+                        layouts.push(Layout { dp: 1, pp: 2, schedule, zero: Zero::Optimizer, ..base });
+                    }
+                }
+            }
+        }
+    }
+    layouts
+}
+
 const ONE_RANK: Layout = Layout {
     tp: 1,
     dp: 1,
     pp: 1,
+    cp: 1,
+    form: Form::Ring,
     schedule: ScheduleName::OneFOneB,
     between: Between::Replicated,
     accumulation: 1,
@@ -131,9 +168,9 @@ pub fn oracle(model: &Model) -> Result<Vec<Trace>> {
 
 /// Trains under a layout; every rank gets the full trace.
 pub fn train(model: &Model, layout: Layout, world: Arc<dyn Communicator>) -> Result<Vec<Trace>> {
-    let Layout { tp, dp, pp, schedule, between, accumulation, zero } = layout;
+    let Layout { tp, dp, pp, cp, form, schedule, between, accumulation, zero } = layout;
     let architecture = Architecture::resolve(&model.config, VOCAB, SEQ)?;
-    let mesh = Mesh::new(Degrees { tp, dp, pp, ..Degrees::default() })?;
+    let mesh = Mesh::new(Degrees { tp, dp, pp, cp, ..Degrees::default() })?;
     let stages = Stages::new(&architecture, pp, schedule.default_chunks(), schedule.folding(), None)?;
     let schedule = Schedule::new(schedule, stages, accumulation, architecture.tie_embeddings)?;
     schedule.check()?;
@@ -147,9 +184,11 @@ pub fn train(model: &Model, layout: Layout, world: Arc<dyn Communicator>) -> Res
     let config = OptimizerConfig { name: model.optimizer, weight_decay: 0.1, momentum: 0.9, ..Default::default() };
     let optimizer = optimizer(&config, &parameters)?;
     let group = TensorGroup { comm: Arc::clone(&groups.tp), between };
-    let model = build(parameters, group, &schedule.stages.rank_layers(rank))?;
+    let context = Context { comm: Arc::clone(&groups.cp), form };
+    let options = Options { context: context.clone() };
+    let model = build(parameters, group, &schedule.stages.rank_layers(rank), &options)?;
     // The limit is below the first norms: clipping takes part.
-    let method = Method { whole, between, schedule, seed: SEED, clip_norm: 0.5 };
+    let method = Method { whole, context, between, schedule, seed: SEED, clip_norm: 0.5 };
     let mut trainer = Trainer::new(groups, model, optimizer, method)?;
     let plan = BatchPlan::new(GLOBAL_BATCH, GLOBAL_BATCH / dp / accumulation, dp)?;
     (1..=STEPS).map(|step| one_step(&mut trainer, &plan, step)).collect()

@@ -1,0 +1,233 @@
+//! The context axis: whole models cut along the sequence against one rank, forward and gradients, in both forms; and what
+//! each form sends.
+#![allow(missing_docs)]
+
+mod common;
+
+use std::sync::Arc;
+
+use mp_comm::ledger::{Ledger, Log};
+use mp_comm::{threads, BufferMut, Call, ReduceOp};
+use mp_model::context::{Context, Form};
+use mp_model::gradient::Completion;
+use mp_model::pass::{DropoutKey, Positions};
+use mp_model::regions::{Between, TensorGroup};
+use mp_model::{build, collective, shard, Error, Options, Parameters, Pass};
+use mp_plan::{Architecture, ArchitectureName, ModelConfig};
+use mp_runtime::rng::Stream;
+use mp_runtime::{autograd, Device, Kind, Precision, Tensor};
+use rstest::rstest;
+
+const SEQ: i64 = 16;
+const VOCAB: i64 = 37;
+const LAYERS: usize = 2;
+const WIDTH: usize = 8;
+
+/// Loss and gradients are of order 1 and below, from sums of a few thousand terms in 52 bits.
+const TOLERANCE: f64 = 1e-10;
+
+fn architecture(name: ArchitectureName, dropout: f64) -> Architecture {
+    let config = ModelConfig {
+        architecture: name,
+        hidden: 4 * WIDTH,
+        layers: LAYERS,
+        heads: 4,
+        kv_heads: if name == ArchitectureName::Llama { 2 } else { 0 },
+        vocab: VOCAB as usize,
+        max_seq: SEQ as usize,
+        dropout,
+        ..ModelConfig::default()
+    };
+    Architecture::resolve(&config, 0, SEQ as usize).unwrap()
+}
+
+/// Random ids, the same on every rank.
+fn ids(batch: i64, name: &str) -> Tensor {
+    let drawn = Tensor::from_slice(&Stream::new(4, name, 0).normals(0..(batch * SEQ) as u64));
+    (drawn.abs() * 1000.0).to_kind(Kind::Int64).remainder(VOCAB).view([batch, SEQ])
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Layout {
+    tp: usize,
+    cp: usize,
+    between: Between,
+    form: Form,
+}
+
+const ALONE: Layout = Layout { tp: 1, cp: 1, between: Between::Replicated, form: Form::Ring };
+
+/// All layers as one stage.
+fn layers(architecture: &Architecture) -> [std::ops::Range<usize>; 1] {
+    std::array::from_fn(|_| 0..architecture.layers)
+}
+
+/// Loss, logits and every parameter's gradient, each whole.
+type Trace = (f64, Tensor, Vec<Tensor>);
+
+/// Runs one pass forward and backward under a layout.
+fn trace(architecture: &Architecture, layout: Layout, batch: i64) -> Vec<Trace> {
+    let Layout { tp, cp, between, form } = layout;
+    let partition = common::partition(architecture, tp);
+    threads::run(tp * cp, |world| -> mp_model::Result<Trace> {
+        let rank = world.rank().0;
+        let part = |color: usize, name: &str| world.split(Some(color as u32), rank as u32, name);
+        let group = TensorGroup { comm: part(rank / tp, "tp")?.expect("all take part"), between };
+        let context = Context { comm: part(rank % tp, "cp")?.expect("all take part"), form };
+        let parameters = Parameters::new(&partition, group.comm.rank().0, 7, Precision::Fp64, Device::Cpu)?;
+        let completion = Completion::new(&parameters, &group)?;
+        let stage = build(parameters, group.clone(), &layers(architecture), &Options { context: context.clone() })?;
+
+        let (tokens, targets) = (ids(batch, "tokens"), ids(batch, "targets"));
+        // What is not counted lies on one rank of the context axis.
+        let _ = targets.narrow(1, 0, 3).fill_(-1);
+        let counted = (batch * (SEQ - 3)) as f64;
+        let own = context.own(&tokens)?;
+        let positions = context.positions(SEQ as usize)?;
+        let dropout = Some(DropoutKey { seed: 3, step: 5 });
+        let pass = Pass { tokens: &own, positions, first_sample: 2, dropout };
+        let loss = stage.loss_sum(&pass, &context.own(&targets)?)? / counted;
+        autograd::backward(&[&loss], &[None], false)?;
+        completion.run(stage.parameters())?;
+
+        let mut gradients = stage.parameters().gradients().all().shallow_clone();
+        collective::all_reduce(&*context.comm, &mut gradients, ReduceOp::Sum)?;
+        let mut sum = [loss.double_value(&[])];
+        context.comm.all_reduce(BufferMut::new(&mut sum), ReduceOp::Sum)?;
+        let whole = (0..partition.parameters.len())
+            .map(|index| shard::gather(stage.parameters(), index, stage.parameters().gradients(), &*group.comm))
+            .map(|gradient| Ok(gradient?.copy()))
+            .collect::<mp_model::Result<_>>()?;
+        Ok((sum[0], natural(&stage.logits(&pass)?, &context)?, whole))
+    })
+}
+
+/// Joins the ranks' parts of `[b, s / cp, …]` in the order of the sequence.
+fn natural(part: &Tensor, context: &Context) -> mp_model::Result<Tensor> {
+    let all = collective::all_gather(&*context.comm, part, 1)?;
+    let mut order = Vec::new();
+    for rank in 0..context.comm.size() {
+        let held = mp_model::context::positions(SEQ as usize, context.comm.size(), rank)?;
+        order.extend(held.iter().map(|position| position as i64));
+    }
+    Ok(all.index_select(1, &Tensor::from_slice(&order).argsort(0, false)))
+}
+
+fn assert_same(architecture: &Architecture, layout: Layout, batch: i64, expected: &Trace) {
+    for (rank, (loss, logits, gradients)) in trace(architecture, layout, batch).iter().enumerate() {
+        let case = format!("{layout:?}, dropout {}, rank {rank}", architecture.dropout);
+        assert!((loss - expected.0).abs() < TOLERANCE, "{case}: loss {loss} against {}", expected.0);
+        let worst = common::difference(logits, &expected.1);
+        assert!(worst < TOLERANCE, "{case}: logits differ by {worst:e}");
+        let partition = common::partition(architecture, 1);
+        for (parameter, (got, wanted)) in partition.parameters.iter().zip(gradients.iter().zip(&expected.2)) {
+            let worst = common::difference(got, wanted);
+            assert!(worst < TOLERANCE, "{case}: {} differs by {worst:e}", parameter.spec.name);
+        }
+    }
+}
+
+#[rstest]
+fn a_cut_sequence_gives_what_one_rank_gives(
+    #[values(ArchitectureName::Gpt2, ArchitectureName::Llama)] name: ArchitectureName,
+    #[values(Form::Ring, Form::AllToAll)] form: Form,
+    #[values(0.0, 0.2)] dropout: f64,
+) {
+    let architecture = architecture(name, dropout);
+    for batch in [1, 3] {
+        let expected = &trace(&architecture, ALONE, batch)[0];
+        let layout = |tp, cp, between| Layout { tp, cp, between, form };
+        for cp in [1, 2, 4] {
+            assert_same(&architecture, layout(1, cp, Between::Replicated), batch, expected);
+        }
+        for between in [Between::Replicated, Between::SequenceSharded] {
+            assert_same(&architecture, layout(2, 2, between), batch, expected);
+        }
+    }
+}
+
+/// Runs a pass over whole sequences' shape on every rank of a context group that records what it sends.
+fn sent(form: Form, cp: usize) -> Vec<(Call, u64)> {
+    let architecture = architecture(ArchitectureName::Llama, 0.0);
+    let partition = common::partition(&architecture, 1);
+    let logs = threads::run(cp, |comm| -> mp_model::Result<Vec<(Call, u64)>> {
+        let log = Arc::new(Log::new());
+        let context = Context { comm: Arc::new(Ledger::new(comm, Arc::clone(&log))), form };
+        let group = TensorGroup { comm: Context::alone().comm, between: Between::Replicated };
+        let parameters = Parameters::new(&partition, 0, 7, Precision::Fp64, Device::Cpu)?;
+        let stage = build(parameters, group, &layers(&architecture), &Options { context: context.clone() })?;
+        let (tokens, targets) = (context.own(&ids(1, "tokens"))?, context.own(&ids(1, "targets"))?);
+        let pass = Pass { positions: context.positions(SEQ as usize)?, ..Pass::evaluation(&tokens) };
+        let loss = stage.loss_sum(&pass, &targets)?;
+        autograd::backward(&[&loss], &[None], false)?;
+        let receives = [Call::StartReceive, Call::Receive];
+        Ok(log
+            .take()
+            .iter()
+            .filter(|entry| !receives.contains(&entry.call))
+            .map(|entry| (entry.call, entry.bytes))
+            .collect())
+    });
+    assert!(logs.iter().all(|log| *log == logs[0]), "{logs:?}");
+    logs.into_iter().next().unwrap()
+}
+
+#[rstest]
+fn a_ring_sends_keys_and_values_once_around_and_gradients_behind_them(#[values(1, 2, 4)] cp: usize) {
+    let sent = sent(Form::Ring, cp);
+    // Two kv heads, keys and values, 8 bytes: the same for keys and values as for their gradients, in fp64.
+    let bytes = (2 * SEQ as usize / cp * 2 * WIDTH * 8) as u64;
+    assert_eq!(sent, vec![(Call::StartSend, bytes); 3 * (cp - 1) * LAYERS]);
+}
+
+#[rstest]
+fn an_exchange_sends_queries_keys_and_values_there_and_the_result_back(#[values(1, 2, 4)] cp: usize) {
+    let sent = sent(Form::AllToAll, cp);
+    let head = SEQ as usize / cp * WIDTH * 8;
+    // Two kv heads over four ranks: each is held twice.
+    let fused = ((4 + 2 * cp.max(2)) * head) as u64;
+    let result = (4 * head) as u64;
+    let expected = if cp == 1 {
+        vec![]
+    } else {
+        [[fused, result]; LAYERS]
+            .iter()
+            .chain(&[[result, fused]; LAYERS])
+            .flatten()
+            .map(|&bytes| (Call::AllToAll, bytes))
+            .collect()
+    };
+    assert_eq!(sent, expected);
+}
+
+#[test]
+fn a_pass_over_other_positions_is_refused() {
+    let architecture = architecture(ArchitectureName::Gpt2, 0.0);
+    let partition = common::partition(&architecture, 1);
+    threads::run(2, |comm| -> mp_model::Result<()> {
+        let context = Context { comm, form: Form::Ring };
+        let group = TensorGroup { comm: Context::alone().comm, between: Between::Replicated };
+        let parameters = Parameters::new(&partition, 0, 7, Precision::Fp64, Device::Cpu)?;
+        let stage = build(parameters, group, &layers(&architecture), &Options { context })?;
+        let tokens = ids(1, "tokens");
+        assert!(matches!(stage.logits(&Pass::evaluation(&tokens)), Err(Error::Positions { .. })));
+        let odd = tokens.narrow(1, 0, 6);
+        let pass = Pass { positions: Positions::whole(6), ..Pass::evaluation(&odd) };
+        assert!(matches!(stage.logits(&pass), Err(Error::Uncut { multiple: 4, .. })));
+        Ok(())
+    });
+}
+
+#[test]
+fn heads_that_cannot_be_exchanged_are_refused_when_the_model_is_made() {
+    let architecture = architecture(ArchitectureName::Llama, 0.0);
+    let partition = common::partition(&architecture, 1);
+    threads::run(3, |comm| -> mp_model::Result<()> {
+        let group = TensorGroup { comm: Context::alone().comm, between: Between::Replicated };
+        let parameters = Parameters::new(&partition, 0, 7, Precision::Fp64, Device::Cpu)?;
+        let context = Context { comm, form: Form::AllToAll };
+        let refused = build(parameters, group, &layers(&architecture), &Options { context }).err();
+        assert!(matches!(refused, Some(Error::Heads { cp: 3, legal, .. }) if legal == [1, 2, 4]));
+        Ok(())
+    });
+}

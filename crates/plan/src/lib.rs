@@ -74,6 +74,7 @@ pub mod simulate;
 pub mod stages;
 pub mod storage;
 mod table;
+pub mod traffic;
 mod waits;
 
 pub use architecture::Architecture;
@@ -92,3 +93,4 @@ pub use schedule::{Payload, Schedule, ScheduleName, Step};
 pub use simulate::{simulate, Costs, Span, StageCosts, Timeline};
 pub use stages::{Folding, Stages};
 pub use storage::{Precision, RankBytes, Storage};
+pub use traffic::{Traffic, Workload};

@@ -7,7 +7,10 @@ use mp_data::BatchPlan;
 use mp_model::context::{self, Form};
 use mp_model::parameter::{Sharing, BUCKET_BYTES};
 use mp_model::regions::Between;
-use mp_plan::{Architecture, Axis, ContextForm, Mesh, Partition, Plan, Schedule, Storage, Switch, Zero};
+use mp_model::Parameters;
+use mp_plan::{
+    Architecture, Axis, ContextForm, Mesh, Partition, Plan, Schedule, Storage, Switch, Traffic, Workload, Zero,
+};
 
 use crate::config::OptimizerName;
 use crate::{Config, Result};
@@ -102,6 +105,20 @@ impl Layout {
             words.push(format!("zero {}", self.zero));
         }
         words.join(" × ")
+    }
+
+    /// Counts what rank `rank` of the pipeline, data rank `part`, hands over in a step with these parameters.
+    pub fn traffic(&self, config: &Config, parameters: &Parameters, rank: usize, part: usize) -> Traffic {
+        let workload = Workload {
+            micro_batch: self.batches.micro_batch(),
+            seq: config.train.seq,
+            sequence_parallel: self.between == Between::SequenceSharded,
+            context: config.parallel.context,
+            precision: config.train.precision.planned(),
+        };
+        // Where nothing is shared out, each rank owns the one part there is.
+        let part = if self.zero == Zero::Replicated { 0 } else { part };
+        Traffic::of(parameters.partition(), parameters.arrangement(), part, &self.schedule, rank, &workload)
     }
 
     /// Makes the plan that a run folder keeps.

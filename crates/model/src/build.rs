@@ -13,11 +13,13 @@ use crate::layers::embedding::VocabParallelEmbedding;
 use crate::layers::linear::{ColumnParallel, RowParallel};
 use crate::layers::mlp::{Activation, Mlp};
 use crate::layers::norm::Norm;
+use crate::models::block::Layer;
 use crate::models::gpt2::Gpt2;
 use crate::models::llama::Llama;
 use crate::models::slice::{Entrance, Exit, Slice};
 use crate::models::Family;
 use crate::parameter::Parameters;
+use crate::recompute::Recompute;
 use crate::regions::TensorGroup;
 use crate::stage::{Model, Stage};
 use crate::unit::Residence;
@@ -29,6 +31,8 @@ use crate::{Error, Result};
 pub struct Options {
     /// The ranks that share each sequence.
     pub context: Context,
+    /// What is computed again in the backward instead of kept.
+    pub recompute: Recompute,
 }
 
 /// Builds a rank's share of a model: one stage for each range of layers, with the entrance before layer 0 and the exit
@@ -36,8 +40,11 @@ pub struct Options {
 ///
 /// # Errors
 /// [`Error::UnknownParameter`] if the partition lacks a parameter that a stage needs; [`Error::Heads`] if heads cannot be
-/// exchanged over the context group.
+/// exchanged over the context group; [`Error::Unbuilt`] for what no layer computes.
 pub fn build(parameters: Parameters, group: TensorGroup, chunks: &[Range<usize>], options: &Options) -> Result<Model> {
+    if options.recompute == (Recompute::Full { every: 0 }) {
+        return Err(Error::Unbuilt("recomputing every 0th layer".into()));
+    }
     let shards = Shards { parameters: &parameters, group: &group, options };
     let family: Box<dyn Family> = match shards.architecture().name {
         ArchitectureName::Gpt2 => Box::new(Gpt2),
@@ -63,7 +70,8 @@ impl Shards<'_> {
         let (first, last) = (layers.start == 0, layers.end == self.architecture().layers);
         Ok(Slice {
             entrance: if first { Some(self.entrance(family)?) } else { None },
-            blocks: layers.clone().map(|layer| family.block(self, layer)).collect::<Result<_>>()?,
+            blocks: layers.clone().map(|layer| family.block(self, layer).map(Layer::new)).collect::<Result<_>>()?,
+            recompute: self.options.recompute,
             exit: if last { Some(self.exit(family)?) } else { None },
             group: self.group.clone(),
         })
@@ -160,6 +168,7 @@ impl Shards<'_> {
         }
         Ok(SelfAttention {
             context,
+            recompute: self.options.recompute,
             project: self.columns(at, &["query", "key", "value"])?,
             output: self.rows(&format!("{at}.output"))?,
             heads,

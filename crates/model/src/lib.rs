@@ -15,6 +15,7 @@ pub mod layers;
 pub mod models;
 pub mod parameter;
 pub mod pass;
+pub mod recompute;
 pub mod regions;
 pub mod shard;
 pub mod stage;

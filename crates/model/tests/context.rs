@@ -57,11 +57,6 @@ struct Layout {
 
 const ALONE: Layout = Layout { tp: 1, cp: 1, between: Between::Replicated, form: Form::Ring };
 
-/// All layers as one stage.
-fn layers(architecture: &Architecture) -> [std::ops::Range<usize>; 1] {
-    std::array::from_fn(|_| 0..architecture.layers)
-}
-
 /// Loss, logits and every parameter's gradient, each whole.
 type Trace = (f64, Tensor, Vec<Tensor>);
 
@@ -76,7 +71,12 @@ fn trace(architecture: &Architecture, layout: Layout, batch: i64) -> Vec<Trace> 
         let context = Context { comm: part(rank % tp, "cp")?.expect("all take part"), form };
         let parameters = Parameters::new(&partition, group.comm.rank().0, 7, Precision::Fp64, Device::Cpu)?;
         let completion = Completion::new(&parameters, &group)?;
-        let stage = build(parameters, group.clone(), &layers(architecture), &Options { context: context.clone() })?;
+        let stage = build(
+            parameters,
+            group.clone(),
+            &common::layers(architecture),
+            &Options { context: context.clone(), ..Options::default() },
+        )?;
 
         let (tokens, targets) = (ids(batch, "tokens"), ids(batch, "targets"));
         // What is not counted lies on one rank of the context axis.
@@ -155,7 +155,12 @@ fn sent(form: Form, cp: usize) -> Vec<(Call, u64)> {
         let context = Context { comm: Arc::new(Ledger::new(comm, Arc::clone(&log))), form };
         let group = TensorGroup { comm: Context::alone().comm, between: Between::Replicated };
         let parameters = Parameters::new(&partition, 0, 7, Precision::Fp64, Device::Cpu)?;
-        let stage = build(parameters, group, &layers(&architecture), &Options { context: context.clone() })?;
+        let stage = build(
+            parameters,
+            group,
+            &common::layers(&architecture),
+            &Options { context: context.clone(), ..Options::default() },
+        )?;
         let (tokens, targets) = (context.own(&ids(1, "tokens"))?, context.own(&ids(1, "targets"))?);
         let pass = Pass { positions: context.positions(SEQ as usize)?, ..Pass::evaluation(&tokens) };
         let loss = stage.loss_sum(&pass, &targets)?;
@@ -208,7 +213,8 @@ fn a_pass_over_other_positions_is_refused() {
         let context = Context { comm, form: Form::Ring };
         let group = TensorGroup { comm: Context::alone().comm, between: Between::Replicated };
         let parameters = Parameters::new(&partition, 0, 7, Precision::Fp64, Device::Cpu)?;
-        let stage = build(parameters, group, &layers(&architecture), &Options { context })?;
+        let stage =
+            build(parameters, group, &common::layers(&architecture), &Options { context, ..Options::default() })?;
         let tokens = ids(1, "tokens");
         assert!(matches!(stage.logits(&Pass::evaluation(&tokens)), Err(Error::Positions { .. })));
         let odd = tokens.narrow(1, 0, 6);
@@ -226,7 +232,8 @@ fn heads_that_cannot_be_exchanged_are_refused_when_the_model_is_made() {
         let group = TensorGroup { comm: Context::alone().comm, between: Between::Replicated };
         let parameters = Parameters::new(&partition, 0, 7, Precision::Fp64, Device::Cpu)?;
         let context = Context { comm, form: Form::AllToAll };
-        let refused = build(parameters, group, &layers(&architecture), &Options { context }).err();
+        let refused =
+            build(parameters, group, &common::layers(&architecture), &Options { context, ..Options::default() }).err();
         assert!(matches!(refused, Some(Error::Heads { cp: 3, legal, .. }) if legal == [1, 2, 4]));
         Ok(())
     });

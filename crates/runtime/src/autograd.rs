@@ -59,6 +59,13 @@ pub fn on_gradient_ready(leaf: &Tensor, ready: impl FnMut() -> Result<()> + Send
     ffi::on_gradient_ready(leaf, Box::new(ready))
 }
 
+/// Runs `body` recording, on this thread: what a backward that computes something again needs, since it runs without.
+///
+/// A panic in `body` leaves the thread recording; inside a backward that ends with the backward.
+pub fn record<T>(body: impl FnOnce() -> T) -> T {
+    tch::with_grad(body)
+}
+
 /// Stops recording until the guard is dropped, on this thread.
 pub fn no_grad() -> tch::NoGradGuard {
     tch::no_grad_guard()

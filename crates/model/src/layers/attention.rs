@@ -18,6 +18,7 @@ use crate::layers::attention::ring::Ring;
 use crate::layers::dropout::{Dropout, WeightDropout};
 use crate::layers::linear::{ColumnParallel, RowParallel};
 use crate::pass::{Pass, Positions};
+use crate::recompute::{recomputed, Recompute};
 use crate::Result;
 
 /// The heads of one rank.
@@ -48,6 +49,8 @@ pub struct SelfAttention {
     pub dropout: Dropout,
     /// The ranks that hold the other positions.
     pub context: Context,
+    /// What is computed again in the backward.
+    pub recompute: Recompute,
 }
 
 impl SelfAttention {
@@ -94,12 +97,23 @@ impl SelfAttention {
         self.context.check(&pass.positions)?;
         let dropped = self.dropout.weights(pass, self.heads.query.clone(), self.heads.all);
         match form {
-            _ if comm.size() == 1 => core([q, k, v], dropped.as_ref()),
+            _ if comm.size() == 1 => self.whole([q, k, v], dropped),
             Form::Ring => Ring { comm: Arc::clone(comm), seq: pass.positions.seq(), dropped }.attend(q, k, v),
             Form::AllToAll => all_to_all::attend(comm, [q, k, v], |inputs, heads| {
-                core(inputs, dropped.map(|dropout| dropout.of_heads(heads)).as_ref())
+                self.whole(inputs, dropped.map(|dropout| dropout.of_heads(heads)))
             }),
         }
+    }
+
+    /// Attends over whole sequences.
+    fn whole(&self, inputs: [&Tensor; 3], dropped: Option<WeightDropout>) -> Result<Tensor> {
+        let [q, k, _] = inputs;
+        // The fused kernel keeps no weights: without copies of heads it would be run again for nothing.
+        let large = dropped.is_some() || q.size()[2] > k.size()[2];
+        if self.recompute == Recompute::Selective && large {
+            return recomputed(&inputs, move |again| core([&again[0], &again[1], &again[2]], dropped.as_ref()));
+        }
+        core(inputs, dropped.as_ref())
     }
 }
 

@@ -1,6 +1,8 @@
 //! The pre-norm residual block that both families share: what differs is the norms, the positions and the perceptron it
 //! is made with.
 
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
 use mp_runtime::Tensor;
 
 use crate::layers::attention::SelfAttention;
@@ -8,6 +10,7 @@ use crate::layers::dropout::Dropout;
 use crate::layers::mlp::Mlp;
 use crate::layers::norm::Norm;
 use crate::pass::Pass;
+use crate::recompute::{recomputed, Recompute};
 use crate::regions::TensorGroup;
 use crate::unit::Residence;
 use crate::Result;
@@ -51,4 +54,50 @@ impl Block {
         let widened = self.mlp.forward(&self.mlp_norm.forward(&x)?)?;
         Ok(x.f_add(&self.mlp_dropout.forward(widened, pass, group)?)?)
     }
+}
+
+/// A block as a model runs it: the graph may hold it too, to compute it again in the backward.
+#[derive(Debug)]
+pub struct Layer {
+    layer: usize,
+    residence: Residence,
+    /// Behind a lock because the graph may be walked on another thread; nobody ever waits for it.
+    block: Arc<Mutex<Block>>,
+}
+
+impl Layer {
+    /// Takes a block.
+    pub fn new(block: Block) -> Self {
+        Self { layer: block.layer, residence: block.residence.clone(), block: Arc::new(Mutex::new(block)) }
+    }
+
+    /// Runs the layer, and lets the graph keep all that its backward needs, or its input alone.
+    ///
+    /// # Shapes
+    /// As [`Block::forward`].
+    ///
+    /// # Errors
+    /// Whatever a layer raises.
+    pub fn forward(&self, x: &Tensor, pass: &Pass<'_>, group: &TensorGroup, recompute: Recompute) -> Result<Tensor> {
+        let _span = tracing::trace_span!("layer", layer = self.layer).entered();
+        // Inside: values that are gathered for the backward serve both the second forward and the walk.
+        self.residence.around(x, |x| match recompute.layer(self.layer) {
+            true => self.recomputed(x, pass, group),
+            false => lock(&self.block).forward(x, pass, group),
+        })
+    }
+
+    fn recomputed(&self, x: &Tensor, pass: &Pass<'_>, group: &TensorGroup) -> Result<Tensor> {
+        let (block, group, tokens) = (Arc::clone(&self.block), group.clone(), pass.tokens.shallow_clone());
+        let (positions, first_sample, dropout) = (pass.positions.clone(), pass.first_sample, pass.dropout);
+        recomputed(&[x], move |inputs| {
+            let pass = Pass { tokens: &tokens, positions: positions.clone(), first_sample, dropout };
+            lock(&block).forward(&inputs[0], &pass, &group)
+        })
+    }
+}
+
+/// Locks a block; one whose forward panicked is as good as before, for it holds weights alone.
+fn lock(block: &Mutex<Block>) -> MutexGuard<'_, Block> {
+    block.lock().unwrap_or_else(PoisonError::into_inner)
 }

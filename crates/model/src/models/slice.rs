@@ -10,7 +10,8 @@ use crate::layers::dropout::Dropout;
 use crate::layers::embedding::{LearnedPositions, VocabParallelEmbedding};
 use crate::layers::linear::ColumnParallel;
 use crate::layers::norm::Norm;
-use crate::models::block::Block;
+use crate::models::block::Layer;
+use crate::recompute::Recompute;
 use crate::regions::TensorGroup;
 use crate::stage::Stage;
 use crate::unit::Residence;
@@ -50,7 +51,9 @@ pub struct Slice {
     /// On the first stage.
     pub entrance: Option<Entrance>,
     /// The layers.
-    pub blocks: Vec<Block>,
+    pub blocks: Vec<Layer>,
+    /// What is computed again in the backward.
+    pub recompute: Recompute,
     /// On the last stage.
     pub exit: Option<Exit>,
     /// The ranks that share each matrix.
@@ -84,8 +87,7 @@ impl Stage for Slice {
             (None, None) => return Err(Error::NotHere { what: "the embedding" }),
         };
         for block in &self.blocks {
-            let _span = tracing::trace_span!("layer", layer = block.layer).entered();
-            x = block.residence.around(&x, |x| block.forward(x, pass, &self.group))?;
+            x = block.forward(&x, pass, &self.group, self.recompute)?;
         }
         Ok(x)
     }

@@ -22,6 +22,11 @@ pub fn partition(architecture: &Architecture, tp: usize) -> Arc<Partition> {
     Arc::new(Partition::new(architecture, &mesh).unwrap())
 }
 
+/// All layers as one stage.
+pub fn layers(architecture: &Architecture) -> [std::ops::Range<usize>; 1] {
+    std::array::from_fn(|_| 0..architecture.layers)
+}
+
 pub fn rank(
     partition: &Arc<Partition>,
     comm: Arc<dyn Communicator>,
@@ -31,9 +36,8 @@ pub fn rank(
     let group = TensorGroup { comm, between };
     let parameters = Parameters::new(partition, group.comm.rank().0, 7, precision, Device::Cpu)?;
     let completion = Completion::new(&parameters, &group)?;
-    let layers = 0..partition.architecture.layers;
     Ok(Rank {
-        model: build(parameters, group.clone(), std::slice::from_ref(&layers), &Options::default())?,
+        model: build(parameters, group.clone(), &layers(&partition.architecture), &Options::default())?,
         completion,
         group,
     })

@@ -185,7 +185,7 @@ pub fn train(model: &Model, layout: Layout, world: Arc<dyn Communicator>) -> Res
     let optimizer = optimizer(&config, &parameters)?;
     let group = TensorGroup { comm: Arc::clone(&groups.tp), between };
     let context = Context { comm: Arc::clone(&groups.cp), form };
-    let options = Options { context: context.clone() };
+    let options = Options { context: context.clone(), ..Options::default() };
     let model = build(parameters, group, &schedule.stages.rank_layers(rank), &options)?;
     // The limit is below the first norms: clipping takes part.
     let method = Method { whole, context, between, schedule, seed: SEED, clip_norm: 0.5 };

@@ -10,11 +10,12 @@ use mp_comm::ledger::{Ledger, Log};
 use mp_comm::{threads, Call};
 use mp_model::context::{Context, Form};
 use mp_model::gradient::Completion;
+use mp_model::parameter::Sharing;
 use mp_model::pass::DropoutKey;
 use mp_model::recompute::{recomputed, Recompute};
 use mp_model::regions::{Between, TensorGroup};
 use mp_model::{build, Error, Options, Parameters, Pass};
-use mp_plan::{Architecture, ArchitectureName, ModelConfig};
+use mp_plan::{Architecture, ArchitectureName, ModelConfig, Zero};
 use mp_runtime::rng::Stream;
 use mp_runtime::{autograd, Device, Kind, Precision, Tensor};
 use rstest::rstest;
@@ -129,6 +130,46 @@ fn a_layer_computed_again_sums_over_its_group_again(#[case] recompute: Recompute
     };
     // Two micro-batches, two row-parallel products a layer.
     assert_eq!(sums(recompute) - sums(Recompute::None), 2 * 2 * layers);
+}
+
+/// A step of two data ranks that share everything out: rank 0's gradients, and the calls on the data group.
+fn shared_out(recompute: Recompute, deferred: bool) -> (Tensor, Vec<Call>) {
+    let architecture = architecture(ArchitectureName::Llama, 0.1);
+    let partition = common::partition(&architecture, 1);
+    let ranks = threads::run(2, |comm| -> mp_model::Result<_> {
+        let log = Arc::new(Log::new());
+        let data = Arc::new(Ledger::new(comm, Arc::clone(&log)));
+        let sharing = Sharing { data, zero: Zero::Parameters, bucket_bytes: 4096 };
+        let parameters = Parameters::shared(&partition, 0, sharing, 7, Precision::Fp32, Device::Cpu)?;
+        let group = TensorGroup { comm: Context::alone().comm, between: Between::Replicated };
+        let options = Options { recompute, ..Options::default() };
+        let model = build(parameters, group, &common::layers(&architecture), &options)?;
+        let (tokens, targets) = (ids(2, "tokens"), ids(2, "targets"));
+        let pass = Pass { dropout: Some(DropoutKey { seed: 3, step: 5 }), ..Pass::evaluation(&tokens) };
+        model.parameters().begin_step(1)?;
+        let loss = model.loss_sum(&pass, &targets)?;
+        if deferred {
+            model.parameters().defer_products();
+        }
+        autograd::backward(&[&loss], &[None], false)?;
+        if deferred {
+            model.parameters().take_deferred().run()?;
+        }
+        model.parameters().finish_reduction()?;
+        Ok((model.parameters().gradients().all().copy(), log.take().iter().map(|entry| entry.call).collect()))
+    });
+    ranks.into_iter().next().unwrap()
+}
+
+#[rstest]
+fn parameters_gathered_for_a_backward_serve_the_second_forward_too(
+    #[values(Recompute::Selective, Recompute::Full { every: 1 }, Recompute::Full { every: 2 })] recompute: Recompute,
+    #[values(false, true)] deferred: bool,
+) {
+    let (kept, again) = (shared_out(Recompute::None, deferred), shared_out(recompute, deferred));
+    assert!(again.0.equal(&kept.0), "gradients differ");
+    assert_eq!(again.1, kept.1);
+    assert!(kept.1.contains(&Call::StartAllGather) && kept.1.contains(&Call::StartReduceScatter), "{:?}", kept.1);
 }
 
 /// A function whose backward holds a token until the graph lets go of it.

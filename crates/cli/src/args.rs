@@ -28,8 +28,8 @@ pub enum Command {
 /// `mp-cli train`.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "SIGTERM, SIGINT or SIGUSR1 makes a run save and end in good order. mpirun hands SIGUSR1 on to its \
-                        ranks; on the others it may end them before they have saved."
+    after_help = "SIGTERM, SIGINT or SIGUSR1 makes a run save and end in good order, with exit code 0. mpirun hands SIGUSR1 on \
+                        to its ranks and waits; on the others it ends them after half a second, saved or not, and exits with 1."
 )]
 pub struct Train {
     #[command(flatten)]

@@ -3,7 +3,7 @@
 //!
 //! | exit code | means |
 //! |---|---|
-//! | 0 | done |
+//! | 0 | done, or stopped by a signal and saved |
 //! | 1 | the run failed, or `doctor` found that none could start |
 //! | 2 | the input cannot serve |
 
@@ -17,7 +17,6 @@ mod terminal;
 mod threads;
 mod wire;
 
-use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -39,9 +38,7 @@ fn main() -> ExitCode {
             return ExitCode::from(1);
         }
     };
-    // A panic has printed its message by then. Peers may wait for this rank for ever, so it takes them along.
-    let outcome = catch_unwind(AssertUnwindSafe(|| run(args, &world))).unwrap_or_else(|_| world.abort(1));
-    world.part(outcome)
+    world.work(|world| run(args, world))
 }
 
 /// Runs the command that was typed.

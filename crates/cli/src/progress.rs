@@ -1,10 +1,12 @@
 //! What a person sees of a run: a bar where a terminal is, else a line now and then.
 
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use mp_train::records::{EndReason, EvalRecord, Observer, Report, Start, StepRecord};
 
+use crate::commands::train::Stop;
 use crate::screen::Screen;
 use crate::terminal;
 
@@ -23,6 +25,10 @@ pub struct Progress<'a> {
     bar: Option<ProgressBar>,
     /// Whether the run was asked to continue.
     resumes: bool,
+    stop: &'a Stop,
+    /// The checkpoint that was saved last.
+    saved: Option<PathBuf>,
+    ranks: usize,
     steps: u64,
     shown: Shown,
     pace: Pace,
@@ -59,9 +65,9 @@ impl Pace {
 
 impl<'a> Progress<'a> {
     /// Prepares to show a run.
-    pub fn new(screen: &'a Screen, resumes: bool) -> Self {
+    pub fn new(screen: &'a Screen, resumes: bool, stop: &'a Stop) -> Self {
         let shown = Shown { at: Instant::now(), step: 0 };
-        Self { screen, bar: None, resumes, steps: 0, shown, pace: Pace::default() }
+        Self { screen, bar: None, resumes, stop, saved: None, ranks: 1, steps: 0, shown, pace: Pace::default() }
     }
 
     /// Prints a line above the bar.
@@ -83,6 +89,7 @@ impl<'a> Progress<'a> {
 impl Observer for Progress<'_> {
     fn start(&mut self, start: &Start) {
         self.steps = start.steps;
+        self.ranks = start.ranks;
         self.shown.step = start.first_step - 1;
         let ranks = if start.ranks == 1 { "rank" } else { "ranks" };
         let (parameters, count, layout) = (grouped(start.parameters), start.ranks, &start.layout);
@@ -123,6 +130,10 @@ impl Observer for Progress<'_> {
         self.line(&format!("step {}: validation loss {:.4}", record.step, record.loss));
     }
 
+    fn checkpoint(&mut self, _step: u64, path: &Path) {
+        self.saved = Some(path.into());
+    }
+
     fn end(&mut self, report: &Report) {
         if let Some(bar) = self.bar.take() {
             bar.finish_and_clear();
@@ -134,14 +145,29 @@ impl Observer for Progress<'_> {
             self.line(&format!("validation loss {loss:.4} nats per token after {} steps", report.step));
         }
         match report.reason {
-            EndReason::Signal => self.line(&format!(
-                "stopped by a signal after step {}; continue with --config {} --set checkpoint.resume=true",
-                report.step,
-                report.run_dir.join("config.toml").display()
-            )),
+            EndReason::Signal => {
+                let words = stopped(report, self.saved.as_deref(), self.ranks);
+                if !(self.stop.may_end_the_launcher() && terminal::past_the_launcher(&words)) {
+                    self.line(&words);
+                }
+            }
             _ => self.line(&format!("done: {}", report.run_dir.display())),
         }
     }
+}
+
+/// Says where an interrupted run is saved and how it goes on.
+fn stopped(report: &Report, saved: Option<&Path>, ranks: usize) -> String {
+    // A run that was resumed and stopped at once is saved where it was.
+    let place = saved.map(|path| format!(", saved in {}", path.display())).unwrap_or_default();
+    let config = report.run_dir.join("config.toml");
+    let launcher = if ranks > 1 { format!("mpirun -n {ranks} ") } else { String::new() };
+    format!(
+        "stopped by a signal after step {}{place}; continue with: {launcher}mp-cli train --config {} --set \
+         checkpoint.resume=true",
+        report.step,
+        config.display()
+    )
 }
 
 /// Draws a bar for a plain line.

@@ -1,6 +1,9 @@
-//! Whether a person watches, also through mpirun, which hands ranks a pipe whatever its own output is.
+//! Whether a person watches, also through mpirun, which hands ranks a pipe whatever its own output is; and the way past
+//! mpirun when it no longer forwards.
 
+use std::fs::{self, OpenOptions};
 use std::io::{self, IsTerminal, Write};
+use std::path::PathBuf;
 
 use indicatif::{ProgressDrawTarget, TermLike};
 
@@ -18,13 +21,34 @@ pub fn draw_target() -> Option<ProgressDrawTarget> {
 
 /// Says whether a launcher forwards this process's standard error to a terminal.
 fn watched_launcher() -> bool {
-    if !crate::wire::launched() {
-        return false;
-    }
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let parent = status.lines().find_map(|line| line.strip_prefix("PPid:")).map(str::trim);
-    let output = parent.and_then(|parent| std::fs::read_link(format!("/proc/{parent}/fd/2")).ok());
+    let output = launcher_output().and_then(|output| fs::read_link(output).ok());
     output.is_some_and(|path| path.starts_with("/dev/pts") || path.to_string_lossy().starts_with("/dev/tty"))
+}
+
+/// Prints a line on the launcher's own standard error; says whether that could be done.
+///
+/// From the moment that mpirun is asked to end, it no longer forwards what its ranks print.
+pub fn past_the_launcher(text: &str) -> bool {
+    let opened = launcher_output().and_then(|output| OpenOptions::new().append(true).open(output).ok());
+    opened.is_some_and(|mut output| output.write_all(format!("{text}\n").as_bytes()).is_ok())
+}
+
+/// Finds the launcher's standard error: that of the nearest ancestor that has another one than this process, for a shell
+/// between the two has the same.
+fn launcher_output() -> Option<PathBuf> {
+    if !crate::wire::launched() {
+        return None;
+    }
+    let own = fs::read_link("/proc/self/fd/2").ok()?;
+    let mut process = "self".to_string();
+    loop {
+        let status = fs::read_to_string(format!("/proc/{process}/status")).ok()?;
+        process = status.lines().find_map(|line| line.strip_prefix("PPid:"))?.trim().to_string();
+        let output = PathBuf::from(format!("/proc/{process}/fd/2"));
+        if fs::read_link(&output).ok()? != own {
+            return Some(output);
+        }
+    }
 }
 
 /// A terminal at the other end of a pipe.

@@ -1,5 +1,6 @@
 //! The only naming of concrete communicators and devices: how ranks meet, what they compute on, and how they part.
 
+use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::thread::sleep;
@@ -64,6 +65,13 @@ impl World {
     /// Says whether this is the rank that speaks to people.
     pub fn is_first(&self) -> bool {
         self.communicator.rank().0 == 0
+    }
+
+    /// Does this rank's part, and ends it.
+    pub fn work(self, part: impl FnOnce(&Self) -> Result<(), Failure>) -> ExitCode {
+        // A panic has printed its message by then. Peers may wait for this rank for ever, so it takes them along.
+        let outcome = catch_unwind(AssertUnwindSafe(|| part(&self))).unwrap_or_else(|_| self.abort(1));
+        self.part(outcome)
     }
 
     /// Ends all ranks at once.

@@ -88,6 +88,7 @@ fn folders_that_cannot_be_written() {
     assert!(ended.input_error().contains("`--log-dir`"));
     let ended = alone(folder.path(), &["plan", "--out", "file/plans"]);
     assert!(ended.input_error().contains("`--out`"));
+    assert_eq!(ended.out, "", "the table was printed all the same");
 }
 
 #[test]

@@ -4,9 +4,10 @@
 mod common;
 
 use std::fs;
-use std::process::{Command, Stdio};
+use std::path::Path;
+use std::time::{Duration, Instant};
 
-use common::{launcher, ranks, with_sets, TINY};
+use common::{finish, launcher, ranks, send, under_way, with_sets, TINY};
 
 #[test]
 fn four_ranks_train_a_model_cut_in_two() {
@@ -46,6 +47,14 @@ fn a_loss_that_is_no_number_is_told_once_and_exits_with_1() {
 }
 
 #[test]
+fn a_batch_that_three_ranks_cannot_share_names_the_way_out() {
+    let folder = tempfile::tempdir().unwrap();
+    let ended = ranks(3, folder.path(), &["train"]);
+    let message = ended.input_error();
+    assert!(message.contains("`train.global_batch` to 15 or 18, or `parallel.dp` to 1, 2, 4, 8 or 16"), "{message}");
+}
+
+#[test]
 fn help_is_printed_once() {
     let folder = tempfile::tempdir().unwrap();
     let ended = ranks(2, folder.path(), &["--help"]).success();
@@ -55,18 +64,55 @@ fn help_is_printed_once() {
 #[test]
 fn mpirun_hands_a_signal_on_and_the_run_is_saved() {
     let folder = tempfile::tempdir().unwrap();
-    let words = with_sets("train", &[TINY, &["train.steps=1000000", "train.name=a", "checkpoint.every=0"]]);
-    let mut command = launcher(2, folder.path());
-    let mut child = command.args(&words).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    let metrics = folder.path().join("runs/a/metrics.jsonl");
-    while fs::metadata(&metrics).map_or(0, |file| file.len()) == 0 {
-        assert!(child.try_wait().unwrap().is_none(), "the run ended by itself");
-        std::thread::sleep(std::time::Duration::from_millis(10));
+    let run = folder.path().join("runs/a");
+    let child = under_way(&mut launcher(2, folder.path()), &run, &["train.name=a"]);
+    send("USR1", child.id());
+    let ended = finish(child).success();
+    assert!(ended.out.contains("stopped by a signal after step"), "{ended:#?}");
+    let saved: Vec<_> = fs::read_dir(run.join("checkpoints")).unwrap().map(|entry| entry.unwrap().path()).collect();
+    assert!(matches!(&saved[..], [only] if ended.out.contains(&format!("saved in {}", only.display()))), "{ended:#?}");
+    let again = "continue with: mpirun -n 2 mp-cli train --config ";
+    let words = ended.out.lines().find_map(|line| line.split_once(again)).unwrap().1;
+    let mut words = [&["train", "--config"], &words.split(' ').collect::<Vec<_>>()[..]].concat();
+    words.extend(["--set", "train.steps=1"]);
+    assert!(ranks(2, folder.path(), &words).success().out.contains("nothing is left to train"));
+}
+
+#[test]
+fn a_signal_that_ends_mpirun_is_spoken_of_although_mpirun_forwards_nothing_more() {
+    for signal in ["INT", "TERM"] {
+        let folder = tempfile::tempdir().unwrap();
+        let run = folder.path().join("runs/a");
+        let child = under_way(&mut launcher(2, folder.path()), &run, &["train.name=a"]);
+        send(signal, child.id());
+        let ended = finish(child);
+        assert_eq!(ended.code, 1, "{signal}: {ended:#?}");
+        // Whether there is time to save as well is up to the machine.
+        assert!(ended.err.contains("the last checkpoint in the run folder counts"), "{signal}: {ended:#?}");
     }
-    let sent = Command::new("kill").args(["-USR1", &child.id().to_string()]).status().unwrap();
-    assert!(sent.success());
-    let output = child.wait_with_output().unwrap();
-    let text = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success() && text.contains("stopped by a signal after step"), "{output:?}");
-    assert_eq!(fs::read_dir(folder.path().join("runs/a/checkpoints")).unwrap().count(), 1);
+}
+
+/// Puts a file where the checkpoints were, however often they come back in between.
+fn bar_the_way(run: &Path) {
+    let checkpoints = run.join("checkpoints");
+    for attempt in 0.. {
+        let _ = fs::rename(&checkpoints, run.join(format!("before-{attempt}")));
+        if fs::File::create_new(&checkpoints).is_ok() {
+            return;
+        }
+    }
+}
+
+#[test]
+fn a_rank_that_fails_in_training_ends_all() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = folder.path().join("runs/a");
+    let sets = ["train.name=a", "checkpoint.every=20", "checkpoint.keep=0"];
+    let child = under_way(&mut launcher(3, folder.path()), &run, &[&sets[..], &["train.global_batch=6"]].concat());
+    let begun = Instant::now();
+    bar_the_way(&run);
+    let ended = finish(child);
+    let message = ended.message(1);
+    assert!(message.contains("checkpoints") && message.contains("cannot be written"), "{ended:#?}");
+    assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
 }

@@ -4,9 +4,8 @@ mod common;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 
-use common::{alone, program, train, with_sets, TINY};
+use common::{alone, finish, program, send, train, under_way, with_sets, TINY};
 use mp_train::metrics;
 use mp_train::records::{EndReason, Record};
 
@@ -128,18 +127,11 @@ fn a_loss_that_is_no_number_fails_the_run_and_keeps_the_checkpoint() {
 #[test]
 fn a_signal_saves_and_ends_in_good_order() {
     let folder = tempfile::tempdir().unwrap();
-    let words = with_sets("train", &[TINY, &["train.steps=1000000", "train.name=a", "checkpoint.every=0"]]);
-    let mut child = program(folder.path()).args(&words).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    // The first line of metrics says that the run is under way.
-    let metrics = folder.path().join("runs/a/metrics.jsonl");
-    while fs::metadata(&metrics).map_or(0, |file| file.len()) == 0 {
-        assert!(child.try_wait().unwrap().is_none(), "the run ended by itself");
-        std::thread::sleep(std::time::Duration::from_millis(10));
-    }
-    let killed = std::process::Command::new("kill").arg(child.id().to_string()).status().unwrap();
-    assert!(killed.success());
-    let output = child.wait_with_output().unwrap();
-    assert!(output.status.success(), "{output:?}");
+    let run = folder.path().join("runs/a");
+    let child = under_way(&mut program(folder.path()), &run, &["train.name=a"]);
+    send("TERM", child.id());
+    let ended = finish(child).success();
+    assert!(ended.out.contains("continue with: mp-cli train --config "), "{ended:#?}");
     let records = records(folder.path());
     let Some(Record::End(end)) = records.last() else { panic!("{records:?}") };
     assert_eq!(end.reason, EndReason::Signal);

@@ -142,11 +142,7 @@ pub enum Error {
         what: &'static str,
     },
     /// A global batch that does not cut evenly.
-    #[error(
-        "a global batch of {global_batch} sequences does not cut into micro-batches of {micro_batch} on each of {dp} \
-         data-parallel ranks; {}",
-        legal_cuts(*global_batch, *micro_batch, *dp)
-    )]
+    #[error("`train.global_batch` = {global_batch} sequences cannot be dealt {}", legal_cuts(*global_batch, *micro_batch, *dp))]
     BatchCut {
         /// Sequences in a step, over all ranks.
         global_batch: usize,
@@ -196,24 +192,23 @@ fn mend_short(tokens: usize, held_out: Option<f64>) -> String {
     format!("{shorter}give more text{other}")
 }
 
-/// Names the legal values nearest to a cut that fails.
+/// Says what a global batch cannot be dealt to, and names the nearest legal values.
 fn legal_cuts(global_batch: usize, micro_batch: usize, dp: usize) -> String {
-    let mut ways = Vec::new();
-    if let Some(unit) = micro_batch.checked_mul(dp).filter(|&unit| unit > 0) {
-        let below = global_batch / unit * unit;
-        let above = below.saturating_add(unit);
-        ways.push(if below > 0 {
-            format!("a global batch of {below} or {above}")
-        } else {
-            format!("a global batch of {above}")
-        });
-    }
-    if global_batch.is_multiple_of(dp) {
-        ways.push(format!("a micro-batch of {}", any_of(&divisors(global_batch / dp))));
+    // Where the ranks' shares are uneven already, the micro-batch is not to blame, and may not even be the user's.
+    let (to, unit, other) = if global_batch.is_multiple_of(dp) {
+        let other = format!("`parallel.micro_batch` to {}", any_of(&divisors(global_batch / dp)));
+        (
+            format!("in micro-batches (`parallel.micro_batch`) of {micro_batch} to "),
+            micro_batch.saturating_mul(dp),
+            other,
+        )
     } else {
-        ways.push(format!("a data-parallel degree of {}", any_of(&divisors(global_batch))));
-    }
-    format!("legal are {}", ways.join(", or "))
+        ("to ".to_string(), dp, format!("`parallel.dp` to {}", any_of(&divisors(global_batch))))
+    };
+    let below = global_batch / unit.max(1) * unit;
+    let above = below.saturating_add(unit);
+    let batches = if below > 0 { format!("{below} or {above}") } else { above.to_string() };
+    format!("evenly {to}{dp} data-parallel ranks (`parallel.dp`); set `train.global_batch` to {batches}, or {other}")
 }
 
 /// Lists the divisors of `n`, least first.
@@ -238,10 +233,19 @@ mod tests {
 
     #[test]
     fn a_bad_cut_names_the_nearest_legal_values() {
-        let text = Error::BatchCut { global_batch: 12, micro_batch: 5, dp: 2 }.to_string();
-        assert!(text.ends_with("legal are a global batch of 10 or 20, or a micro-batch of 1, 2, 3 or 6"), "{text}");
-        let text = Error::BatchCut { global_batch: 4, micro_batch: 2, dp: 3 }.to_string();
-        assert!(text.ends_with("legal are a global batch of 6, or a data-parallel degree of 1, 2 or 4"), "{text}");
+        let text = |global_batch, micro_batch, dp| Error::BatchCut { global_batch, micro_batch, dp }.to_string();
+        assert_eq!(
+            text(16, 5, 3),
+            "`train.global_batch` = 16 sequences cannot be dealt evenly to 3 data-parallel ranks (`parallel.dp`); \
+             set `train.global_batch` to 15 or 18, or `parallel.dp` to 1, 2, 4, 8 or 16"
+        );
+        assert_eq!(
+            text(12, 5, 2),
+            "`train.global_batch` = 12 sequences cannot be dealt evenly in micro-batches (`parallel.micro_batch`) of 5 to 2 \
+             data-parallel ranks (`parallel.dp`); set `train.global_batch` to 10 or 20, or `parallel.micro_batch` to 1, 2, \
+             3 or 6"
+        );
+        assert!(text(4, 2, 5).contains("set `train.global_batch` to 5, or `parallel.dp` to 1, 2 or 4"));
     }
 
     #[test]

@@ -31,9 +31,10 @@ pub fn run(args: &Plan, world: &World) -> Result<(), Failure> {
     let layout = Layout::new(&config, tokenizer.vocab_size(), ranks)?;
     let plan = layout.plan(&config);
     let mut screen = Screen::open(&args.output, true)?;
-    screen.line(&plan.table());
     let path = args.out.join(FILE);
+    // Before the table, which would hide the message of a folder that cannot be written.
     write(&path, &serde_json::to_string_pretty(&plan).expect("a plan is plain data"))?;
+    screen.line(&plan.table());
     screen.line(&format!("written to {}", path.display()));
     Ok(screen.result(&plan)?)
 }

@@ -1,7 +1,8 @@
 //! Starts the program as a user does, alone or under mpirun, and reads what it says.
 
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 /// A model that trains in a moment.
@@ -16,8 +17,14 @@ pub const TINY: &[&str] = &[
     "eval.batches=2",
 ];
 
-/// Every command must be over by then, on a busy machine too.
+/// Every command must be over by then, on a busy machine too; one that is not is ended.
 const LIMIT: Duration = Duration::from_secs(60);
+/// How long mpirun has to end its ranks before it is ended by force.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// Variables that would change what a child does: those of a launcher that started the tests, and of a talkative shell.
+const LEAKING: [&str; 8] =
+    ["OMPI_COMM_", "PMI_", "PMIX_", "SLURM_", "OMP_", "RUST_LOG", "RUST_BACKTRACE", "CLICOLOR_FORCE"];
 
 /// What a command left.
 #[derive(Debug)]
@@ -31,8 +38,7 @@ pub struct Ended {
 }
 
 impl Ended {
-    fn of(output: Output, begun: Instant) -> Self {
-        assert!(begun.elapsed() < LIMIT, "took {:?}", begun.elapsed());
+    fn of(output: &Output) -> Self {
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         Self { code: output.status.code().unwrap_or(-1), out: text(&output.stdout), err: text(&output.stderr) }
     }
@@ -60,7 +66,48 @@ impl Ended {
     }
 }
 
-/// The program, in a folder, free of a launcher's variables.
+/// Takes the variables away that a child must not see.
+fn clean(command: &mut Command) -> &mut Command {
+    let names = std::env::vars_os().map(|(name, _)| name);
+    for name in names.filter(|name| LEAKING.iter().any(|prefix| name.to_string_lossy().starts_with(prefix))) {
+        command.env_remove(name);
+    }
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped())
+}
+
+/// Waits for a child, and ends one that takes too long.
+pub fn finish(child: Child) -> Ended {
+    let (over, watched) = mpsc::channel::<()>();
+    let id = child.id();
+    let watchdog = std::thread::spawn(move || {
+        let mut late = false;
+        for (limit, signal) in [(LIMIT, "TERM"), (GRACE, "KILL")] {
+            if watched.recv_timeout(limit) == Err(RecvTimeoutError::Timeout) {
+                late = true;
+                send(signal, id);
+            }
+        }
+        late
+    });
+    let output = child.wait_with_output().unwrap();
+    drop(over);
+    let ended = Ended::of(&output);
+    assert!(!watchdog.join().unwrap(), "no end within {LIMIT:?}: {ended:#?}");
+    ended
+}
+
+/// Sends a signal to a process.
+pub fn send(signal: &str, process: u32) {
+    // A process that is gone by now needs none.
+    let _ = Command::new("kill").args([&format!("-{signal}"), &process.to_string()]).status();
+}
+
+/// Starts a command.
+pub fn start(command: &mut Command) -> Child {
+    clean(command).spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"))
+}
+
+/// The program, in a folder.
 pub fn program(folder: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_mp-cli"));
     command.current_dir(folder);
@@ -69,13 +116,18 @@ pub fn program(folder: &Path) -> Command {
 
 /// Runs the program alone.
 pub fn alone(folder: &Path, words: &[&str]) -> Ended {
-    let begun = Instant::now();
-    Ended::of(program(folder).args(words).output().unwrap(), begun)
+    finish(start(program(folder).args(words)))
 }
 
 /// Prepares to run the program on `ranks` ranks.
 #[allow(dead_code, reason = "not every test needs ranks")]
 pub fn launcher(ranks: usize, folder: &Path) -> Command {
+    launch(ranks, folder, Path::new(env!("CARGO_BIN_EXE_mp-cli")))
+}
+
+/// Prepares to run any program on `ranks` ranks.
+#[allow(dead_code, reason = "not every test needs ranks")]
+pub fn launch(ranks: usize, folder: &Path, program: &Path) -> Command {
     let mut command = Command::new(env!("MP_CLI_MPIRUN"));
     command.current_dir(folder).args(["--bind-to", "none", "-n", &ranks.to_string()]);
     // What lets MPI run as root, with more ranks than cores, and in containers.
@@ -89,16 +141,14 @@ pub fn launcher(ranks: usize, folder: &Path) -> Command {
     ] {
         command.env(name, value);
     }
-    command.arg(env!("CARGO_BIN_EXE_mp-cli"));
+    command.arg(program);
     command
 }
 
 /// Runs the program on `ranks` ranks.
 #[allow(dead_code, reason = "not every test needs ranks")]
 pub fn ranks(ranks: usize, folder: &Path, words: &[&str]) -> Ended {
-    let begun = Instant::now();
-    let output = launcher(ranks, folder).args(words).output();
-    Ended::of(output.expect("mpirun lies beside the MPI library"), begun)
+    finish(start(launcher(ranks, folder).args(words)))
 }
 
 /// Puts `--set` before every assignment, after a command's name.
@@ -111,4 +161,20 @@ pub fn with_sets<'a>(name: &'a str, sets: &[&[&'a str]]) -> Vec<&'a str> {
 #[allow(dead_code, reason = "not every test trains")]
 pub fn train(folder: &Path, sets: &[&str]) -> Ended {
     alone(folder, &with_sets("train", &[TINY, sets]))
+}
+
+/// Starts a run that would take for ever, and waits until its first step is done.
+#[allow(dead_code, reason = "not every test interrupts a run")]
+pub fn under_way(command: &mut Command, run: &Path, sets: &[&str]) -> Child {
+    let forever = ["train.steps=1000000", "checkpoint.every=0"];
+    let mut child = start(command.args(with_sets("train", &[TINY, &forever, sets])));
+    let metrics = run.join("metrics.jsonl");
+    let begun = Instant::now();
+    while std::fs::metadata(&metrics).map_or(0, |file| file.len()) == 0 {
+        if child.try_wait().unwrap().is_some() || begun.elapsed() > LIMIT {
+            panic!("no first step: {:#?}", finish(child));
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    child
 }

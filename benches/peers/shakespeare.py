@@ -1,4 +1,4 @@
-"""Trains the recipe of benches/configs/shakespeare.toml in plain PyTorch, for `cargo xtask bench shakespeare`.
+"""Trains the preset `shakespeare` in plain PyTorch, for `cargo xtask bench shakespeare`.
 
 Byte-level text, a GPT-2 of 4 layers, 4 heads and width 128, context 64, batch 12; the last tenth is held out. Offsets
 are random and independent, as in nanoGPT; the learning rate's course is ours (`rates` in mp-train, which is nanoGPT's

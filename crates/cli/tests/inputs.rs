@@ -54,6 +54,13 @@ fn layouts_that_cannot_be() {
 }
 
 #[test]
+fn a_model_that_the_machine_has_no_room_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let message = refused(folder.path(), &["model.hidden=1000000"]);
+    assert!(message.contains(" GiB on this machine") && message.contains(" GiB are free"), "{message}");
+}
+
+#[test]
 fn data_that_cannot_be_trained_on() {
     let folder = tempfile::tempdir().unwrap();
     let file = |name: &str, bytes: &[u8]| {

@@ -123,6 +123,22 @@ pub fn peak_bytes(device: Device) -> u64 {
     }
 }
 
+/// Returns the bytes that this process could still take on the host, or `None` where the system does not say; devices
+/// do not.
+pub fn free_bytes(device: Device) -> Option<u64> {
+    if device != Device::Cpu {
+        return None;
+    }
+    let read = |path: &str| std::fs::read_to_string(path).ok();
+    let line = |text: String| text.lines().find_map(|line| line.strip_prefix("MemAvailable:").map(str::to_string));
+    let kib: u64 = line(read("/proc/meminfo")?)?.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    let number = |path: &str| read(path)?.trim().parse::<u64>().ok();
+    // A container may have less than the machine, and sees its own limit at the root.
+    let limit = number("/sys/fs/cgroup/memory.max");
+    let left = limit.zip(number("/sys/fs/cgroup/memory.current")).map(|(limit, used)| limit.saturating_sub(used));
+    Some(left.map_or(kib * 1024, |left| left.min(kib * 1024)))
+}
+
 /// Reads the resident set's peak from the kernel.
 fn resident_peak() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;

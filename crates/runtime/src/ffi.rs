@@ -78,7 +78,7 @@ fn check(message: *mut c_char) -> Result<()> {
     };
     match text.strip_prefix(CALLBACK) {
         Some(words) => Err(Error::Callback(words.to_string())),
-        None => Err(Error::Torch(text)),
+        None => Err(Error::of_torch(&text)),
     }
 }
 

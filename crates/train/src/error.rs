@@ -81,6 +81,22 @@ pub enum Error {
         /// What it must be and why, with the way out.
         rule: String,
     },
+    /// A model that a machine has no room for.
+    #[error(
+        "weights, gradients and optimizer state take {} on this machine, {} on each of its {ranks} {}, and {} are free; \
+         make the model smaller, cut it over more machines (`parallel.tp`, `parallel.pp`), or share its state out \
+         (`parallel.zero`)",
+        gib(rank_bytes.saturating_mul(*ranks as u64)), gib(*rank_bytes), if *ranks == 1 { "rank" } else { "ranks" },
+        gib(*free)
+    )]
+    Memory {
+        /// Bytes that a rank stores between steps.
+        rank_bytes: u64,
+        /// Ranks on the machine.
+        ranks: usize,
+        /// Bytes that are free there.
+        free: u64,
+    },
     /// A layout that cannot be.
     #[error(transparent)]
     Plan(#[from] mp_plan::Error),
@@ -159,6 +175,7 @@ impl Error {
             | Error::UnknownKey { .. }
             | Error::WrongType { .. }
             | Error::Config { .. }
+            | Error::Memory { .. }
             | Error::Plan(_)
             | Error::Read { .. }
             | Error::RunFolder { .. }
@@ -176,6 +193,11 @@ impl Error {
             Error::Peer { input, .. } => *input,
         }
     }
+}
+
+/// Writes bytes for people.
+fn gib(bytes: u64) -> String {
+    format!("{:.1} GiB", bytes as f64 / f64::from(1 << 30))
 }
 
 /// Words the most similar name as a question.

@@ -15,6 +15,7 @@ mod durable;
 pub mod rates;
 pub mod groups;
 pub mod layout;
+mod memory;
 pub mod assemble;
 pub mod optimizer;
 pub mod reduce;

@@ -15,6 +15,7 @@ use crate::checkpoint::{CheckpointStore, DirectoryStore, Verify};
 use crate::evaluate::evaluate;
 use crate::generate::{generate, Sampling};
 use crate::layout::Layout;
+use crate::memory;
 use crate::metrics::Metrics;
 use crate::rates::Rates;
 use crate::records::{EndReason, EndRecord, EvalRecord, Observer, Record, Report, Start, StepRecord};
@@ -104,6 +105,7 @@ impl<'a> Run<'a> {
         let input = Text::read(config).and_then(|text| {
             let layout = Layout::new(config, text.tokenizer.vocab_size(), world.size())?;
             text.check(layout.partition.architecture.vocab)?;
+            memory::check(config, &layout, &*world, device)?;
             Ok((text, layout))
         });
         let (text, layout) = agree(&*world, input)?;

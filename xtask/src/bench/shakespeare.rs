@@ -13,7 +13,7 @@ use crate::setup::{self, Installs};
 use crate::workspace::Workspace;
 use crate::{environment, process, train};
 
-const RECIPE: &str = "benches/configs/shakespeare.toml";
+const RECIPE: &str = "shakespeare";
 const PEER: &str = "benches/peers/shakespeare.py";
 /// The script's Python environment: the same libtorch as ours, so that the difference is ours too.
 const PEER_PACKAGES: [&str; 2] = ["torch==2.11.0", "numpy"];
@@ -79,7 +79,7 @@ impl Bench<'_> {
         let name = format!("mp-{round}");
         let binary = self.workspace.target()?.join("release/mp-cli");
         let mut run = environment::mpirun(&self.installs.mpi, 1, &binary);
-        run.arg("train").arg("--config").arg(self.workspace.root.join(RECIPE));
+        run.args(["train", "--preset", RECIPE]);
         let settings = [
             ("data.path", self.text.display().to_string()),
             ("train.steps", self.options.steps.to_string()),

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use mp_comm::mpi::{library, ThreadLevel};
 use mp_comm::{BufferMut, Communicator, ReduceOp};
-use mp_runtime::{device, Tensor};
+use mp_runtime::{device, Device, Tensor};
 use serde::Serialize;
 
 use crate::args::{Args, Command, Doctor, Output};
@@ -205,20 +205,14 @@ fn devices() -> Vec<Finding> {
 /// Looks at the memory that is free.
 fn memory(local_ranks: usize) -> Vec<Finding> {
     let what = "memory";
-    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let bytes = |key: &str| -> Option<u64> {
-        let line = text.lines().find_map(|line| line.strip_prefix(key))?;
-        Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
-    };
-    let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
-    vec![match (bytes("MemAvailable:"), bytes("MemTotal:")) {
-        (Some(free), Some(total)) => {
-            let found = format!("{:.1} of {:.1} GiB free", gib(free), gib(total));
+    vec![match device::free_bytes(Device::Cpu) {
+        Some(free) => {
+            let found = format!("{:.1} GiB free", free as f64 / f64::from(1 << 30));
             match free < RANK_BYTES * local_ranks as u64 {
                 true => Finding::warn(what, found, "each rank of a small model takes about 1 GiB; end other programs"),
                 false => Finding::ok(what, found),
             }
         }
-        _ => Finding::warn(what, "unknown", "the system does not say how much is free"),
+        None => Finding::warn(what, "unknown", "the system does not say how much is free"),
     }]
 }

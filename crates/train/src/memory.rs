@@ -1,0 +1,72 @@
+//! Whether a machine has room for its ranks, before one of them allocates.
+
+use mp_comm::Communicator;
+use mp_plan::{Axis, Zero};
+use mp_runtime::{device, Device};
+
+use crate::layout::Layout;
+use crate::{Config, Error, Result};
+
+/// Refuses a model whose weights, gradients and optimizer state are more than this machine has free. What passes may still
+/// not fit: activations come on top.
+///
+/// # Errors
+/// [`Error::Memory`].
+pub fn check(config: &Config, layout: &Layout, world: &dyn Communicator, device: Device) -> Result<()> {
+    // Where the system does not say what is free, the allocator will.
+    let Some(free) = device::free_bytes(device) else { return Ok(()) };
+    let (ranks, rank_bytes) = (world.local_size(), rank_bytes(config, layout));
+    match rank_bytes.saturating_mul(ranks as u64) > free {
+        true => Err(Error::Memory { rank_bytes, ranks, free }),
+        false => Ok(()),
+    }
+}
+
+/// Returns the bytes that a rank stores between steps: the mean over the ranks, whose stages differ.
+fn rank_bytes(config: &Config, layout: &Layout) -> u64 {
+    let mesh = &layout.partition.mesh;
+    let pp = mesh.degree(Axis::Pp);
+    let elements: usize = (0..pp).map(|rank| layout.of_rank(rank).local_elements()).sum();
+    let whole = layout.plan(config).storage.bytes(elements / pp);
+    let sharers = (mesh.degree(Axis::Dp) * mesh.degree(Axis::Cp)) as u64;
+    let over = |zero: Zero, bytes: usize| bytes as u64 / if layout.zero >= zero { sharers } else { 1 };
+    over(Zero::Parameters, whole.parameters)
+        + over(Zero::Gradients, whole.gradients)
+        + over(Zero::Optimizer, whole.master + whole.moments)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_model_beyond_any_machine_is_refused_with_its_bytes() {
+        let config = |hidden: &str| Config::load(None, None, &["model.layers=1".into(), hidden.into()]).unwrap();
+        let checked = |config: &Config| {
+            let layout = Layout::new(config, 256, 1).unwrap();
+            check(config, &layout, &mp_comm::solo::Solo::new("world"), Device::Cpu)
+        };
+        checked(&config("model.hidden=64")).unwrap();
+        let error = checked(&config("model.hidden=1000000")).unwrap_err();
+        // Four matrices of attention, three of width 8/3 in the MLP; four numbers of 4 bytes for each element.
+        assert!(
+            matches!(error, Error::Memory { rank_bytes, ranks: 1, .. } if rank_bytes > 190_000_000_000_000),
+            "{error}"
+        );
+        assert!(error.is_input());
+    }
+
+    #[test]
+    fn what_ranks_share_out_counts_once() {
+        let bytes = |sets: &[&str], world: usize| {
+            let sets: Vec<String> = sets.iter().map(|set| set.to_string()).collect();
+            let config = Config::load(None, None, &sets).unwrap();
+            rank_bytes(&config, &Layout::new(&config, 256, world).unwrap())
+        };
+        let whole = bytes(&[], 1);
+        assert_eq!(bytes(&["parallel.tp=1"], 2), whole);
+        let (zero_1, zero_3) = (["parallel.tp=1", "parallel.zero=1"], ["parallel.tp=1", "parallel.zero=3"]);
+        assert_eq!(bytes(&zero_1, 2), whole * 3 / 4);
+        assert_eq!(bytes(&zero_3, 2), whole / 2);
+    }
+}

@@ -59,13 +59,13 @@ fn main() -> ExitCode {
 }
 
 fn run(command: Command) -> anyhow::Result<ExitCode> {
-    let workspace = Workspace::locate()?;
+    let located = Workspace::locate();
     match command {
-        Command::Setup(options) => setup::command(&workspace, &options),
-        Command::Env => environment::command(&workspace),
-        Command::Train(options) => train::command(&workspace, &options),
-        Command::Test(options) => test::command(&workspace, &options),
-        Command::Tidy => tidy::command(&workspace),
-        Command::Bench(arguments) => bench::command(&workspace, &arguments.which),
+        Command::Setup(options) => setup::command(&located?, &options),
+        Command::Env => environment::command(&located?),
+        Command::Train(options) => train::command(&located?, &options),
+        Command::Test(options) => test::command(located, &options),
+        Command::Tidy => tidy::command(&located?),
+        Command::Bench(arguments) => bench::command(&located?, &arguments.which),
     }
 }

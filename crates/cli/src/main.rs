@@ -15,6 +15,7 @@ mod progress;
 mod screen;
 mod terminal;
 mod threads;
+mod trace;
 mod wire;
 
 use std::process::ExitCode;

@@ -93,6 +93,8 @@ fn folders_that_cannot_be_written() {
     assert!(ended.input_error().contains("`--json`"));
     let ended = alone(folder.path(), &["train", "--log-dir", "file/logs"]);
     assert!(ended.input_error().contains("`--log-dir`"));
+    let ended = alone(folder.path(), &["train", "--trace", "file/traces"]);
+    assert!(ended.input_error().contains("`--trace`"));
     let ended = alone(folder.path(), &["plan", "--out", "file/plans"]);
     assert!(ended.input_error().contains("`--out`"));
     assert_eq!(ended.out, "", "the table was printed all the same");

@@ -19,6 +19,26 @@ fn four_ranks_train_a_model_cut_in_two() {
 }
 
 #[test]
+fn each_rank_leaves_its_time_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut words = with_sets("train", &[TINY]);
+    words.extend(["--trace", "traces"]);
+    ranks(2, folder.path(), &words).success();
+    for rank in 0..2 {
+        let text = fs::read_to_string(folder.path().join(format!("traces/trace-rank{rank}.json"))).unwrap();
+        let events: Vec<serde_json::Value> = serde_json::from_str(&text).unwrap();
+        let named = |name: &str| events.iter().filter(|event| event["name"] == name).collect::<Vec<_>>();
+        assert_eq!(named("step").len(), 2);
+        let of_micro_batches = [named("forward"), named("backward")].concat();
+        assert!(of_micro_batches.len() == 4 && of_micro_batches.iter().all(|event| event["args"]["micro_batch"] == 0));
+        assert!(!named("layer").is_empty());
+        let collectives = events.iter().filter(|event| event["args"]["group"] == "tp");
+        assert!(collectives.clone().count() > 0);
+        assert!(collectives.clone().all(|event| event["args"]["bytes"].as_u64() > Some(0)));
+    }
+}
+
+#[test]
 fn an_error_that_all_ranks_meet_is_told_once() {
     let folder = tempfile::tempdir().unwrap();
     ranks(3, folder.path(), &["trian"]).input_error();

@@ -31,8 +31,8 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::UnknownTokenizer`] if nothing lies at the path, [`Error::TokenizerFile`] if the file does not parse or
     /// holds no tokens, [`Error::FeatureOff`] if this build has no Hugging Face support, and the errors of reading a file.
-    /// The `tokenizers` crate panics on some malformed files; that too becomes an error, but the panic's own message
-    /// still goes to standard error, because the hook that prints it belongs to the whole process.
+    /// The `tokenizers` crate panics on some malformed files; that too becomes an error. For its sake the first use of a
+    /// file wraps the process's panic hook: panics of that crate, on the thread that called it, are not printed.
     pub fn load(spec: &str) -> Result<Self> {
         match spec {
             "bytes" => Ok(Self::bytes()),
@@ -112,7 +112,9 @@ impl Tokenizer {
 mod huggingface {
     //! The `tokenizers` crate, held to plain text.
 
-    use std::panic::{catch_unwind, AssertUnwindSafe};
+    use std::cell::Cell;
+    use std::panic::{self, AssertUnwindSafe};
+    use std::sync::Once;
 
     use tokenizers::{Model as _, ModelWrapper};
 
@@ -133,7 +135,7 @@ mod huggingface {
             // The crate panics on some files: malformed JSON in the decoder (told apart here, so that the message has its
             // line and column), and well-formed JSON of the wrong shape in the normalizer.
             serde_json::from_slice::<serde_json::Value>(json)?;
-            let mut inner = catch_unwind(|| tokenizers::Tokenizer::from_bytes(json))
+            let mut inner = quietly(|| tokenizers::Tokenizer::from_bytes(json))
                 .map_err(|_| "a part of it does not have the shape that its type asks for")??;
             // Files exported for inference often truncate at the model's length: a corpus would silently shrink to it.
             inner.with_truncation(None)?;
@@ -222,7 +224,30 @@ mod huggingface {
 
     /// A panic of the crate is an error of the file's or the text's; nothing of ours is half changed by it.
     fn guarded<T>(work: impl FnOnce() -> Result<T, Cause>) -> Result<T, Cause> {
-        catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| Err("the tokenizers crate panicked on it".into()))
+        quietly(work).unwrap_or_else(|_| Err("the tokenizers crate panicked on it".into()))
+    }
+
+    /// Catches a panic, and keeps the process's hook from printing it.
+    ///
+    /// The hook is replaced once and for good by one that passes everything on but the panics of a thread that asked for
+    /// quiet: to swap it for each call would race with other threads' panics.
+    fn quietly<T>(work: impl FnOnce() -> T) -> std::thread::Result<T> {
+        thread_local! {
+            static QUIET: Cell<bool> = const { Cell::new(false) };
+        }
+        static WRAP: Once = Once::new();
+        WRAP.call_once(|| {
+            let printing = panic::take_hook();
+            panic::set_hook(Box::new(move |info| {
+                if !QUIET.get() {
+                    printing(info);
+                }
+            }));
+        });
+        let before = QUIET.replace(true);
+        let outcome = panic::catch_unwind(AssertUnwindSafe(work));
+        QUIET.set(before);
+        outcome
     }
 }
 

@@ -44,9 +44,18 @@ pub struct Options {
 }
 
 /// Runs every check; whatever happens, the counts are printed last.
-pub fn command(workspace: &Workspace, options: &Options) -> Result<ExitCode> {
-    let all = options.all;
+///
+/// Without a place for the cache there is no workspace, and no check can run: that too is counted.
+pub fn command(located: Result<Workspace>, options: &Options) -> Result<ExitCode> {
     let mut report = Report::default();
+    match located {
+        Ok(workspace) => checks(&workspace, options.all, &mut report),
+        Err(error) => drop(report.step("workspace", || Err(error))),
+    }
+    Ok(report.close(&notes(options.all)))
+}
+
+fn checks(workspace: &Workspace, all: bool, report: &mut Report) {
     let deadline = Deadline::after(if all { BUDGET_ALL } else { BUDGET });
     report.step("prerequisites", || setup::check_for_tests().map(|()| Counts::one(true)));
     let mut installs = None;
@@ -56,19 +65,18 @@ pub fn command(workspace: &Workspace, options: &Options) -> Result<ExitCode> {
     });
     if let Some(installs) = installs {
         let run = Run { workspace, installs, deadline };
-        run.lints(&mut report);
-        run.cargo_tests(&mut report, all);
+        run.lints(report);
+        run.cargo_tests(report, all);
         let mut plan = Plan::default();
         report.step("plan", || {
             plan = Plan::read(&workspace.metadata()?, all)?;
             Ok(Counts::one(true))
         });
-        run.planned(&mut report, &plan);
+        run.planned(report, &plan);
         if all {
             report.step("default training run", || run.training());
         }
     }
-    Ok(report.close(&notes(all)))
 }
 
 /// Set-up downloads where something is missing: in a process of its own it can be ended.

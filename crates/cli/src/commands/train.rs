@@ -25,12 +25,12 @@ use crate::wire::{choose_device, launched, World};
 pub fn run(args: &Train, world: &World) -> Result<(), Failure> {
     let communicator = world.communicator();
     let opened = || {
-        listen::start(args, communicator.rank().0)?;
+        let trace = listen::start(args, communicator.rank().0)?;
         let config = args.configuration.load()?;
         threads::check(config.train.threads)?;
-        Ok((config, Screen::open(&args.output, world.is_first())?))
+        Ok((config, Screen::open(&args.output, world.is_first())?, trace))
     };
-    let (config, mut screen) = agree(&**communicator, opened())?;
+    let (config, mut screen, _trace) = agree(&**communicator, opened())?;
     let shared = threads::share(&**communicator)?;
     mp_runtime::device::prepare(if config.train.threads > 0 { config.train.threads } else { shared });
     let device = agree(&**communicator, choose_device(config.train.device))?;

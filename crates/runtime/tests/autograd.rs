@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Arc;
 
 use mp_runtime::kernels::dropout::{dropout, Place};
+use mp_runtime::kernels::rms_norm;
 use mp_runtime::kernels::rotary::{rotate, Angles};
 use mp_runtime::rng::Stream;
 use mp_runtime::{autograd, device, Device, Error, Kind, Result, Tensor};
@@ -31,7 +32,11 @@ fn random(shape: &[i64], name: &str) -> Tensor {
 ///
 /// The error of a central difference is h²/6 · f''' + ε/h; with h = 1e-5 and values of order 1, below 1e-8.
 fn check_gradient(shape: &[i64], f: impl Fn(&Tensor) -> Result<Tensor>) {
-    let x = random(shape, "x").set_requires_grad(true);
+    check_gradient_at(&random(shape, "x"), f);
+}
+
+fn check_gradient_at(x: &Tensor, f: impl Fn(&Tensor) -> Result<Tensor>) {
+    let x = x.copy().set_requires_grad(true);
     let y = f(&x).unwrap();
     let w = random(&y.size(), "w");
     autograd::backward(&[&y], &[Some(&w)], false).unwrap();
@@ -52,6 +57,25 @@ fn check_gradient(shape: &[i64], f: impl Fn(&Tensor) -> Result<Tensor>) {
 #[test]
 fn a_custom_function_has_the_gradient_of_its_formula() {
     check_gradient(&[2, 3], cube);
+}
+
+#[test]
+fn a_root_mean_square_norm_has_the_gradient_of_its_formula() {
+    // Rows of order 1 and of order ε: in the latter ε takes part.
+    let (shape, epsilon) = ([2, 3, 4], 1e-2);
+    let (x, w) = (random(&shape, "rows") * Tensor::from_slice(&[1.0, 0.1]).view([2, 1, 1]), random(&[4], "scale"));
+    let norm = |x: &Tensor, w: &Tensor| -> Result<Tensor> {
+        let (y, r) = rms_norm::forward(&x.detach(), &w.detach(), epsilon)?;
+        let (saved, scale) = (x.detach(), w.detach());
+        autograd::attach(&[x, w], &[y.shallow_clone()], move |gradients| {
+            let Some(dy) = &gradients[0] else { return Ok(vec![None, None]) };
+            let (dx, dw) = rms_norm::backward(dy, &saved, &scale, &r)?;
+            Ok(vec![Some(dx), Some(dw)])
+        })?;
+        Ok(y)
+    };
+    check_gradient_at(&x, |x| norm(x, &w));
+    check_gradient_at(&w, |w| norm(&x, w));
 }
 
 #[test]

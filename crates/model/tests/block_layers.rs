@@ -13,13 +13,15 @@ use std::sync::Arc;
 
 use common::{difference, partition};
 use mp_comm::{threads, Communicator};
+use mp_model::context::Context;
 use mp_model::gradient::Completion;
 use mp_model::layers::attention::{Heads, SelfAttention};
 use mp_model::layers::dropout::Dropout;
-use mp_model::layers::embedding::{Positions, VocabParallelEmbedding};
+use mp_model::layers::embedding::{LearnedPositions, VocabParallelEmbedding};
 use mp_model::layers::linear::{ColumnParallel, RowParallel};
 use mp_model::layers::mlp::{Activation, Mlp};
 use mp_model::layers::norm::Norm;
+use mp_model::pass::Positions;
 use mp_model::regions::{Between, TensorGroup};
 use mp_model::weight::Weight;
 use mp_model::{collective, shard, Parameters, Pass, Result};
@@ -188,8 +190,8 @@ fn embedding_and_positions_are_their_twins(
             let name = "embedding.weight";
             let ids = rank.rows(name)?;
             let embedding = VocabParallelEmbedding::new(rank.weight(name)?, ids, 37, &rank.group);
-            let positions = Positions::new(rank.weight("positions.weight")?, &rank.group);
-            positions.forward(&embedding.forward(&tokens())?, S as usize)
+            let positions = LearnedPositions::new(rank.weight("positions.weight")?, &rank.group);
+            positions.forward(&embedding.forward(&tokens())?, &Positions::whole(S as usize))
         },
     );
 }
@@ -312,6 +314,7 @@ fn attention(rank: &Rank, at: &str) -> Result<SelfAttention> {
         },
         angles: angles(architecture),
         dropout: Dropout::new(0.0, "weights".into()),
+        context: Context::alone(),
     })
 }
 

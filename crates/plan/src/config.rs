@@ -138,6 +138,19 @@ impl<T> Switch<T> {
     }
 }
 
+/// What the backward computes again instead of keeping it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RecomputeName {
+    /// Nothing.
+    #[default]
+    None,
+    /// The attention's core: scores, softmax, dropout, values.
+    Selective,
+    /// Whole layers.
+    Full,
+}
+
 /// How attention reaches positions that other context ranks hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -166,6 +179,10 @@ pub struct ParallelConfig {
     pub sequence_parallel: Switch<bool>,
     /// Sequences in a micro-batch; 0: the global batch divided by `dp`.
     pub micro_batch: usize,
+    /// What the backward computes again instead of keeping it; auto: nothing.
+    pub recompute: Switch<RecomputeName>,
+    /// With full recompute: every how many-th layer; 0: each.
+    pub recompute_every: usize,
     /// What the data ranks share out (ZeRO stage): 0 nothing, 1 the optimizer's state, 2 also gradients, 3 also
     /// parameters; auto: nothing.
     pub zero: Switch<Zero>,
@@ -190,6 +207,8 @@ impl Default for ParallelConfig {
             cp: 0,
             sequence_parallel: Switch::Auto,
             micro_batch: 0,
+            recompute: Switch::Auto,
+            recompute_every: 0,
             zero: Switch::Auto,
             bucket_bytes: 0,
             context: ContextForm::Ring,

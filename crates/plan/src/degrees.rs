@@ -1,6 +1,6 @@
 //! Which degrees can cut a model: the one place where a layout is refused.
 
-use crate::{mesh::Degrees, Architecture, Error, Mesh, Result, Switch, Zero};
+use crate::{mesh::Degrees, Architecture, Error, Mesh, ParallelConfig, RecomputeName, Result, Switch, Zero};
 
 /// The largest tensor degree that is named as an alternative.
 const LARGEST_NAMED: usize = 1024;
@@ -58,6 +58,19 @@ fn obstacle(architecture: &Architecture, tp: usize) -> Option<(&'static str, usi
         Some(("model.ffn", ffn))
     } else {
         None
+    }
+}
+
+/// Decides what the backward computes again, and of whole layers every how many-th; 0 where no whole layer is.
+///
+/// # Errors
+/// [`Error::RecomputeEvery`] for layers to be counted where none is computed again.
+pub fn recompute(config: &ParallelConfig) -> Result<(RecomputeName, usize)> {
+    let name = config.recompute.unwrap_or(RecomputeName::None);
+    match (name, config.recompute_every) {
+        (RecomputeName::Full, every) => Ok((name, every.max(1))),
+        (_, 0) => Ok((name, 0)),
+        (_, every) => Err(Error::RecomputeEvery { every }),
     }
 }
 

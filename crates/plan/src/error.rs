@@ -53,6 +53,13 @@ pub enum Error {
         legal: Vec<usize>,
     },
 
+    /// Layers to be counted where none is computed again.
+    #[error("parallel.recompute_every {every} counts layers that are computed again; set parallel.recompute = \"full\" with it")]
+    RecomputeEvery {
+        /// Every how many-th.
+        every: usize,
+    },
+
     /// Shares of what a single rank keeps.
     #[error("parallel.zero {zero} shares out among data ranks, and there is one; use 0, or more ranks in dp or cp")]
     NothingToShare {

@@ -21,6 +21,8 @@ pub struct Workload {
     pub sequence_parallel: bool,
     /// How attention reaches other ranks' positions.
     pub context: ContextForm,
+    /// Every how many-th layer runs forward once more in the backward; 0: none.
+    pub recompute_every: usize,
     /// The numbers.
     pub precision: Precision,
 }
@@ -93,6 +95,13 @@ impl Count<'_> {
         self.schedule.stages.rank_layers(self.rank).iter().map(|layers| layers.len()).sum()
     }
 
+    /// Layers that run forward twice.
+    fn repeated(&self) -> usize {
+        let every = self.workload.recompute_every;
+        let layers = self.schedule.stages.rank_layers(self.rank).into_iter().flatten();
+        layers.filter(|layer| every > 0 && layer.is_multiple_of(every)).count()
+    }
+
     fn holds(&self, stage: usize) -> bool {
         self.schedule.stages.rank_of(stage) == self.rank
     }
@@ -115,7 +124,7 @@ impl Count<'_> {
             true => (self.activation(), self.activation() / self.degree(Axis::Tp)),
             false => (self.activation(), 0),
         };
-        let mut bytes = self.layers() * (4 * all + 6 * own);
+        let mut bytes = self.layers() * (4 * all + 6 * own) + self.repeated() * (2 * all + 2 * own);
         if self.holds(0) {
             bytes += all + own;
         }
@@ -149,13 +158,18 @@ impl Count<'_> {
         let (query, key_value) = (architecture.heads / tp, (architecture.kv_heads / tp).max(1));
         let precision = self.workload.precision;
         let head = self.tokens() * architecture.head_dim;
-        let layer = match self.workload.context {
+        let (forward, backward) = match self.workload.context {
             ContextForm::Ring => {
-                (cp - 1) * 2 * key_value * head * (2 * precision.parameter_bytes() + precision.state_bytes())
+                let pair = (cp - 1) * 2 * key_value * head;
+                let forward = pair * precision.parameter_bytes();
+                (forward, forward + pair * precision.state_bytes())
             }
-            ContextForm::AllToAll => 2 * (2 * query + 2 * key_value.max(cp)) * head * precision.parameter_bytes(),
+            ContextForm::AllToAll => {
+                let both = (2 * query + 2 * key_value.max(cp)) * head * precision.parameter_bytes();
+                (both, both)
+            }
         };
-        layer * self.layers() * self.schedule.micro_batches
+        (self.layers() * (forward + backward) + self.repeated() * forward) * self.schedule.micro_batches
     }
 
     /// Gradients, by the stage of sharing: all-reduced or scattered once a step, or scattered in each micro-batch; updated

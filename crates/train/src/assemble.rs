@@ -59,7 +59,8 @@ impl Allocated {
         };
         let group = TensorGroup { comm: Arc::clone(&groups.tp), between: layout.between };
         let chunks = layout.schedule.stages.rank_layers(groups.pp.rank().0);
-        let model = build(self.parameters, group, &chunks, &Options { context, ..Options::default() })?;
+        let options = Options { context, recompute: layout.recompute };
+        let model = build(self.parameters, group, &chunks, &options)?;
         Trainer::new(groups, model, self.optimizer, method)
     }
 }

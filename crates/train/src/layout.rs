@@ -6,10 +6,12 @@ use mp_comm::Communicator;
 use mp_data::BatchPlan;
 use mp_model::context::{self, Form};
 use mp_model::parameter::{Sharing, BUCKET_BYTES};
+use mp_model::recompute::Recompute;
 use mp_model::regions::Between;
 use mp_model::Parameters;
 use mp_plan::{
-    Architecture, Axis, ContextForm, Mesh, Partition, Plan, Schedule, Storage, Switch, Traffic, Workload, Zero,
+    Architecture, Axis, ContextForm, Mesh, Partition, Plan, RecomputeName, Schedule, Storage, Switch, Traffic,
+    Workload, Zero,
 };
 
 use crate::config::OptimizerName;
@@ -24,6 +26,8 @@ pub struct Layout {
     pub between: Between,
     /// How attention reaches the positions of other context ranks.
     pub form: Form,
+    /// What the backward computes again.
+    pub recompute: Recompute,
     /// Which samples each data rank takes.
     pub batches: BatchPlan,
     /// The stages of the model, and in which order each rank of the pipeline works on them.
@@ -70,6 +74,7 @@ impl Layout {
             partition: Arc::new(Partition::new(&architecture, &mesh)?),
             between,
             form,
+            recompute: recompute(config)?,
             batches,
             schedule,
             zero: mp_plan::check_zero(config.parallel.zero.unwrap_or(Zero::Replicated), &mesh)?,
@@ -114,6 +119,10 @@ impl Layout {
             seq: config.train.seq,
             sequence_parallel: self.between == Between::SequenceSharded,
             context: config.parallel.context,
+            recompute_every: match self.recompute {
+                Recompute::Full { every } => every,
+                Recompute::None | Recompute::Selective => 0,
+            },
             precision: config.train.precision.planned(),
         };
         // Where nothing is shared out, each rank owns the one part there is.
@@ -129,6 +138,14 @@ impl Layout {
         };
         Plan::new(&self.partition, Storage { precision: config.train.precision.planned(), moments })
     }
+}
+
+fn recompute(config: &Config) -> Result<Recompute> {
+    Ok(match mp_plan::recompute(&config.parallel)? {
+        (RecomputeName::None, _) => Recompute::None,
+        (RecomputeName::Selective, _) => Recompute::Selective,
+        (RecomputeName::Full, every) => Recompute::Full { every },
+    })
 }
 
 /// Decides whether activations are cut along the sequence, of which each rank may hold a part already.

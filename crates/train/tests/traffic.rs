@@ -89,6 +89,10 @@ fn every_layout_sends_what_is_planned() {
         (4, &["parallel.pp=2", "parallel.cp=2", "parallel.schedule=zb-h1", "model.tie_embeddings=true"]),
         (4, &["parallel.tp=2", "parallel.cp=2", "train.precision=bf16"]),
         (4, &["parallel.tp=2", "parallel.zero=1", "train.precision=bf16"]),
+        (4, &["parallel.tp=2", "parallel.cp=2", "parallel.recompute=full", "parallel.recompute_every=2"]),
+        (2, &["parallel.tp=2", "parallel.sequence_parallel=true", "parallel.recompute=full"]),
+        (2, &["parallel.cp=2", "parallel.context=all-to-all", "parallel.recompute=full"]),
+        (2, &["parallel.tp=1", "parallel.zero=3", "parallel.recompute=full"]),
         (
             2,
             &[

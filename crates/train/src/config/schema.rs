@@ -116,6 +116,7 @@ fn expected(key: &str, message: &str) -> String {
 fn choices(key: &str) -> String {
     match key {
         "parallel.schedule" => ScheduleName::ALL.map(|name| format!("\"{name}\"")).join(", "),
+        "parallel.recompute" => "\"none\", \"selective\", \"full\"".into(),
         "parallel.zero" => "0, 1, 2, 3".into(),
         _ => "true, false".into(),
     }

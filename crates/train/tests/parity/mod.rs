@@ -9,6 +9,7 @@ use mp_comm::Communicator;
 use mp_data::{Batch, BatchPlan, TextSource, Tokens};
 use mp_model::context::{self, Context, Form};
 use mp_model::parameter::Sharing;
+use mp_model::recompute::Recompute;
 use mp_model::regions::{Between, TensorGroup};
 use mp_model::{build, shard, Options, Parameters};
 use mp_plan::{
@@ -49,6 +50,7 @@ pub struct Layout {
     pub between: Between,
     pub accumulation: usize,
     pub zero: Zero,
+    pub recompute: Recompute,
 }
 
 /// What a step left behind.
@@ -106,10 +108,11 @@ pub fn staged_layouts(ranks: usize, layers: usize) -> Vec<Layout> {
                 let base = Layout { tp, dp: rest / tp, pp, schedule, accumulation: 4, ..ONE_RANK };
                 layouts.push(base);
                 if tp > 1 {
-                    layouts.push(Layout { between: Between::SequenceSharded, ..base });
+                    let recompute = Recompute::Full { every: 2 };
+                    layouts.push(Layout { between: Between::SequenceSharded, recompute, ..base });
                 }
                 if base.dp > 1 {
-                    layouts.push(Layout { zero: Zero::Optimizer, ..base });
+                    layouts.push(Layout { zero: Zero::Optimizer, recompute: Recompute::Selective, ..base });
                 }
             }
         }
@@ -130,7 +133,7 @@ pub fn context_layouts(ranks: usize, kv_heads: usize, layers: usize) -> Vec<Layo
             let base = Layout { cp, form, dp: rest, accumulation: 2, ..ONE_RANK };
             layouts.push(base);
             for zero in [Zero::Optimizer, Zero::Gradients, Zero::Parameters] {
-                layouts.push(Layout { zero, ..base });
+                layouts.push(Layout { zero, recompute: Recompute::Full { every: 1 }, ..base });
             }
             if rest == 2 {
                 let cut = Layout { dp: 1, tp: 2, ..base };
@@ -159,6 +162,7 @@ const ONE_RANK: Layout = Layout {
     between: Between::Replicated,
     accumulation: 1,
     zero: Zero::Replicated,
+    recompute: Recompute::None,
 };
 
 /// One rank, no accumulation: what every layout is held against.
@@ -168,7 +172,7 @@ pub fn oracle(model: &Model) -> Result<Vec<Trace>> {
 
 /// Trains under a layout; every rank gets the full trace.
 pub fn train(model: &Model, layout: Layout, world: Arc<dyn Communicator>) -> Result<Vec<Trace>> {
-    let Layout { tp, dp, pp, cp, form, schedule, between, accumulation, zero } = layout;
+    let Layout { tp, dp, pp, cp, form, schedule, between, accumulation, zero, recompute } = layout;
     let architecture = Architecture::resolve(&model.config, VOCAB, SEQ)?;
     let mesh = Mesh::new(Degrees { tp, dp, pp, cp, ..Degrees::default() })?;
     let stages = Stages::new(&architecture, pp, schedule.default_chunks(), schedule.folding(), None)?;
@@ -185,7 +189,7 @@ pub fn train(model: &Model, layout: Layout, world: Arc<dyn Communicator>) -> Res
     let optimizer = optimizer(&config, &parameters)?;
     let group = TensorGroup { comm: Arc::clone(&groups.tp), between };
     let context = Context { comm: Arc::clone(&groups.cp), form };
-    let options = Options { context: context.clone(), ..Options::default() };
+    let options = Options { context: context.clone(), recompute };
     let model = build(parameters, group, &schedule.stages.rank_layers(rank), &options)?;
     // The limit is below the first norms: clipping takes part.
     let method = Method { whole, context, between, schedule, seed: SEED, clip_norm: 0.5 };

@@ -17,6 +17,7 @@ pub mod groups;
 pub mod layout;
 mod memory;
 pub mod assemble;
+pub mod traffic;
 pub mod optimizer;
 pub mod reduce;
 pub mod pipeline;

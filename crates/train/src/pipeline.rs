@@ -5,6 +5,7 @@
 //! computation.
 
 use std::collections::{HashMap, VecDeque};
+use std::time::Instant;
 
 use mp_comm::{Communicator, Rank, Tag};
 use mp_model::collective::{start_receive, start_send, Arriving};
@@ -50,6 +51,8 @@ pub struct Flight<'a> {
     /// What is still to be received on each channel, in order; the first is under way.
     receives: HashMap<usize, Channel>,
     loss: f64,
+    /// Computations done, with their seconds.
+    worked: Vec<(Step, f64)>,
 }
 
 struct Live {
@@ -87,6 +90,7 @@ impl<'a> Flight<'a> {
             sends: Vec::new(),
             receives,
             loss: 0.0,
+            worked: Vec::with_capacity(steps.len()),
         };
         let mut channels: Vec<usize> = made.receives.keys().copied().collect();
         channels.sort_unstable();
@@ -99,6 +103,15 @@ impl<'a> Flight<'a> {
     /// # Errors
     /// Whatever a layer or a message raises.
     pub fn run(&mut self, step: Step) -> Result<()> {
+        let begun = Instant::now();
+        self.one(step)?;
+        if step.computes().is_some() {
+            self.worked.push((step, begun.elapsed().as_secs_f64()));
+        }
+        Ok(())
+    }
+
+    fn one(&mut self, step: Step) -> Result<()> {
         match step {
             Step::Forward { chunk, micro_batch } => self.forward(chunk, micro_batch),
             Step::Backward { chunk, micro_batch } => self.backward(chunk, micro_batch),
@@ -128,6 +141,11 @@ impl<'a> Flight<'a> {
             let _over = sent.wait()?;
         }
         Ok(self.loss)
+    }
+
+    /// Returns the computations that were done, each with the seconds that it took.
+    pub fn worked(self) -> Vec<(Step, f64)> {
+        self.worked
     }
 
     /// Says which step of a list came before what it needs.

@@ -44,6 +44,7 @@ pub struct Seconds {
 pub struct Trainer {
     passes: Passes,
     optimizer: Box<dyn Optimizer>,
+    worked: Vec<(Step, f64)>,
 }
 
 /// What gradients are made of and with.
@@ -92,7 +93,7 @@ impl Trainer {
     pub fn new(groups: Groups, model: Model, optimizer: Box<dyn Optimizer>, method: Method) -> Result<Self> {
         let group = TensorGroup { comm: Arc::clone(&groups.tp), between: method.between };
         let reducer = Reducer::new(model.parameters(), &group)?;
-        Ok(Self { passes: Passes { groups, model, method, reducer }, optimizer })
+        Ok(Self { passes: Passes { groups, model, method, reducer }, optimizer, worked: Vec::new() })
     }
 
     /// Returns the model.
@@ -113,6 +114,11 @@ impl Trainer {
     /// Returns the groups.
     pub fn groups(&self) -> &Groups {
         &self.passes.groups
+    }
+
+    /// Returns the computations of the last step, each with the seconds that it took.
+    pub fn worked(&self) -> &[(Step, f64)] {
+        &self.worked
     }
 
     /// Returns the parameters of the whole model, all stages.
@@ -185,6 +191,7 @@ impl Trainer {
                 pass => flight.run(pass)?,
             }
         }
+        self.worked = flight.worked();
         let seconds = Seconds {
             passes: (passed - begun).as_secs_f64(),
             reduction: (reduced - passed).as_secs_f64(),

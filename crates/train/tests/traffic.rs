@@ -4,14 +4,14 @@
 use std::sync::Arc;
 
 use mp_comm::ledger::{Ledger, Log};
-use mp_comm::{threads, Call, Communicator};
+use mp_comm::{threads, Communicator};
 use mp_data::{Batch, TextSource, Tokens};
-use mp_plan::{Axis, Traffic};
+use mp_plan::Traffic;
 use mp_runtime::Device;
 use mp_train::assemble::Allocated;
 use mp_train::layout::Layout;
 use mp_train::step::Work;
-use mp_train::{Config, Result};
+use mp_train::{traffic, Config, Result};
 
 const SEQ: usize = 32;
 
@@ -46,23 +46,7 @@ fn sent(world: Arc<dyn Communicator>, config: &Config) -> Result<(Traffic, Traff
         log.take();
         trainer.step(&Work { step, lr: 1e-3, batches: &batches, global_batch: 8 })?;
     }
-    let mut got = Traffic::default();
-    let mesh = layout.partition.mesh;
-    for entry in log.take() {
-        if matches!(entry.call, Call::Receive | Call::StartReceive) {
-            continue;
-        }
-        let of = |axis: Axis| if mesh.degree(axis) > 1 { entry.bytes } else { 0 };
-        match &*entry.group {
-            "tp" | "tp-replicas" => got.tp += of(Axis::Tp),
-            "cp" => got.cp += of(Axis::Cp),
-            "data" => got.data += of(Axis::Dp).max(of(Axis::Cp)),
-            "pp" => got.pp += of(Axis::Pp),
-            "ends" => got.ends += entry.bytes,
-            "world" => {}
-            other => panic!("a group called {other}"),
-        }
-    }
+    let got = traffic::sent(&log.take(), &layout.partition.mesh);
     Ok((got, layout.traffic(config, trainer.parameters(), rank, part)))
 }
 

@@ -16,12 +16,16 @@ pub enum Which {
     Shakespeare(shakespeare::Options),
     /// Training throughput and the split of its time on one rank, and with tp=2 and dp=2 on two
     Train(throughput::Options),
+    /// What each cut costs on two processes: idle share of every schedule beside the simulated one, bytes on the wire beside
+    /// the planned ones, and reductions behind the backward beside after it
+    Parallel(throughput::Options),
 }
 
 /// Runs one benchmark.
 pub fn command(workspace: &Workspace, which: &Which) -> Result<ExitCode> {
     match which {
         Which::Shakespeare(options) => shakespeare::command(workspace, options),
-        Which::Train(options) => throughput::command(workspace, options),
+        Which::Train(options) => throughput::command(workspace, &throughput::TRAIN, options),
+        Which::Parallel(options) => throughput::command(workspace, &throughput::PARALLEL, options),
     }
 }

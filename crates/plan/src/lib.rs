@@ -88,7 +88,7 @@ pub use mesh::{Axis, Coordinates, Degrees, Mesh};
 pub use parameters::{Cut, Init, ParameterSpec};
 pub use partition::{GradientSync, Partition, PartitionedParameter, Tie};
 pub use placement::Placement;
-pub use plan::{Plan, PlannedParameter};
+pub use plan::{Plan, PlannedParameter, PlannedStages};
 pub use schedule::{Payload, Schedule, ScheduleName, Step};
 pub use simulate::{simulate, Costs, Span, StageCosts, Timeline};
 pub use stages::{Folding, Stages};

@@ -2,7 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{table, Architecture, Mesh, Partition, PartitionedParameter, Placement, RankBytes, Storage};
+use crate::{
+    table, Architecture, Axis, Mesh, Partition, PartitionedParameter, Placement, RankBytes, Schedule, ScheduleName,
+    Storage, Zero,
+};
 
 /// A layout of a model over ranks, complete and self-contained.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -17,12 +20,34 @@ pub struct Plan {
     pub vocab_padded: usize,
     /// The elements of the whole model, without padding.
     pub elements: usize,
-    /// The elements that every rank stores, padding included.
+    /// The elements that every rank works on, padding included; of stages, the largest's.
     pub rank_elements: usize,
-    /// What every rank stores between steps; the cuts are equal, so all store the same.
+    /// What every rank stores between steps; all but stages are cut in equal parts, and of those it is the largest's.
     pub rank_bytes: RankBytes,
+    /// What the data ranks share out.
+    #[serde(default)]
+    pub zero: Zero,
+    /// The order of work in the pipeline, where there is one.
+    #[serde(default)]
+    pub schedule: Option<ScheduleName>,
+    /// What each rank of the pipeline holds; empty without one.
+    #[serde(default)]
+    pub stages: Vec<PlannedStages>,
     /// All parameters, in the order of [`Architecture::parameters`].
     pub parameters: Vec<PlannedParameter>,
+}
+
+/// What one rank of the pipeline holds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlannedStages {
+    /// Its place on the pipeline axis.
+    pub rank: usize,
+    /// First layer and end of each of its stages.
+    pub layers: Vec<[usize; 2]>,
+    /// The elements of its parameters, padding included.
+    pub elements: usize,
+    /// What it stores between steps.
+    pub bytes: RankBytes,
 }
 
 /// One parameter of a plan.
@@ -59,8 +84,35 @@ impl Plan {
             elements: partition.parameters.iter().map(|parameter| parameter.spec.elements()).sum(),
             rank_elements,
             rank_bytes: storage.bytes(rank_elements),
+            zero: Zero::Replicated,
+            schedule: None,
+            stages: Vec::new(),
             parameters: partition.parameters.iter().map(planned).collect(),
         }
+    }
+
+    /// Writes down how stages are dealt out and what the data ranks share.
+    ///
+    /// # Panics
+    /// If partition or schedule are another model's.
+    #[must_use]
+    pub fn cut(mut self, partition: &Partition, schedule: &Schedule, zero: Zero) -> Self {
+        let stages = &schedule.stages;
+        let parts = self.mesh.degree(Axis::Dp) * self.mesh.degree(Axis::Cp);
+        let held = |rank: usize| {
+            let elements = partition.of_rank(stages, rank).local_elements();
+            let layers = stages.rank_layers(rank).into_iter().map(|layers| [layers.start, layers.end]).collect();
+            PlannedStages { rank, layers, elements, bytes: self.storage.bytes(elements).shared(zero, parts) }
+        };
+        let all: Vec<PlannedStages> = (0..stages.pp()).map(held).collect();
+        if let Some(largest) = all.iter().max_by_key(|stages| stages.elements) {
+            (self.rank_elements, self.rank_bytes) = (largest.elements, largest.bytes);
+        }
+        self.zero = zero;
+        if stages.pp() > 1 {
+            (self.schedule, self.stages) = (Some(schedule.name), all);
+        }
+        self
     }
 
     /// Writes the plan for people: a line a parameter with its name, full shape, cut dim, each tensor rank's range, and

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::Zero;
+
 /// In what numbers a model is trained.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -84,6 +86,17 @@ pub struct RankBytes {
 }
 
 impl RankBytes {
+    /// Divides what `parts` data ranks share out, rounded up.
+    pub fn shared(self, zero: Zero, parts: usize) -> Self {
+        let over = |from: Zero, bytes: usize| if zero >= from { bytes.div_ceil(parts) } else { bytes };
+        Self {
+            parameters: over(Zero::Parameters, self.parameters),
+            gradients: over(Zero::Gradients, self.gradients),
+            master: over(Zero::Optimizer, self.master),
+            moments: over(Zero::Optimizer, self.moments),
+        }
+    }
+
     /// Adds everything up.
     pub fn total(&self) -> usize {
         self.parameters + self.gradients + self.master + self.moments

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use crate::{Plan, PlannedParameter};
+use crate::{Plan, PlannedParameter, Zero};
 
 /// With more tensor ranks than this, the middle ones are left out.
 const MOST_RANKS: usize = 4;
@@ -65,6 +65,22 @@ fn write_sums(text: &mut String, plan: &Plan) {
     let _ = writeln!(text, "\nmesh            {} on {ranks} {}", plan.mesh, if ranks == 1 { "rank" } else { "ranks" });
     let _ = writeln!(text, "vocabulary      {} padded to {}", plan.architecture.vocab, plan.vocab_padded);
     let _ = writeln!(text, "elements        {}, {} on each rank", grouped(plan.elements), grouped(plan.rank_elements));
+    if plan.zero > Zero::Replicated {
+        let _ = writeln!(text, "shared out      by the data ranks, ZeRO stage {}", plan.zero);
+    }
+    for stages in &plan.stages {
+        let layers: Vec<String> = stages.layers.iter().map(|[start, end]| format!("{start}..{end}")).collect();
+        let (elements, bytes) = (grouped(stages.elements), grouped(stages.bytes.total()));
+        let _ = writeln!(
+            text,
+            "pp rank {:<7} layers {}: {elements} elements, {bytes} bytes",
+            stages.rank,
+            layers.join(" ")
+        );
+    }
+    if let Some(schedule) = plan.schedule {
+        let _ = writeln!(text, "schedule        {schedule}; the largest rank follows");
+    }
     let _ = writeln!(text, "bytes per rank  {} ({parts})", grouped(bytes.total()));
 }
 

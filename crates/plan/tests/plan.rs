@@ -1,6 +1,9 @@
 //! The written plan: its bytes, its JSON and its table.
 
-use mp_plan::{Architecture, Degrees, Mesh, ModelConfig, Partition, Plan, Precision, RankBytes, Storage};
+use mp_plan::{
+    Architecture, Degrees, Folding, Mesh, ModelConfig, Partition, Plan, Precision, RankBytes, Schedule, ScheduleName,
+    Stages, Storage, Zero,
+};
 
 fn plan(tp: usize, dp: usize, storage: Storage) -> Plan {
     let config = ModelConfig { hidden: 16, layers: 1, heads: 8, kv_heads: 2, ffn: 32, ..ModelConfig::default() };
@@ -96,4 +99,27 @@ fn tables_leave_out_the_middle_of_many_ranks() {
     let table = plan(8, 1, fp32()).table();
     assert!(table.contains("0..4 4..8 … 28..32"), "{table}");
     assert!(table.contains("0..2 0..2 … 2..4 (each on 4)"), "{table}");
+}
+
+#[test]
+fn stages_and_shares_are_written_down() {
+    let config = ModelConfig { hidden: 16, layers: 5, heads: 8, kv_heads: 2, ffn: 32, ..ModelConfig::default() };
+    let architecture = Architecture::resolve(&config, 10, 16).unwrap();
+    let mesh = Mesh::new(Degrees { pp: 2, dp: 2, ..Degrees::default() }).unwrap();
+    let partition = Partition::new(&architecture, &mesh).unwrap();
+    let stages = Stages::with_layers(2, 1, Folding::Loop, &[3, 2]).unwrap();
+    let schedule = Schedule::new(ScheduleName::ZbH1, stages, 4, false).unwrap();
+    let plan = Plan::new(&partition, fp32()).cut(&partition, &schedule, Zero::Optimizer);
+    let layers: Vec<_> = plan.stages.iter().map(|stages| stages.layers.clone()).collect();
+    assert_eq!(layers, [vec![[0, 3]], vec![[3, 5]]]);
+    assert_eq!(plan.stages.iter().map(|stages| stages.elements).sum::<usize>(), plan.elements);
+    let largest = &plan.stages[0];
+    assert_eq!((plan.rank_elements, plan.rank_bytes), (largest.elements, largest.bytes));
+    assert_eq!(largest.bytes.moments, 4 * largest.elements, "two moments of four bytes, shared by two");
+    assert_eq!(largest.bytes.gradients, 4 * largest.elements);
+    let table = plan.table();
+    assert!(table.contains("pp rank 1       layers 3..5: "), "{table}");
+    assert!(table.contains("shared out      by the data ranks, ZeRO stage 1"), "{table}");
+    assert!(table.contains("schedule        zb-h1"), "{table}");
+    assert_eq!(serde_json::from_str::<Plan>(&serde_json::to_string(&plan).unwrap()).unwrap(), plan);
 }

@@ -136,7 +136,8 @@ impl Layout {
             OptimizerName::AdamW => 2,
             OptimizerName::Sgd => 1,
         };
-        Plan::new(&self.partition, Storage { precision: config.train.precision.planned(), moments })
+        let storage = Storage { precision: config.train.precision.planned(), moments };
+        Plan::new(&self.partition, storage).cut(&self.partition, &self.schedule, self.zero)
     }
 }
 

@@ -1,7 +1,6 @@
 //! Whether a machine has room for its ranks, before one of them allocates.
 
 use mp_comm::Communicator;
-use mp_plan::{Axis, Zero};
 use mp_runtime::{device, Device};
 
 use crate::layout::Layout;
@@ -24,15 +23,11 @@ pub fn check(config: &Config, layout: &Layout, world: &dyn Communicator, device:
 
 /// Returns the bytes that a rank stores between steps: the mean over the ranks, whose stages differ.
 fn rank_bytes(config: &Config, layout: &Layout) -> u64 {
-    let mesh = &layout.partition.mesh;
-    let pp = mesh.degree(Axis::Pp);
-    let elements: usize = (0..pp).map(|rank| layout.of_rank(rank).local_elements()).sum();
-    let whole = layout.plan(config).storage.bytes(elements / pp);
-    let sharers = (mesh.degree(Axis::Dp) * mesh.degree(Axis::Cp)) as u64;
-    let over = |zero: Zero, bytes: usize| bytes as u64 / if layout.zero >= zero { sharers } else { 1 };
-    over(Zero::Parameters, whole.parameters)
-        + over(Zero::Gradients, whole.gradients)
-        + over(Zero::Optimizer, whole.master + whole.moments)
+    let plan = layout.plan(config);
+    match plan.stages.len() {
+        0 => plan.rank_bytes.total() as u64,
+        ranks => plan.stages.iter().map(|stages| stages.bytes.total() as u64).sum::<u64>() / ranks as u64,
+    }
 }
 
 #[cfg(test)]

@@ -22,6 +22,7 @@ use mp_model::layers::linear::{ColumnParallel, RowParallel};
 use mp_model::layers::mlp::{Activation, Mlp};
 use mp_model::layers::norm::Norm;
 use mp_model::pass::Positions;
+use mp_model::recompute::Recompute;
 use mp_model::regions::{Between, TensorGroup};
 use mp_model::weight::Weight;
 use mp_model::{collective, shard, Parameters, Pass, Result};
@@ -315,6 +316,7 @@ fn attention(rank: &Rank, at: &str) -> Result<SelfAttention> {
         angles: angles(architecture),
         dropout: Dropout::new(0.0, "weights".into()),
         context: Context::alone(),
+        recompute: Recompute::None,
     })
 }
 

@@ -85,16 +85,22 @@ impl Bucket {
         self.sums.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Waits for the gradients of a step with so many micro-batches.
-    pub(crate) fn begin(&self, micro_batches: usize) {
+    /// Begins a step with so many micro-batches, from zero.
+    pub(crate) fn begin(&self, micro_batches: usize) -> Result<()> {
         let handles = self.handles.load(Ordering::Relaxed);
         let mut state = self.state();
-        // A reduction that an earlier, failed step left behind is none of this step's.
-        state.reducing = None;
+        if self.zero >= Zero::Gradients {
+            // What passes outside a step have left.
+            state.whole = None;
+        } else if let Some(whole) = &state.whole {
+            let _ = whole.shallow_clone().f_zero_()?;
+        }
+        let _ = state.own.f_zero_()?;
         (state.left, state.rounds) = match self.zero >= Zero::Gradients {
             true => (handles, micro_batches),
             false => (handles * micro_batches + self.sums.load(Ordering::Relaxed), 1),
         };
+        Ok(())
     }
 
     /// Views the sum so far of some elements of the bucket.

@@ -54,6 +54,14 @@ pub struct Arriving {
 }
 
 impl Arriving {
+    /// Says whether the value is there, and moves the operation forward.
+    ///
+    /// # Errors
+    /// [`Error::Comm`] if the operation failed.
+    pub fn is_complete(&mut self) -> Result<bool> {
+        Ok(self.request.is_complete()?)
+    }
+
     /// Waits for the value.
     ///
     /// # Errors

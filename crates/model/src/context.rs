@@ -114,19 +114,27 @@ pub fn zigzag(seq: usize, cp: usize, rank: usize) -> Result<[Range<usize>; 2]> {
     Ok([piece(rank), piece(2 * cp - 1 - rank)])
 }
 
+/// Returns what a sequence's length must be a multiple of: `2·cp·tp`, or `tp` alone where `cp` is 1.
+pub fn sequence_multiple(cp: usize, tp: usize) -> usize {
+    match cp {
+        1 => tp,
+        _ => 2 * cp * tp,
+    }
+}
+
 /// Refuses a sequence that cannot be cut: it must be a multiple of `2·cp·tp`, where `tp` is the degree that cuts
 /// activations along the sequence once more (1 without sequence parallelism), or of `tp` alone where `cp` is 1.
 ///
 /// # Errors
 /// [`Error::Uncut`], with the nearest lengths that can be.
 pub fn check_sequence(seq: usize, cp: usize, tp: usize) -> Result<()> {
-    let multiple = if cp == 1 { tp } else { 2 * cp * tp };
+    let multiple = sequence_multiple(cp, tp);
     if seq > 0 && seq.is_multiple_of(multiple) {
         return Ok(());
     }
     let below = seq / multiple * multiple;
     let nearest = [below, below + multiple].into_iter().filter(|&length| length > 0).collect();
-    Err(Error::Uncut { seq, cp, multiple, nearest })
+    Err(Error::Uncut { seq, cp, tp, multiple, nearest })
 }
 
 /// Refuses heads that the all-to-all form cannot deal out: each tensor rank's query heads must be a multiple of `cp`,
@@ -168,7 +176,7 @@ mod tests {
         let words = zigzag(30, 4, 0).unwrap_err().to_string();
         assert_eq!(
             words,
-            "a sequence of 30 tokens cannot be cut over cp=4: it must be a multiple of 8, [24, 32] are nearest"
+            "sequences of 30 tokens (train.seq) cannot be cut: over parallel.cp 4 they must be a multiple of 8; [24, 32] are nearest"
         );
         assert!(check_sequence(32, 4, 2).is_ok());
         assert!(
@@ -187,7 +195,8 @@ mod tests {
         let words = check_all_to_all(12, 3, 1, 4).unwrap_err().to_string();
         assert_eq!(
             words,
-            "12 query heads and 3 key/value heads of a tensor rank cannot be dealt out to cp=4 ranks; [1, 3, 6, 12] would do"
+            "12 query heads and 3 key/value heads of a tensor rank cannot be dealt out to parallel.cp 4 ranks; \
+             [1, 3, 6, 12] would do, or parallel.context = \"ring\""
         );
         assert!(matches!(check_all_to_all(4, 4, 4, 2), Err(Error::Heads { legal, .. }) if legal == [1]));
     }

@@ -64,12 +64,18 @@ pub enum Error {
         max_seq: usize,
     },
     /// A sequence that the context axis cannot cut.
-    #[error("a sequence of {seq} tokens cannot be cut over cp={cp}: it must be a multiple of {multiple}, {nearest:?} are nearest")]
+    #[error(
+        "sequences of {seq} tokens (train.seq) cannot be cut: over parallel.cp {cp}{} they must be a multiple of {multiple}; \
+         {nearest:?} are nearest",
+        if *tp > 1 { format!(", and parallel.tp {tp} by sequence_parallel,") } else { String::new() }
+    )]
     Uncut {
         /// Its length.
         seq: usize,
         /// The context axis' degree.
         cp: usize,
+        /// The tensor degree, where it cuts activations along the sequence once more; 1 where it does not.
+        tp: usize,
         /// What its length must be a multiple of.
         multiple: usize,
         /// The nearest lengths that are.
@@ -77,7 +83,8 @@ pub enum Error {
     },
     /// Heads that cannot be exchanged for positions.
     #[error(
-        "{query} query heads and {key_value} key/value heads of a tensor rank cannot be dealt out to cp={cp} ranks; {legal:?} would do"
+        "{query} query heads and {key_value} key/value heads of a tensor rank cannot be dealt out to parallel.cp {cp} ranks; \
+         {legal:?} would do, or parallel.context = \"ring\""
     )]
     Heads {
         /// The context axis' degree.

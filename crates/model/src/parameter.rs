@@ -162,8 +162,7 @@ impl Parameters {
 
     /// Returns which of some elements this rank owns.
     pub fn owned_of(&self, range: Range<usize>) -> Vec<Range<usize>> {
-        let common = |own: Range<usize>| own.start.max(range.start)..own.end.min(range.end);
-        self.owned().into_iter().map(common).filter(|piece| !piece.is_empty()).collect()
+        self.arrangement.owned_of(part(&self.arrangement, &self.sharing), range)
     }
 
     /// Returns the values in the optimizer's precision: all that this rank owns, or more.
@@ -242,14 +241,12 @@ impl Parameters {
 
     /// Begins a step: gradients are zero, and reduced once each parameter has been used in so many micro-batches.
     ///
-    /// Without this, backward passes add to the gradients and nothing is reduced.
+    /// Outside a step backward passes add to whole gradients, where this rank keeps them, and nothing is reduced.
     ///
     /// # Errors
     /// [`Error::Runtime`] where libtorch refuses.
     pub fn begin_step(&self, micro_batches: usize) -> Result<()> {
-        let _ = self.gradients.all().shallow_clone().f_zero_()?;
-        self.buckets.iter().for_each(|bucket| bucket.begin(micro_batches));
-        Ok(())
+        self.buckets.iter().try_for_each(|bucket| bucket.begin(micro_batches))
     }
 
     /// Waits until the gradients that this rank owns are summed over the data ranks.

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{PartitionedParameter, RankBytes, Storage};
+use crate::{PartitionedParameter, RankBytes, Storage, Tie};
 
 /// Elements to which a group's start is aligned: whole cache lines for every kind that is trained in.
 pub const ALIGNMENT: usize = 64;
@@ -98,7 +98,8 @@ pub struct Arrangement {
 impl Arrangement {
     /// Arranges parameters in their order, for `parts` data ranks.
     ///
-    /// A bucket closes once it holds `bucket_elements`; with [`Zero::Parameters`] it also ends with its unit.
+    /// A bucket closes once it holds `bucket_elements`; with [`Zero::Parameters`] it also ends with its unit. A table that
+    /// two pipeline ranks hold has one of its own, so that both reduce it in the same pieces and keep the same bits.
     ///
     /// # Panics
     /// If `parts` is 0.
@@ -117,7 +118,8 @@ impl Arrangement {
             let opens_unit = last.is_none_or(|last| part(last) != part(parameter));
             if last.is_none_or(|last| !multiplies_with(last, parameter)) {
                 end = end.next_multiple_of(ALIGNMENT);
-                let ends_here = self.zero == Zero::Parameters && opens_unit;
+                let alone = parameter.tie != Tie::None || last.is_some_and(|last| last.tie != Tie::None);
+                let ends_here = alone || (self.zero == Zero::Parameters && opens_unit);
                 if index > first && (end - start >= bucket_elements || ends_here) {
                     end = end.next_multiple_of(granule);
                     self.buckets.push(Bucket { range: start..end, parameters: first..index });
@@ -205,6 +207,12 @@ impl Arrangement {
             }
         }
         owned
+    }
+
+    /// Returns which of some elements a data rank owns.
+    pub fn owned_of(&self, part: usize, range: Range<usize>) -> Vec<Range<usize>> {
+        let common = |own: Range<usize>| own.start.max(range.start)..own.end.min(range.end);
+        self.owned(part).into_iter().map(common).filter(|piece| !piece.is_empty()).collect()
     }
 
     /// Returns what a rank stores between steps: exactly what it allocates.

@@ -177,7 +177,8 @@ pub struct ParallelConfig {
     /// Whether activations between the tensor-parallel regions are cut along the sequence; auto: with `tp` > 1 where it
     /// divides.
     pub sequence_parallel: Switch<bool>,
-    /// Sequences in a micro-batch; 0: the global batch divided by `dp`.
+    /// Sequences in a micro-batch; 0: the global batch divided by `dp`, with stages a part of it that makes up to four
+    /// micro-batches a stage.
     pub micro_batch: usize,
     /// What the backward computes again instead of keeping it; auto: nothing.
     pub recompute: Switch<RecomputeName>,

@@ -224,7 +224,7 @@ pub enum Error {
     /// A number of micro-batches that a schedule cannot run.
     #[error(
         "schedule {schedule} takes micro-batches in groups of parallel.pp {pp}, and {micro_batches} is no multiple; \
-         {} would be",
+         {} would be: set train.global_batch and parallel.micro_batch so, or another schedule",
         either(nearest)
     )]
     MicroBatches {

@@ -46,7 +46,7 @@ pub struct PlannedStages {
     pub layers: Vec<[usize; 2]>,
     /// The elements of its parameters, padding included.
     pub elements: usize,
-    /// What it stores between steps.
+    /// What it stores between steps, without the padding of buckets.
     pub bytes: RankBytes,
 }
 

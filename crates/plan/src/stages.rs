@@ -10,6 +10,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Architecture, ArchitectureName, Error, Result};
 
+/// The most virtual stages: twice as many channels still fit the 16 bits of a message's tag.
+const MOST_STAGES: usize = 32_000;
+
 /// How virtual stages are dealt to the ranks of a pipeline.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -102,6 +105,10 @@ impl Stages {
         check_degrees(pp, chunks, folding)?;
         if pp.checked_mul(chunks) != Some(split.len()) {
             return Err(Error::SplitLength { split: split.to_vec(), pp, chunks });
+        }
+        if split.len() > MOST_STAGES {
+            let (value, limit) = (split.len() as f64, MOST_STAGES as f64);
+            return Err(Error::TooLarge { what: "virtual stages", value, limit });
         }
         if let Some(stage) = split.iter().position(|&layers| layers == 0) {
             return Err(Error::EmptyStage { split: split.to_vec(), stage });

@@ -137,16 +137,16 @@ impl Count<'_> {
 
     /// What completes the gradients of parameters on several tensor ranks: each rank's own elements.
     fn completion(&self) -> usize {
-        let owned = self.arrangement.owned(self.part);
-        let common = |range: &std::ops::Range<usize>| -> usize {
-            owned.iter().map(|own| own.end.min(range.end).saturating_sub(own.start.max(range.start))).sum()
+        let owned = |index: usize| -> usize {
+            let range = self.arrangement.ranges()[index].clone();
+            self.arrangement.owned_of(self.part, range).iter().map(|piece| piece.len()).sum()
         };
         let partial = |index: &usize| {
             let parameter = &self.partition.parameters[*index];
             parameter.gradient_sync(self.workload.sequence_parallel) != GradientSync::None
         };
         let partial = (0..self.partition.parameters.len()).filter(partial);
-        let elements: usize = partial.map(|index| common(&self.arrangement.ranges()[index])).sum();
+        let elements: usize = partial.map(owned).sum();
         elements * self.workload.precision.state_bytes()
     }
 

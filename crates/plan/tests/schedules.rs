@@ -222,11 +222,11 @@ fn what_a_schedule_cannot_run_is_refused() {
     assert_eq!(refused(ScheduleName::ZbV, 2, 2, Folding::Loop, 4), "schedule zb-v runs stages dealt as V, not as Loop");
     assert_eq!(
         refused(ScheduleName::Interleaved, 4, 2, Folding::Loop, 6),
-        "schedule interleaved takes micro-batches in groups of parallel.pp 4, and 6 is no multiple; 4 or 8 would be"
+        "schedule interleaved takes micro-batches in groups of parallel.pp 4, and 6 is no multiple; 4 or 8 would be: set train.global_batch and parallel.micro_batch so, or another schedule"
     );
     assert_eq!(
         refused(ScheduleName::Interleaved, 4, 2, Folding::Loop, 3),
-        "schedule interleaved takes micro-batches in groups of parallel.pp 4, and 3 is no multiple; 4 would be"
+        "schedule interleaved takes micro-batches in groups of parallel.pp 4, and 3 is no multiple; 4 would be: set train.global_batch and parallel.micro_batch so, or another schedule"
     );
     assert_eq!(
         refused(ScheduleName::Gpipe, 2, 1, Folding::Loop, 0),

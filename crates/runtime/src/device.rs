@@ -135,7 +135,11 @@ pub fn free_bytes(device: Device) -> Option<u64> {
     let number = |path: &str| read(path)?.trim().parse::<u64>().ok();
     // A container may have less than the machine, and sees its own limit at the root.
     let limit = number("/sys/fs/cgroup/memory.max");
-    let left = limit.zip(number("/sys/fs/cgroup/memory.current")).map(|(limit, used)| limit.saturating_sub(used));
+    // What files have cached there counts as used, and makes room when asked.
+    let statistics = read("/sys/fs/cgroup/memory.stat").unwrap_or_default();
+    let cached = statistics.lines().find_map(|line| line.strip_prefix("inactive_file ")?.trim().parse::<u64>().ok());
+    let used = number("/sys/fs/cgroup/memory.current").map(|used| used.saturating_sub(cached.unwrap_or(0)));
+    let left = limit.zip(used).map(|(limit, used)| limit.saturating_sub(used));
     Some(left.map_or(kib * 1024, |left| left.min(kib * 1024)))
 }
 

@@ -18,7 +18,7 @@ pub fn agree<T>(world: &dyn Communicator, result: Result<T>) -> Result<T> {
     agree_and_decide(world, result, false).map(|(value, _)| value)
 }
 
-/// [`agree`]s and [`decide`]s in one reduction.
+/// [`agree`]s, and says whether any rank said yes, in one reduction.
 ///
 /// # Communication
 /// One all-reduce of two integers; collective over `world`.
@@ -41,19 +41,6 @@ pub fn agree_and_decide<T>(world: &dyn Communicator, result: Result<T>, yes: boo
         Err(error) if rank == world.rank().0 => Err(error),
         _ => Err(Error::Peer { rank, input }),
     }
-}
-
-/// Says on every rank whether any rank said yes.
-///
-/// # Communication
-/// One all-reduce of one integer; collective over `world`.
-///
-/// # Errors
-/// [`Error::Comm`].
-pub fn decide(world: &dyn Communicator, yes: bool) -> Result<bool> {
-    let mut any = [i32::from(yes)];
-    world.all_reduce(BufferMut::new(&mut any), ReduceOp::Max)?;
-    Ok(any[0] != 0)
 }
 
 #[cfg(test)]
@@ -103,7 +90,9 @@ mod tests {
 
     #[test]
     fn one_yes_is_enough() {
-        let answers = |who: Option<usize>| threads::run(3, |world| decide(&*world, who == Some(world.rank().0)));
+        let answers = |who: Option<usize>| {
+            threads::run(3, |world| agree_and_decide(&*world, Ok(()), who == Some(world.rank().0)).map(|(_, yes)| yes))
+        };
         assert_eq!(answers(None), [false; 3]);
         assert_eq!(answers(Some(2)), [true; 3]);
     }

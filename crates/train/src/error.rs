@@ -17,6 +17,9 @@ pub enum Error {
         /// How many the schedule runs.
         planned: usize,
     },
+    /// A step after one that failed.
+    #[error("an earlier step failed with messages under way; what it left cannot be told from this step's, so make the trainer anew")]
+    Failed,
     /// A list of steps that cannot run as it is.
     #[error("pipeline rank {rank} cannot do this step of its schedule, for something before it is missing: {step}")]
     Schedule {
@@ -189,6 +192,7 @@ impl Error {
             | Error::Write { .. }
             | Error::NotFinite { .. }
             | Error::MicroBatches { .. }
+            | Error::Failed
             | Error::Schedule { .. } => false,
             Error::Peer { input, .. } => *input,
         }

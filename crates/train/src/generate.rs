@@ -1,9 +1,7 @@
 //! Text from a model, one token after the other.
 
 use mp_comm::{BufferMut, Rank, ReduceOp};
-use mp_data::Tokenizer;
 use mp_model::Pass;
-use mp_plan::Axis;
 use mp_runtime::rng::{unit, Stream};
 use mp_runtime::{Kind, Tensor};
 
@@ -22,15 +20,15 @@ pub struct Sampling {
     pub seed: u64,
 }
 
-/// Continues `prompt`. Collective over the ranks of one model, its tensor, context and pipeline groups; every rank gets the same
-/// text, prompt included.
+/// Continues a prompt, given as token ids. Collective over the ranks of one model, its tensor, context and pipeline groups
+/// (and the data ranks, where they share parameters out); every rank gets the same ids, the prompt's included.
 ///
-/// Each choice is a function of seed and position alone, so that ranks agree without talking.
+/// Each choice is a function of seed and position alone, so that ranks agree without talking. Ids from `vocab` on, beyond
+/// the tokenizer's, are what no text contains, and never chosen.
 ///
 /// # Errors
-/// [`Error::Data`](crate::Error::Data) if the prompt cannot be tokenized, whatever a layer or a collective raises.
-pub fn generate(trainer: &Trainer, tokenizer: &Tokenizer, prompt: &str, sampling: &Sampling) -> Result<String> {
-    let mut ids = tokenizer.encode(prompt)?;
+/// Whatever a layer or a collective raises.
+pub fn generate(trainer: &Trainer, mut ids: Vec<u32>, vocab: usize, sampling: &Sampling) -> Result<Vec<u32>> {
     if ids.is_empty() {
         // A tokenizer may drop all of a prompt; a model needs something to go on from.
         ids.push(0);
@@ -38,12 +36,11 @@ pub fn generate(trainer: &Trainer, tokenizer: &Tokenizer, prompt: &str, sampling
     let stream = Stream::new(sampling.seed, "generate", 0);
     for position in 0..sampling.tokens {
         let mut scores = next_scores(trainer, &ids)?;
-        // Beyond lies what no text contains: a vocabulary larger than the tokenizer's.
-        scores.truncate(tokenizer.vocab_size());
+        scores.truncate(vocab);
         let word = stream.block(position as u64)[0];
         ids.push(choose(&scores, sampling.temperature, unit(word)));
     }
-    Ok(tokenizer.decode(&ids)?)
+    Ok(ids)
 }
 
 /// Computes the scores of the token that follows, from as many tokens as the model has positions.
@@ -53,8 +50,7 @@ pub fn generate(trainer: &Trainer, tokenizer: &Tokenizer, prompt: &str, sampling
 fn next_scores(trainer: &Trainer, ids: &[u32]) -> Result<Vec<f64>> {
     let (parameters, context) = (trainer.parameters(), trainer.context());
     let architecture = &parameters.partition().architecture;
-    let (tp, cp) = (parameters.partition().mesh.degree(Axis::Tp), context.comm.size());
-    let multiple = if cp == 1 { tp } else { 2 * cp * tp };
+    let multiple = trainer.sequence_multiple();
     let longest = (architecture.max_seq / multiple * multiple).max(1);
     let mut seen: Vec<i64> = ids[ids.len().saturating_sub(longest)..].iter().map(|&id| i64::from(id)).collect();
     let length = seen.len();

@@ -216,6 +216,14 @@ impl<'a> Flight<'a> {
     fn send(&mut self, step: Step, payload: Payload, stage: usize, micro_batch: usize, to: usize) -> Result<()> {
         let made = self.take(payload, stage, micro_batch, step)?;
         let channel = step.channel().ok_or_else(|| self.lost(step))?;
+        // What has been taken is let go: an activation must not live longer for having been sent.
+        let mut under_way = Vec::with_capacity(self.sends.len() + 1);
+        for mut sent in self.sends.drain(..) {
+            if !sent.is_complete()? {
+                under_way.push(sent);
+            }
+        }
+        self.sends = under_way;
         self.sends.push(start_send(self.line.group, &made, Rank(to), tag(channel))?);
         Ok(())
     }

@@ -240,7 +240,7 @@ impl<'a> Run<'a> {
         let Some(windows) = &self.windows else { return Ok((None, Ok(()))) };
         let batch = self.layout.batches.micro_batch();
         // The same windows under every layout.
-        let limit = limit * (self.config.train.global_batch / batch);
+        let limit = limit.saturating_mul(self.config.train.global_batch / batch);
         let loss = evaluate(&self.trainer, windows, batch, limit)?;
         if !loss.is_finite() {
             return Err(Error::NotFinite { step: self.step, what: "validation loss" });
@@ -299,13 +299,18 @@ impl<'a> Run<'a> {
     fn sample(&self) -> Result<String> {
         let sampling =
             Sampling { tokens: SAMPLE_TOKENS, temperature: SAMPLE_TEMPERATURE, seed: self.config.train.seed };
+        let world = self.world();
+        let prompt = agree(&*world, self.tokenizer.encode(PROMPT).map_err(Error::from))?;
         // Where the data ranks share parameters out, all of them take part, and write the same.
         let shared = self.trainer.parameters().sharing().zero == Zero::Parameters;
-        let written = match shared || self.trainer.groups().dp.rank() == Rank(0) {
-            true => generate(&self.trainer, &self.tokenizer, PROMPT, &sampling)?,
-            false => String::new(),
+        let text = match shared || self.trainer.groups().dp.rank() == Rank(0) {
+            true => {
+                let ids = generate(&self.trainer, prompt, self.tokenizer.vocab_size(), &sampling)?;
+                self.tokenizer.decode(&ids).map_err(Error::from)
+            }
+            false => Ok(String::new()),
         };
-        agree(&*self.world(), Ok(written))
+        agree(&*world, text)
     }
 }
 

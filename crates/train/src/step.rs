@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use mp_comm::{BufferMut, ReduceOp};
 use mp_data::Batch;
-use mp_model::context::Context;
+use mp_model::context::{self, Context};
 use mp_model::pass::{DropoutKey, Positions};
 use mp_model::regions::{Between, TensorGroup};
 use mp_model::{Model, Parameters, Pass};
@@ -45,6 +45,8 @@ pub struct Trainer {
     passes: Passes,
     optimizer: Box<dyn Optimizer>,
     worked: Vec<(Step, f64)>,
+    /// Whether a step ended with an error in its midst.
+    failed: bool,
 }
 
 /// What gradients are made of and with.
@@ -93,7 +95,7 @@ impl Trainer {
     pub fn new(groups: Groups, model: Model, optimizer: Box<dyn Optimizer>, method: Method) -> Result<Self> {
         let group = TensorGroup { comm: Arc::clone(&groups.tp), between: method.between };
         let reducer = Reducer::new(model.parameters(), &group)?;
-        Ok(Self { passes: Passes { groups, model, method, reducer }, optimizer, worked: Vec::new() })
+        Ok(Self { passes: Passes { groups, model, method, reducer }, optimizer, worked: Vec::new(), failed: false })
     }
 
     /// Returns the model.
@@ -144,6 +146,15 @@ impl Trainer {
         &self.passes.method.context
     }
 
+    /// Returns what a sequence's length must be a multiple of to be cut wherever activations are.
+    pub fn sequence_multiple(&self) -> usize {
+        let tp = match self.passes.method.between {
+            Between::Replicated => 1,
+            Between::SequenceSharded => self.groups().tp.size(),
+        };
+        context::sequence_multiple(self.groups().cp.size(), tp)
+    }
+
     /// Returns the shape of the activations between stages, for sequences of which this rank's stages see `[b, s]`
     /// tokens.
     pub fn activation_shape(&self, batch: usize, seq: usize) -> [i64; 3] {
@@ -154,8 +165,18 @@ impl Trainer {
     ///
     /// # Errors
     /// [`Error::NotFinite`] on every rank, with the weights as they were, if loss or gradient are no numbers;
-    /// [`Error::MicroBatches`] if the schedule is for another number of them; whatever a layer or a collective raises.
+    /// [`Error::MicroBatches`] if the schedule is for another number of them; whatever a layer or a collective raises, and
+    /// after that [`Error::Failed`].
     pub fn step(&mut self, work: &Work<'_>) -> Result<Outcome> {
+        if self.failed {
+            return Err(Error::Failed);
+        }
+        let outcome = self.run(work);
+        self.failed = !matches!(outcome, Ok(_) | Err(Error::NotFinite { .. } | Error::MicroBatches { .. }));
+        outcome
+    }
+
+    fn run(&mut self, work: &Work<'_>) -> Result<Outcome> {
         let _span = tracing::info_span!("step", step = work.step).entered();
         let begun = Instant::now();
         let passes = &self.passes;

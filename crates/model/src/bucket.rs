@@ -31,8 +31,6 @@ pub(crate) struct Bucket {
     zero: Zero,
     group: Arc<dyn Communicator>,
     kind: (Kind, Device),
-    /// Handles that add a gradient in each pass.
-    handles: AtomicUsize,
     /// Contributions that come once a step.
     sums: AtomicUsize,
     state: Mutex<State>,
@@ -49,6 +47,26 @@ struct State {
     /// Reductions still to come in this step.
     rounds: usize,
     reducing: Option<Arriving>,
+    /// Who contributes.
+    uses: Vec<Use>,
+    /// Of the step under way or the last one; 0 before the first.
+    micro_batches: usize,
+}
+
+/// The elements that a handle adds gradients to.
+#[derive(Debug)]
+struct Use {
+    range: Range<usize>,
+    handles: usize,
+    /// Contributions in this step.
+    made: usize,
+}
+
+impl State {
+    /// Counts the handles that add a gradient in each pass.
+    fn handles(&self) -> usize {
+        self.uses.iter().map(|used| used.handles).sum()
+    }
 }
 
 impl Bucket {
@@ -65,9 +83,16 @@ impl Bucket {
             zero,
             group: Arc::clone(group),
             kind: (own.kind(), own.device()),
-            handles: AtomicUsize::new(0),
             sums: AtomicUsize::new(0),
-            state: Mutex::new(State { whole, own, left: 0, rounds: 0, reducing: None }),
+            state: Mutex::new(State {
+                whole,
+                own,
+                left: 0,
+                rounds: 0,
+                reducing: None,
+                uses: Vec::new(),
+                micro_batches: 0,
+            }),
         }
     }
 
@@ -75,9 +100,13 @@ impl Bucket {
         self.state.lock().expect("no holder panics")
     }
 
-    /// Counts one more handle.
-    pub(crate) fn register(&self) {
-        self.handles.fetch_add(1, Ordering::Relaxed);
+    /// Counts one more handle, which adds a gradient of these elements in each pass.
+    pub(crate) fn register(&self, range: Range<usize>) {
+        let mut state = self.state();
+        match state.uses.iter_mut().find(|used| used.range == range) {
+            Some(used) => used.handles += 1,
+            None => state.uses.push(Use { range, handles: 1, made: 0 }),
+        }
     }
 
     /// Counts one more sum that is made once a step, after all passes.
@@ -87,8 +116,10 @@ impl Bucket {
 
     /// Begins a step with so many micro-batches, from zero.
     pub(crate) fn begin(&self, micro_batches: usize) -> Result<()> {
-        let handles = self.handles.load(Ordering::Relaxed);
         let mut state = self.state();
+        let handles = state.handles();
+        state.micro_batches = micro_batches;
+        state.uses.iter_mut().for_each(|used| used.made = 0);
         if self.zero >= Zero::Gradients {
             // What passes outside a step have left.
             state.whole = None;
@@ -113,9 +144,30 @@ impl Bucket {
         Ok(whole.f_narrow(0, (range.start - self.range.start) as i64, range.len() as i64)?)
     }
 
-    /// Counts a contribution; the last one starts the reduction.
-    pub(crate) fn contributed(&self) -> Result<()> {
+    /// Counts a contribution to some elements; the last one of all starts the reduction.
+    pub(crate) fn contributed(&self, range: &Range<usize>) -> Result<()> {
         let mut state = self.state();
+        if let Some(used) = state.uses.iter_mut().find(|used| used.range == *range) {
+            used.made += 1;
+        }
+        self.count(state)
+    }
+
+    /// Counts a sum that is made once a step.
+    pub(crate) fn summed(&self) -> Result<()> {
+        self.count(self.state())
+    }
+
+    /// Says whether a parameter's gradient lacks contributions in a step: it has no use, or not been used often enough.
+    pub(crate) fn lacks(&self, parameter: &Range<usize>) -> bool {
+        let state = self.state();
+        let covers = |used: &&Use| used.range.start <= parameter.start && parameter.end <= used.range.end;
+        let mut uses = state.uses.iter().filter(covers).peekable();
+        let enough = |used: &Use| used.made >= used.handles * state.micro_batches;
+        state.micro_batches > 0 && (uses.peek().is_none() || !uses.all(enough))
+    }
+
+    fn count(&self, mut state: MutexGuard<'_, State>) -> Result<()> {
         if state.rounds == 0 {
             return Ok(());
         }
@@ -126,7 +178,7 @@ impl Bucket {
         self.start(&mut state)?;
         state.rounds -= 1;
         if state.rounds > 0 {
-            state.left = self.handles.load(Ordering::Relaxed);
+            state.left = state.handles();
         }
         Ok(())
     }

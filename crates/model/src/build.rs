@@ -52,6 +52,8 @@ pub fn build(parameters: Parameters, group: TensorGroup, chunks: &[Range<usize>]
         other => return Err(Error::Unbuilt(format!("architecture {other:?}"))),
     };
     let stage = |layers: &Range<usize>| -> Result<Box<dyn Stage>> { Ok(Box::new(shards.slice(&*family, layers)?)) };
+    #[cfg(feature = "faults")]
+    let chunks = &crate::faults::layers(chunks, shards.architecture().layers)[..];
     let stages = chunks.iter().map(stage).collect::<Result<_>>()?;
     Ok(Model::new(parameters, stages))
 }

@@ -43,6 +43,12 @@ pub enum Error {
         /// How many uses are missing.
         missing: usize,
     },
+    /// A parameter that a step has not used, or not as often as announced.
+    #[error("`{parameter}` still waits for contributions to its gradient at the end of a step")]
+    Unused {
+        /// Its name.
+        parameter: String,
+    },
     /// A part of the model that a step went through more often than announced.
     #[error("elements {elements:?} of the gradient got more contributions than the step has micro-batches")]
     GradientTwice {

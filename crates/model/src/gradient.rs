@@ -43,6 +43,8 @@ impl Completion {
                 _ => {}
             }
         }
+        #[cfg(feature = "faults")]
+        whole.retain(|&index| !crate::faults::unsummed(&parameters.partition().parameters[index].spec.name));
         let rank = group.comm.rank().0;
         let color = u32::try_from(rank / replicas).unwrap_or(u32::MAX);
         let sharing = group.comm.split(Some(color), rank as u32, "tp-replicas")?;

@@ -10,6 +10,8 @@ pub mod collective;
 pub mod context;
 pub mod deferral;
 pub mod error;
+#[cfg(feature = "faults")]
+pub mod faults;
 pub mod gradient;
 pub mod layers;
 pub mod models;

@@ -13,6 +13,8 @@ use mp_runtime::{Device, Kind, Precision, Tensor};
 use crate::bucket::Bucket;
 use crate::collective::{self, start_all_gather_into, Arriving};
 use crate::deferral::{Deferral, DeferredProducts};
+#[cfg(feature = "faults")]
+use crate::faults::{self, active, Fault};
 use crate::unit::{Residence, Unit};
 use crate::weight::{Value, Weight};
 use crate::{Error, Result};
@@ -252,8 +254,13 @@ impl Parameters {
     /// Waits until the gradients that this rank owns are summed over the data ranks.
     ///
     /// # Errors
-    /// [`Error::GradientMissing`] if a parameter was not used as often as was announced; [`Error::Comm`].
+    /// [`Error::Unused`] with the first parameter that was not used as often as was announced;
+    /// [`Error::GradientMissing`] if a sum was not made; [`Error::Comm`].
     pub fn finish_reduction(&self) -> Result<()> {
+        let lacks = |index: &usize| self.bucket(*index).lacks(&self.gradients.layout().range(*index));
+        if let Some(index) = (0..self.partition.parameters.len()).find(lacks) {
+            return Err(Error::Unused { parameter: self.partition.parameters[index].spec.name.clone() });
+        }
         // In the order in which a backward pass fills them.
         self.buckets.iter().rev().try_for_each(|bucket| bucket.finish())
     }
@@ -270,8 +277,10 @@ impl Parameters {
         let table = self.tied().ok_or(Error::NotHere { what: "a table of both ends of the model" })?;
         let bucket = self.bucket(table);
         let mut gradient = bucket.sum(self.gradients.layout().range(table))?;
+        #[cfg(feature = "faults")]
+        let pair: &dyn Communicator = if active(Fault::TiedUnsummed) { &Solo::new("fault") } else { pair };
         collective::all_reduce(pair, &mut gradient, ReduceOp::Sum)?;
-        bucket.contributed()
+        bucket.summed()
     }
 
     /// Finds the table that another rank of the pipeline holds too.
@@ -332,11 +341,12 @@ impl Parameters {
                 None => Value::Resident(self.values.joined(indices.clone())?),
             };
         let bucket = Arc::clone(self.bucket(indices.start));
-        bucket.register();
+        let range = layout.span(indices.clone());
+        bucket.register(range.clone());
         Ok(Weight {
-            shape: layout.stacked(indices.clone())?,
+            shape: layout.stacked(indices)?,
             value,
-            range: layout.span(indices),
+            range,
             gradient_kind: self.gradients.all().kind(),
             bucket,
             anchor: self.anchor.shallow_clone(),
@@ -441,7 +451,10 @@ fn initial(parameter: &PartitionedParameter, tp_rank: usize, seed: u64) -> Resul
         Init::Normal { std } => std,
         other => return Err(Error::Unbuilt(format!("initial values {other:?}"))),
     };
-    let stream = Stream::new(seed, &parameter.spec.name, 0);
+    let name = parameter.spec.name.clone();
+    #[cfg(feature = "faults")]
+    let name = faults::slice(parameter, name);
+    let stream = Stream::new(seed, &name, 0);
     let full = &parameter.spec.shape;
     let (dim, range) = parameter.range(tp_rank).unwrap_or((0, 0..full[0]));
     let made = Tensor::f_zeros(&shape[..], kind)?;

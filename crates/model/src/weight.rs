@@ -159,6 +159,6 @@ impl Weight {
     fn add(&self, add: impl FnOnce(&mut Tensor) -> std::result::Result<Tensor, TchError>) -> Result<()> {
         let mut sum = self.bucket.sum(self.range.clone())?.f_view(&self.shape[..])?;
         let _ = add(&mut sum)?;
-        self.bucket.contributed()
+        self.bucket.contributed(&self.range)
     }
 }

@@ -158,6 +158,14 @@ pub enum Error {
         /// The quantity.
         what: &'static str,
     },
+    /// A layout under verification that could not be trained, while other ranks still wait in it.
+    #[error("the layout {layout}: {source}")]
+    Layout {
+        /// The layout as it is typed.
+        layout: String,
+        /// What this rank met.
+        source: Box<Error>,
+    },
     /// Another rank failed, and says itself why.
     #[error("rank {rank} failed")]
     Peer {
@@ -193,6 +201,7 @@ impl Error {
             | Error::NotFinite { .. }
             | Error::MicroBatches { .. }
             | Error::Failed
+            | Error::Layout { .. }
             | Error::Schedule { .. } => false,
             Error::Peer { input, .. } => *input,
         }

@@ -26,6 +26,7 @@ pub mod evaluate;
 pub mod generate;
 pub mod state;
 pub mod run;
+pub mod verify;
 
 pub use config::Config;
 pub use error::{Error, Result};

@@ -69,7 +69,10 @@ impl Reducer {
 fn counted(parameters: &Parameters) -> Vec<Range<usize>> {
     let mut ranges: Vec<Range<usize>> = Vec::new();
     for (index, parameter) in parameters.partition().parameters.iter().enumerate() {
-        if !parameters.tp_rank().is_multiple_of(parameter.replicas()) || parameter.tie == Tie::Copy {
+        let replica = !parameters.tp_rank().is_multiple_of(parameter.replicas());
+        #[cfg(feature = "faults")]
+        let replica = replica && !mp_model::faults::active(mp_model::faults::Fault::NormCountsReplicas);
+        if replica || parameter.tie == Tie::Copy {
             continue;
         }
         for range in parameters.owned_of(parameters.gradients().layout().range(index)) {

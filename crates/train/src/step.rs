@@ -6,6 +6,8 @@ use std::time::Instant;
 use mp_comm::{BufferMut, ReduceOp};
 use mp_data::Batch;
 use mp_model::context::{self, Context};
+#[cfg(feature = "faults")]
+use mp_model::faults;
 use mp_model::pass::{DropoutKey, Positions};
 use mp_model::regions::{Between, TensorGroup};
 use mp_model::{Model, Parameters, Pass};
@@ -199,6 +201,8 @@ impl Trainer {
                     let part = flight.land()?;
                     passed = Instant::now();
                     passes.reducer.sum(passes.model.parameters())?;
+                    #[cfg(feature = "faults")]
+                    passes.scale_wrongly(work.batches.len())?;
                     gradient_norm = passes.reducer.norm(passes.model.parameters(), &passes.groups)?;
                     loss = passes.total(part)?;
                 }
@@ -251,6 +255,8 @@ impl Passes {
     fn micro_batches<'a>(&self, work: &Work<'_>, tensors: &'a [Own]) -> Vec<MicroBatch<'a>> {
         let per_rank = work.global_batch / self.groups.dp.size();
         let mut first_sample = self.groups.dp.rank().0 * per_rank;
+        #[cfg(feature = "faults")]
+        faults::forget_rank(&mut first_sample);
         let dropout = Some(DropoutKey { seed: self.method.seed, step: work.step });
         let micro_batch = |(batch, own): (&Batch, &'a Own)| {
             let made = MicroBatch {
@@ -263,6 +269,15 @@ impl Passes {
             made
         };
         work.batches.iter().zip(tensors).map(micro_batch).collect()
+    }
+
+    /// Scales the gradient by what a mistake leaves in it.
+    #[cfg(feature = "faults")]
+    fn scale_wrongly(&self, micro_batches: usize) -> Result<()> {
+        let factor = faults::gradient_factor(micro_batches, self.groups.dp.size(), self.groups.cp.size());
+        let mut gradients = self.model.parameters().gradients().all().shallow_clone();
+        let _ = gradients.f_mul_scalar_(factor).map_err(mp_runtime::Error::from)?;
+        Ok(())
     }
 
     fn sum_tied(&self) -> Result<()> {

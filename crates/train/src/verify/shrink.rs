@@ -1,0 +1,185 @@
+//! The user's model made small: whatever decides which code runs stays as it is, sizes do not.
+//!
+//! | stays | shrinks |
+//! |---|---|
+//! | family, biases, tied head, dropout, rotary base and scaling, norm epsilon | layers: as many as the stages of the deepest cut, and one more |
+//! | by which degrees heads, MLP and sequence can be cut, and where key/value heads are shared | heads, MLP and sequence: the least that do |
+//! | whether heads are of even width, whether they fill the width, whether positions go beyond a sequence | widths: a few elements |
+//! | optimizer, its betas, momentum and decay; seed | batch; a vocabulary that no degree divides |
+
+use mp_plan::{Architecture, ModelConfig};
+
+use super::Case;
+use crate::layout::Layout;
+use crate::{Config, Result};
+
+/// Prime: every degree from 2 on pads it.
+pub(super) const VOCAB: usize = 37;
+/// Positions of a sequence, at least, where the user's are as many.
+const SEQ: usize = 12;
+/// Columns of the MLP, likewise.
+const FFN: usize = 12;
+/// Sequences of a global batch, at least.
+const BATCH: usize = 8;
+/// Small: each layer's gradients fill more than one bucket.
+const BUCKET_BYTES: usize = 8192;
+
+/// The gradient's norm is cut down to this, below the first norms of small models: clipping takes part.
+pub(super) const CLIP_NORM: f64 = 0.25;
+/// Large beside rounding: what updates get wrong stands out.
+pub(super) const LR: f64 = 1e-2;
+
+/// A user's configuration, shrunk.
+#[derive(Debug, Clone)]
+pub struct Shrunk {
+    config: Config,
+}
+
+impl Shrunk {
+    /// Shrinks a configuration, so that `ranks` ranks can cut it in all ways that they could cut the original.
+    ///
+    /// # Errors
+    /// [`Error::Plan`](crate::Error::Plan) for a model that cannot be.
+    pub fn new(config: &Config, vocab: usize, ranks: usize) -> Result<Self> {
+        let full = Architecture::resolve(&config.model, vocab, config.train.seq)?;
+        let mut small = Config { model: model(&full, config.train.seq, ranks), ..config.clone() };
+        small.parallel = Default::default();
+        small.train.seq = seq(config.train.seq, ranks);
+        small.train.clip_norm = CLIP_NORM;
+        // See `compare`: a gradient that is all rounding must not make an update that is.
+        small.optimizer.eps = small.optimizer.eps.max(CLIP_NORM);
+        Ok(Self { config: small })
+    }
+
+    /// Returns the model in words.
+    pub fn words(&self) -> String {
+        let ModelConfig { architecture, layers, hidden, heads, kv_heads, ffn, vocab, .. } = &self.config.model;
+        let family = format!("{architecture:?}").to_lowercase();
+        let seq = self.config.train.seq;
+        format!("{family}, {layers} layers of width {hidden}, {heads} heads on {kv_heads} key/value heads, MLP {ffn}, vocabulary {vocab}, sequences of {seq}")
+    }
+
+    /// Returns the names of all parameters in execution order.
+    ///
+    /// # Errors
+    /// [`Error::Plan`](crate::Error::Plan) for a model that cannot be.
+    pub(super) fn names(&self) -> Result<Vec<String>> {
+        let architecture = Architecture::resolve(&self.config.model, VOCAB, self.config.train.seq)?;
+        Ok(architecture.parameters().into_iter().map(|parameter| parameter.name).collect())
+    }
+
+    /// Returns the sequences in a step of a layout.
+    pub(super) fn global_batch(case: &Case) -> usize {
+        let unit = case.dp.saturating_mul(case.micro_batches);
+        BATCH.div_ceil(unit).saturating_mul(unit)
+    }
+
+    /// Returns the configuration of a layout.
+    pub(super) fn config(&self, case: &Case) -> Config {
+        let mut config = self.config.clone();
+        config.train.global_batch = Self::global_batch(case);
+        config.parallel = case.parallel(config.train.global_batch, BUCKET_BYTES);
+        config
+    }
+
+    /// Lays the model out.
+    ///
+    /// # Errors
+    /// As [`Layout::new`].
+    pub(super) fn layout(&self, case: &Case) -> Result<Layout> {
+        Layout::new(&self.config(case), VOCAB, case.ranks())
+    }
+}
+
+fn model(full: &Architecture, user_seq: usize, ranks: usize) -> ModelConfig {
+    let (heads, kv_heads) = heads(full, ranks);
+    let head_dim = head_dim(full.head_dim, heads);
+    let seq = seq(user_seq, ranks);
+    let fills = full.hidden == full.heads * full.head_dim;
+    ModelConfig {
+        layers: full.layers.min(2 * ranks + 1),
+        heads,
+        kv_heads,
+        head_dim,
+        hidden: heads * head_dim + if fills { 0 } else { 4 },
+        ffn: alike(full.ffn, FFN, ranks),
+        vocab: VOCAB,
+        max_seq: seq + if full.max_seq > user_seq { 4 } else { 0 },
+        ..full.to_config()
+    }
+}
+
+/// Finds the fewest heads that the same degrees cut, with key/value heads shared by as many ranks.
+fn heads(full: &Architecture, ranks: usize) -> (usize, usize) {
+    let shape = |heads: usize, kv: usize| {
+        let cut = move |tp: usize| {
+            let fits = heads.is_multiple_of(tp) && (kv.is_multiple_of(tp) || tp.is_multiple_of(kv));
+            fits.then_some(tp.div_ceil(kv))
+        };
+        ((1..=ranks).map(cut).collect::<Vec<_>>(), kv < heads, kv > 1, heads > 1)
+    };
+    let wanted = shape(full.heads, full.kv_heads);
+    (1..=full.heads)
+        .flat_map(|heads| (1..=heads).filter(move |kv| heads.is_multiple_of(*kv)).map(move |kv| (heads, kv)))
+        .find(|&(heads, kv)| shape(heads, kv) == wanted)
+        .unwrap_or((full.heads, full.kv_heads))
+}
+
+/// Keeps the parity, which rotary positions look at.
+fn head_dim(full: usize, heads: usize) -> usize {
+    let small = (16 / heads).max(4);
+    small + (small + full) % 2
+}
+
+/// Keeps the divisors that context ranks ask for: two pieces of a sequence for each, cut again over the tensor ranks.
+fn seq(full: usize, ranks: usize) -> usize {
+    alike(full, SEQ, 2 * ranks)
+}
+
+/// Finds the least number from `least` on, or else from 1, that the same numbers up to `most` divide.
+fn alike(full: usize, least: usize, most: usize) -> usize {
+    let divisors = |number: usize| (1..=most).filter(move |part| number.is_multiple_of(*part));
+    (least.min(full)..=full).find(|&small| divisors(small).eq(divisors(full))).unwrap_or(full)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shrunk(sets: &[&str], ranks: usize) -> ModelConfig {
+        let sets: Vec<String> = sets.iter().map(|set| set.to_string()).collect();
+        let config = Config::load(None, None, &sets).unwrap();
+        Shrunk::new(&config, 257, ranks).unwrap().config.model
+    }
+
+    #[test]
+    fn heads_are_cut_by_the_same_degrees_and_shared_alike() {
+        for (heads, kv_heads, small) in
+            [("12", "12", (12, 12)), ("32", "8", (8, 4)), ("32", "1", (4, 1)), ("25", "25", (5, 5))]
+        {
+            let sets = [&format!("model.heads={heads}"), &format!("model.kv_heads={kv_heads}")].map(String::as_str);
+            let model = shrunk(&[sets[0], sets[1], "model.hidden=9600"], 4);
+            assert_eq!((model.heads, model.kv_heads), small, "{heads} {kv_heads}");
+        }
+    }
+
+    #[test]
+    fn what_decides_the_code_stays() {
+        let model = shrunk(
+            &[
+                "model.architecture=gpt2",
+                "model.heads=4",
+                "model.head_dim=15",
+                "model.dropout=0.1",
+                "model.bias=false",
+                "model.max_seq=200",
+            ],
+            4,
+        );
+        assert_eq!(model.head_dim % 2, 1);
+        assert_ne!(model.hidden, model.heads * model.head_dim);
+        assert_eq!((model.dropout, model.bias, model.tie_embeddings), (0.1, Some(false), Some(true)));
+        assert!(model.max_seq > 16 && model.layers == 4);
+        assert_eq!(shrunk(&["model.layers=48"], 4).layers, 9);
+    }
+}

@@ -1,0 +1,87 @@
+//! Verification on rank-threads: layouts that are right pass on both families, and what one rank can show is shown.
+#![allow(missing_docs)]
+
+use std::sync::Arc;
+
+use mp_comm::solo::Solo;
+use mp_comm::{threads, Communicator};
+use mp_runtime::Device;
+use mp_train::config::Precision;
+use mp_train::verify::{verify, Case, Listener, Report, Verdict, Which, LIMIT, NOISE_LIMIT};
+use mp_train::{Config, Result};
+
+/// Writes down what it hears.
+#[derive(Default)]
+struct Notes(Vec<String>);
+
+impl Listener for Notes {
+    fn start(&mut self, _model: &str, layouts: usize, _precision: Precision) {
+        self.0.push(format!("{layouts} layouts"));
+    }
+    fn begin(&mut self, case: &Case) {
+        self.0.push(format!("begin {case}"));
+    }
+    fn end(&mut self, verdict: &Verdict) {
+        self.0.push(format!("end {}", verdict.layout));
+    }
+}
+
+fn config(sets: &[&str]) -> Config {
+    let sets: Vec<String> = sets.iter().map(|set| set.to_string()).collect();
+    Config::load(None, None, &sets).unwrap()
+}
+
+fn on(world: &Arc<dyn Communicator>, sets: &[&str], layouts: &str) -> Result<(Report, Vec<String>)> {
+    let mut notes = Notes::default();
+    let report = verify(&config(sets), world, Device::Cpu, &layouts.parse::<Which>()?, &mut notes)?;
+    Ok((report, notes.0))
+}
+
+/// Asserts that every rank has the same, passing report, and returns it.
+fn passes(ranks: usize, sets: &[&str], layouts: &str) -> Report {
+    let mut reports = threads::run(ranks, |world| on(&world, sets, layouts));
+    let told: Vec<String> = reports.iter().map(|(report, _)| serde_json::to_string(report).unwrap()).collect();
+    assert!(told.iter().all(|other| *other == told[0]), "{told:#?}");
+    let (report, _) = reports.remove(0);
+    assert!(report.pass, "{report:#?}");
+    report
+}
+
+#[test]
+fn llama_in_single_precision() {
+    let sets = ["model.kv_heads=2", "model.dropout=0.1", "model.layers=9"];
+    let report = passes(4, &sets, "tp4,tp2pp2 zb-v sp,dp4zero3,pp2dp2zero1 interleaved,cp2tp2 sp,cp4 a2a mb1,tp1");
+    for verdict in &report.layouts {
+        assert!(verdict.worst < LIMIT && verdict.worst >= 0.0 && verdict.tensor.is_some(), "{verdict:?}");
+        let noise = verdict.noise.unwrap();
+        assert!(noise < NOISE_LIMIT && (noise > 0.0 || verdict.layout == "tp1"), "{verdict:?}");
+    }
+}
+
+#[test]
+fn gpt2_in_bfloat16() {
+    let sets = ["model.architecture=gpt2", "train.precision=bf16", "optimizer.name=sgd"];
+    passes(4, &sets, "tp2dp2zero2 sp,pp4 zb-h1,pp2 gpipe mb1,tp2cp2");
+}
+
+#[test]
+fn double_precision_has_no_noise() {
+    let report = passes(2, &["train.precision=fp64"], "tp2,dp2zero1");
+    assert!(report.layouts.iter().all(|verdict| verdict.noise.is_none()));
+}
+
+#[test]
+fn one_rank_shows_what_it_can() {
+    let world: Arc<dyn Communicator> = Arc::new(Solo::new("world"));
+    let (report, notes) = on(&world, &[], "all").unwrap();
+    assert!(report.pass, "{report:#?}");
+    assert_eq!(notes, ["2 layouts", "begin tp1", "end tp1", "begin tp1 mb1", "end tp1 mb1"]);
+}
+
+#[test]
+fn what_cannot_be_is_refused_by_all() {
+    for layouts in ["tp8", "dp2zero1,pp2zero2", "tp2 fast"] {
+        let errors = threads::run(2, |world| Ok::<_, mp_train::Error>(on(&world, &[], layouts).unwrap_err()));
+        assert!(errors.iter().all(mp_train::Error::is_input), "{errors:?}");
+    }
+}

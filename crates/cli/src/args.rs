@@ -21,6 +21,8 @@ pub enum Command {
     Train(Train),
     /// Show how a model would be cut over ranks, without training it. Needs no mpirun.
     Plan(Plan),
+    /// Prove on a small model like the configured one that layouts compute what one rank computes.
+    Verify(Verify),
     /// Look at what this machine offers, and say how to mend what is missing.
     Doctor(Doctor),
 }
@@ -59,6 +61,19 @@ pub struct Plan {
     /// The folder that plan.json is written into.
     #[arg(long, value_name = "DIR", default_value = ".")]
     pub out: PathBuf,
+    #[command(flatten)]
+    pub output: Output,
+}
+
+/// `mp-cli verify`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Start it on as many ranks as layouts may take, for example: mpirun -n 4 mp-cli verify")]
+pub struct Verify {
+    #[command(flatten)]
+    pub configuration: Configuration,
+    /// all: every mesh, and every pair of options; exhaustive: every combination; or a list such as tp2pp2,dp4zero3.
+    #[arg(long, value_name = "all|exhaustive|LIST", default_value = "all")]
+    pub layouts: String,
     #[command(flatten)]
     pub output: Output,
 }

@@ -3,3 +3,4 @@
 pub mod doctor;
 pub mod plan;
 pub mod train;
+pub mod verify;

@@ -9,6 +9,8 @@ pub enum Failure {
     Train(mp_train::Error),
     /// The machine lacks something, and a report has said what.
     Unready,
+    /// A layout differs from one rank, and a table has said how.
+    Diverged,
 }
 
 impl From<mp_train::Error> for Failure {
@@ -29,13 +31,13 @@ impl Failure {
         match self {
             Failure::Usage(error) => error.exit_code().clamp(0, 2) as u8,
             Failure::Train(error) if error.is_input() => 2,
-            Failure::Train(_) | Failure::Unready => 1,
+            Failure::Train(_) | Failure::Unready | Failure::Diverged => 1,
         }
     }
 
     /// Says whether this rank has something to say: a peer's failure is told by the peer.
     pub fn speaks(&self) -> bool {
-        !matches!(self, Failure::Unready | Failure::Train(mp_train::Error::Peer { .. }))
+        !matches!(self, Failure::Unready | Failure::Diverged | Failure::Train(mp_train::Error::Peer { .. }))
     }
 
     /// Prints the message.
@@ -46,7 +48,7 @@ impl Failure {
                 let _ = error.print();
             }
             Failure::Train(error) => eprintln!("error: {error}"),
-            Failure::Unready => {}
+            Failure::Unready | Failure::Diverged => {}
         }
     }
 }

@@ -4,7 +4,7 @@
 //! | exit code | means |
 //! |---|---|
 //! | 0 | done, or stopped by a signal and saved |
-//! | 1 | the run failed, or `doctor` found that none could start |
+//! | 1 | the run failed, `doctor` found that none could start, or `verify` found a layout that differs |
 //! | 2 | the input cannot serve |
 
 mod args;
@@ -47,6 +47,7 @@ fn run(args: Result<Args, clap::Error>, world: &World) -> Result<(), Failure> {
     match args.map_err(Failure::Usage)?.command {
         Command::Train(train) => commands::train::run(&train, world),
         Command::Plan(plan) => commands::plan::run(&plan, world),
+        Command::Verify(verify) => commands::verify::run(&verify, world),
         Command::Doctor(doctor) => commands::doctor::run(&doctor, world),
     }
 }

@@ -57,3 +57,14 @@ impl Failure {
 pub fn refused(flag: &'static str, value: impl std::fmt::Display, rule: impl Into<String>) -> mp_train::Error {
     mp_train::Error::Config { key: flag, value: value.to_string(), rule: rule.into() }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_layout_that_differs_ends_with_1_and_the_table_alone_says_why() {
+        assert_eq!(Failure::Diverged.code(), 1);
+        assert!(!Failure::Diverged.speaks());
+    }
+}

@@ -50,7 +50,11 @@ fn passes(ranks: usize, sets: &[&str], layouts: &str) -> Report {
 #[test]
 fn llama_in_single_precision() {
     let sets = ["model.kv_heads=2", "model.dropout=0.1", "model.layers=9"];
-    let report = passes(4, &sets, "tp4,tp2pp2 zb-v sp,dp4zero3,pp2dp2zero1 interleaved,cp2tp2 sp,cp4 a2a mb1,tp1");
+    let report = passes(
+        4,
+        &sets,
+        "tp4,tp2pp2 zb-v sp full,dp4zero3 full2,pp2dp2zero1 interleaved,cp2tp2 sp selective,cp4 a2a mb1,tp1",
+    );
     for verdict in &report.layouts {
         assert!(verdict.worst < LIMIT && verdict.worst >= 0.0 && verdict.tensor.is_some(), "{verdict:?}");
         let noise = verdict.noise.unwrap();
@@ -75,7 +79,11 @@ fn one_rank_shows_what_it_can() {
     let world: Arc<dyn Communicator> = Arc::new(Solo::new("world"));
     let (report, notes) = on(&world, &[], "all").unwrap();
     assert!(report.pass, "{report:#?}");
-    assert_eq!(notes, ["2 layouts", "begin tp1", "end tp1", "begin tp1 mb1", "end tp1 mb1"]);
+    // Recompute of four sorts with and without accumulation.
+    assert_eq!(notes[0], "8 layouts");
+    for layout in ["tp1", "tp1 mb1", "tp1 selective", "tp1 full2 mb1"] {
+        assert!(notes.contains(&format!("begin {layout}")) && notes.contains(&format!("end {layout}")), "{notes:?}");
+    }
 }
 
 #[test]

@@ -78,6 +78,16 @@ pub fn suite(text: &str) -> Option<Counts> {
     text.lines().rev().find_map(suite_line)
 }
 
+/// Counts the layouts in the JSON that `mp-cli verify` leaves.
+pub fn layouts(json: &str) -> Option<Counts> {
+    let report: serde_json::Value = serde_json::from_str(json).ok()?;
+    let mut counts = Counts::default();
+    for layout in report["layouts"].as_array()? {
+        counts += Counts::one(layout["pass"] == true);
+    }
+    Some(counts)
+}
+
 fn suite_line(line: &str) -> Option<Counts> {
     let (passed, failed) = line.trim().split_once(" passed, ")?;
     Some(Counts { passed: passed.parse().ok()?, failed: failed.strip_suffix(" failed")?.parse().ok()? })
@@ -138,6 +148,13 @@ mod tests {
         assert_eq!(suite("ring: ok\n12 passed, 1 failed\n"), Some(counts(12, 1)));
         assert_eq!(settled(suite("12 passed, 0 failed\nclosing words\n"), false), counts(12, 1));
         assert_eq!(suite("a rank died\n"), None);
+    }
+
+    #[test]
+    fn layouts_count_one_each() {
+        let json = r#"{"layouts": [{"pass": true}, {"pass": false}, {"pass": true}], "pass": false}"#;
+        assert_eq!(layouts(json), Some(counts(2, 1)));
+        assert_eq!(settled(layouts(""), true), counts(0, 1));
     }
 
     #[test]

@@ -1,12 +1,13 @@
 //! `cargo xtask test`: every check in turn, each shown as it runs and counted; a failure does not stop the next.
 //!
 //! `plan` says what the workspace has to run beyond nextest, `counts` reads results, `nextest` makes sure of the runner,
-//! `report` adds up and keeps the time.
+//! `verify` has the program verify layouts, `report` adds up and keeps the time.
 
 mod counts;
 mod nextest;
 mod plan;
 mod report;
+mod verify;
 
 use anyhow::{ensure, Context, Result};
 use clap::Args;
@@ -73,6 +74,7 @@ fn checks(workspace: &Workspace, all: bool, report: &mut Report) {
             Ok(Counts::one(true))
         });
         run.planned(report, &plan);
+        run.verifications(report, all);
         if all {
             report.step("default training run", || run.training());
         }
@@ -88,7 +90,7 @@ fn set_up(workspace: &Workspace, deadline: Deadline) -> Result<Installs> {
 }
 
 fn notes(all: bool) -> Vec<String> {
-    let long = "ignored tests, mpi_conformance --huge, the default training run in the release build";
+    let long = "ignored tests, mpi_conformance --huge, verification of all layouts on 8 ranks, the default training run in the release build";
     let first = match all {
         true => format!("--all added: {long}"),
         false => format!("left out (`cargo xtask test --all` runs them): {long}"),

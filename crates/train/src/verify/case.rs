@@ -3,15 +3,15 @@
 use std::fmt;
 use std::str::FromStr;
 
-use mp_plan::{ContextForm, ParallelConfig, ScheduleName, Switch, Zero};
+use mp_plan::{ContextForm, ParallelConfig, RecomputeName, ScheduleName, Switch, Zero};
 
 use crate::{Error, Result};
 
 /// How a layout is written; errors show it.
 pub const GRAMMAR: &str =
     "a list such as tp2pp2,dp4zero3,\"tp2pp2 zb-v sp\": degrees tpN, ppN, dpN, cpN in any order, \
-                           and of gpipe, 1f1b, interleaved, zb-h1, zb-v, zeroN, sp, a2a, mbN (micro-batches) what is \
-                           wanted, joined by spaces, + or nothing";
+                           and of gpipe, 1f1b, interleaved, zb-h1, zb-v, zeroN, sp, a2a, selective, full, fullN \
+                           (recompute of every Nth layer), mbN (micro-batches) what is wanted, joined by spaces, + or nothing";
 
 /// A layout.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,6 +32,10 @@ pub struct Case {
     pub zero: Zero,
     /// Whether activations between the tensor-parallel regions are cut along the sequence.
     pub sequence_parallel: bool,
+    /// What the backward computes again.
+    pub recompute: RecomputeName,
+    /// With full recompute, every how many-th layer; otherwise 0.
+    pub recompute_every: usize,
     /// Micro-batches of each data rank in a step.
     pub micro_batches: usize,
 }
@@ -48,6 +52,8 @@ impl Default for Case {
             schedule: ScheduleName::OneFOneB,
             zero: Zero::Replicated,
             sequence_parallel: false,
+            recompute: RecomputeName::None,
+            recompute_every: 0,
             micro_batches: 1,
         }
     }
@@ -77,19 +83,22 @@ impl Case {
             zero: Switch::Set(self.zero),
             bucket_bytes,
             context: self.context,
+            recompute: Switch::Set(self.recompute),
+            recompute_every: self.recompute_every,
             schedule: Switch::Set(self.schedule),
             ..ParallelConfig::default()
         }
     }
 
     /// Returns what distinguishes the layout: its mesh, then one value for each option.
-    pub(super) fn factors(&self) -> [String; 6] {
+    pub(super) fn factors(&self) -> [String; 7] {
         [
             format!("tp{} pp{} dp{} cp{}", self.tp, self.pp, self.dp, self.cp),
             self.schedule.name().into(),
             format!("zero{}", self.zero),
             format!("sp {}", self.sequence_parallel),
             format!("{:?}", self.context),
+            format!("{:?} {}", self.recompute, self.recompute_every),
             format!("accumulates {}", self.micro_batches > 1),
         ]
     }
@@ -117,6 +126,12 @@ impl fmt::Display for Case {
         }
         if self.sequence_parallel {
             text.push_str(" sp");
+        }
+        match (self.recompute, self.recompute_every) {
+            (RecomputeName::None, _) => {}
+            (RecomputeName::Selective, _) => text.push_str(" selective"),
+            (RecomputeName::Full, 0 | 1) => text.push_str(" full"),
+            (RecomputeName::Full, every) => text += &format!(" full{every}"),
         }
         if self.micro_batches != Self::default_micro_batches(self.pp) {
             text += &format!(" mb{}", self.micro_batches);
@@ -159,6 +174,8 @@ impl Case {
         match word {
             "sp" => self.sequence_parallel = true,
             "a2a" => self.context = ContextForm::AllToAll,
+            "selective" => (self.recompute, self.recompute_every) = (RecomputeName::Selective, 0),
+            "full" => (self.recompute, self.recompute_every) = (RecomputeName::Full, 1),
             joined => return self.take_numbers(joined),
         }
         Some(())
@@ -178,6 +195,7 @@ impl Case {
                 ("pp", degree) => self.pp = degree,
                 ("dp", degree) => self.dp = degree,
                 ("cp", degree) => self.cp = degree,
+                ("full", every) => (self.recompute, self.recompute_every) = (RecomputeName::Full, every),
                 // More would only take memory.
                 ("mb", 1..=1024) => self.micro_batches = number,
                 _ => return None,
@@ -194,7 +212,17 @@ mod tests {
 
     #[test]
     fn what_is_written_is_read_back() {
-        for text in ["tp1", "tp1 mb1", "tp2pp2", "dp4zero3", "tp2pp2 zb-v sp", "tp2cp2 a2a", "pp4 interleaved mb8"] {
+        for text in [
+            "tp1",
+            "tp1 mb1",
+            "tp2pp2",
+            "dp4zero3",
+            "tp2pp2 zb-v sp",
+            "tp2cp2 a2a",
+            "pp4 interleaved mb8",
+            "tp2 sp selective",
+            "dp2 full2",
+        ] {
             let case: Case = text.parse().unwrap();
             let written = case.to_string();
             assert_eq!(written.parse::<Case>().unwrap(), case, "{text}");

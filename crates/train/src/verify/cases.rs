@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::str::FromStr;
 
-use mp_plan::{ContextForm, ScheduleName, Zero};
+use mp_plan::{ContextForm, RecomputeName, ScheduleName, Zero};
 
 use super::shrink::Shrunk;
 use super::Case;
@@ -100,6 +100,9 @@ fn options(mesh: Case) -> Vec<Case> {
     vary(&mut cases, &[false, true][..several(mesh.tp, 2)], |case, cut| case.sequence_parallel = cut);
     let forms = [ContextForm::Ring, ContextForm::AllToAll];
     vary(&mut cases, &forms[..several(mesh.cp, forms.len())], |case, form| case.context = form);
+    let recomputes =
+        [(RecomputeName::None, 0), (RecomputeName::Selective, 0), (RecomputeName::Full, 1), (RecomputeName::Full, 2)];
+    vary(&mut cases, &recomputes, |case, (name, every)| (case.recompute, case.recompute_every) = (name, every));
     vary(&mut cases, &[Case::default_micro_batches(mesh.pp), 1], |case, count| case.micro_batches = count);
     cases
 }

@@ -157,8 +157,8 @@ mod tests {
         for (heads, kv_heads, small) in
             [("12", "12", (12, 12)), ("32", "8", (8, 4)), ("32", "1", (4, 1)), ("25", "25", (5, 5))]
         {
-            let sets = [&format!("model.heads={heads}"), &format!("model.kv_heads={kv_heads}")].map(String::as_str);
-            let model = shrunk(&[sets[0], sets[1], "model.hidden=9600"], 4);
+            let (all, shared) = (format!("model.heads={heads}"), format!("model.kv_heads={kv_heads}"));
+            let model = shrunk(&[&all, &shared, "model.hidden=9600"], 4);
             assert_eq!((model.heads, model.kv_heads), small, "{heads} {kv_heads}");
         }
     }

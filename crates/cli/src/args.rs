@@ -41,8 +41,8 @@ pub struct Train {
     /// Write all spans and events as JSON lines into this folder, one file a rank.
     #[arg(long, value_name = "DIR")]
     pub log_dir: Option<PathBuf>,
-    /// Write a time line of steps, micro-batches, layers and collectives into this folder, trace-rank<N>.json for each
-    /// rank, for Perfetto or chrome://tracing.
+    /// Write a time line of steps, micro-batches, layers and collectives into this folder, for Perfetto or
+    /// chrome://tracing: `trace-rank0.json`, `trace-rank1.json` and so on.
     #[arg(long, value_name = "DIR")]
     pub trace: Option<PathBuf>,
     /// Which events are logged: error, warn, info, debug, trace, or filters such as mp_train=debug.

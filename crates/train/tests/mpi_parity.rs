@@ -34,12 +34,29 @@ fn main() {
     std::process::exit(i32::from(failed > 0));
 }
 
+/// Every model under every cut of matrices and batch; two of them, deeper, under every cut of layers and sequences.
+fn cases(ranks: usize) -> Vec<(parity::Model, Vec<parity::Layout>)> {
+    let mut cases: Vec<_> = parity::models().into_iter().map(|model| (model, parity::layouts(ranks))).collect();
+    for mut model in parity::models() {
+        let kv_heads = match model.name {
+            "gpt2 dropout" => 4,
+            "llama dropout" => 2,
+            _ => continue,
+        };
+        model.config.layers = 8;
+        let mut layouts = parity::staged_layouts(ranks, 8);
+        layouts.extend(parity::context_layouts(ranks, kv_heads, 8));
+        cases.push((model, layouts));
+    }
+    cases
+}
+
 /// Counts the cases that pass and fail on all ranks.
 fn suite(world: &Arc<dyn Communicator>) -> mp_train::Result<(usize, usize)> {
     let (mut passed, mut failed) = (0, 0);
-    for model in parity::models() {
+    for (model, layouts) in cases(world.size()) {
         let expected = parity::oracle(&model)?;
-        for layout in parity::layouts(world.size()) {
+        for layout in layouts {
             let traces = parity::train(&model, layout, Arc::clone(world))?;
             let verdict = parity::compare(&traces, &expected);
             let mut bad = [i32::from(verdict.is_err())];

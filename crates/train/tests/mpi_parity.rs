@@ -34,20 +34,17 @@ fn main() {
     std::process::exit(i32::from(failed > 0));
 }
 
-/// Every model under every cut of matrices and batch; two of them, deeper, under every cut of layers and sequences.
+/// Every model under every cut of matrices and batch; deeper ones under every cut of layers, and of sequences.
 fn cases(ranks: usize) -> Vec<(parity::Model, Vec<parity::Layout>)> {
-    let mut cases: Vec<_> = parity::models().into_iter().map(|model| (model, parity::layouts(ranks))).collect();
-    for mut model in parity::models() {
-        let kv_heads = match model.name {
-            "gpt2 dropout" => 4,
-            "llama dropout" => 2,
-            _ => continue,
-        };
-        model.config.layers = 8;
-        let mut layouts = parity::staged_layouts(ranks, 8);
-        layouts.extend(parity::context_layouts(ranks, kv_heads, 8));
-        cases.push((model, layouts));
-    }
+    let models = parity::models();
+    let deeper = |name: &str, layers: usize| {
+        let mut model = models.iter().find(|model| model.name == name).expect("a model of the suite").clone();
+        model.config.layers = layers;
+        model
+    };
+    let mut cases: Vec<_> = models.iter().map(|model| (model.clone(), parity::layouts(ranks))).collect();
+    cases.push((deeper("gpt2 dropout", 8), parity::staged_layouts(ranks, 8)));
+    cases.push((deeper("llama dropout", 4), parity::context_layouts(ranks, 2, 4)));
     cases
 }
 

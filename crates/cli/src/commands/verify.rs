@@ -10,7 +10,6 @@ use mp_train::verify::{self, Case, Listener, Verdict, Which, LIMIT, NOISE_LIMIT}
 use crate::args::Verify;
 use crate::failure::Failure;
 use crate::screen::Screen;
-use crate::threads;
 use crate::wire::{choose_device, World};
 
 /// A layout of the small model trains in seconds; one that takes this long waits for something that never comes.
@@ -24,13 +23,12 @@ pub fn run(args: &Verify, world: &World) -> Result<(), Failure> {
     let communicator = world.communicator();
     let opened = || {
         let config = args.configuration.load()?;
-        threads::check(config.train.threads)?;
         let which: Which = args.layouts.parse()?;
         Ok((config, which, Screen::open(&args.output, world.is_first())?))
     };
     let (config, which, mut screen) = agree(&**communicator, opened())?;
-    let shared = threads::share(&**communicator)?;
-    mp_runtime::device::prepare(if config.train.threads > 0 { config.train.threads } else { shared });
+    // Tensors of the small model are not worth a second thread.
+    mp_runtime::device::prepare(1);
     let device = agree(&**communicator, choose_device(config.train.device))?;
     let begun = Instant::now();
     let report = {

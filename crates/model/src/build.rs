@@ -6,7 +6,7 @@ use mp_plan::{Architecture, ArchitectureName};
 use mp_runtime::kernels::rotary::Angles;
 use mp_runtime::{Device, Kind};
 
-use crate::context::{check_all_to_all, Context, Form};
+use crate::context::{Context, Form};
 use crate::layers::attention::{Heads, SelfAttention};
 use crate::layers::dropout::Dropout;
 use crate::layers::embedding::VocabParallelEmbedding;
@@ -39,7 +39,7 @@ pub struct Options {
 /// after the last.
 ///
 /// # Errors
-/// [`Error::UnknownParameter`] if the partition lacks a parameter that a stage needs; [`Error::Heads`] if heads cannot be
+/// [`Error::UnknownParameter`] if the partition lacks a parameter that a stage needs; [`Error::Plan`] if heads cannot be
 /// exchanged over the context group; [`Error::Unbuilt`] for what no layer computes.
 pub fn build(parameters: Parameters, group: TensorGroup, chunks: &[Range<usize>], options: &Options) -> Result<Model> {
     if options.recompute == (Recompute::Full { every: 0 }) {
@@ -154,7 +154,7 @@ impl Shards<'_> {
     /// Makes a self-attention with this rank's heads.
     ///
     /// # Errors
-    /// [`Error::UnknownParameter`]; [`Error::Heads`] if they cannot be exchanged over the context group.
+    /// [`Error::UnknownParameter`]; [`Error::Plan`] if they cannot be exchanged over the context group.
     pub fn attention(&self, at: &str, angles: Option<Angles>) -> Result<SelfAttention> {
         let width = self.architecture().head_dim;
         let query = self.range(&format!("{at}.query.weight"))?;
@@ -166,7 +166,7 @@ impl Shards<'_> {
         };
         let context = self.options.context.clone();
         if context.form == Form::AllToAll {
-            check_all_to_all(heads.query.len(), heads.key_value, 1, context.comm.size())?;
+            mp_plan::check_all_to_all(heads.query.len(), heads.key_value, 1, context.comm.size())?;
         }
         Ok(SelfAttention {
             context,

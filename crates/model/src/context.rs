@@ -45,7 +45,7 @@ impl Context {
     /// Returns the positions that this rank holds of a sequence of `seq` tokens.
     ///
     /// # Errors
-    /// [`Error::Uncut`] if the sequence cannot be cut.
+    /// [`Error::Plan`] if the sequence cannot be cut.
     pub fn positions(&self, seq: usize) -> Result<Positions> {
         positions(seq, self.comm.size(), self.comm.rank().0)
     }
@@ -86,7 +86,7 @@ impl Default for Context {
 /// Returns the positions that a rank of `cp` holds; one rank alone holds a sequence of any length.
 ///
 /// # Errors
-/// [`Error::Uncut`] if the sequence cannot be cut.
+/// [`Error::Plan`] if the sequence cannot be cut.
 pub fn positions(seq: usize, cp: usize, rank: usize) -> Result<Positions> {
     match cp {
         1 => Ok(Positions::whole(seq)),
@@ -97,7 +97,7 @@ pub fn positions(seq: usize, cp: usize, rank: usize) -> Result<Positions> {
 /// Returns the two pieces of a sequence that a rank of `cp` holds.
 ///
 /// # Errors
-/// [`Error::Uncut`] if `seq` is no multiple of `2·cp`.
+/// [`Error::Plan`] if `seq` is no multiple of `2·cp`.
 ///
 /// # Examples
 /// ```
@@ -108,47 +108,10 @@ pub fn positions(seq: usize, cp: usize, rank: usize) -> Result<Positions> {
 /// # Ok::<(), mp_model::Error>(())
 /// ```
 pub fn zigzag(seq: usize, cp: usize, rank: usize) -> Result<[Range<usize>; 2]> {
-    check_sequence(seq, cp, 1)?;
+    mp_plan::check_sequence(seq, cp, 1)?;
     let length = seq / (2 * cp);
     let piece = |number: usize| number * length..(number + 1) * length;
     Ok([piece(rank), piece(2 * cp - 1 - rank)])
-}
-
-/// Returns what a sequence's length must be a multiple of: `2·cp·tp`, or `tp` alone where `cp` is 1.
-pub fn sequence_multiple(cp: usize, tp: usize) -> usize {
-    match cp {
-        1 => tp,
-        _ => 2 * cp * tp,
-    }
-}
-
-/// Refuses a sequence that cannot be cut: it must be a multiple of `2·cp·tp`, where `tp` is the degree that cuts
-/// activations along the sequence once more (1 without sequence parallelism), or of `tp` alone where `cp` is 1.
-///
-/// # Errors
-/// [`Error::Uncut`], with the nearest lengths that can be.
-pub fn check_sequence(seq: usize, cp: usize, tp: usize) -> Result<()> {
-    let multiple = sequence_multiple(cp, tp);
-    if seq > 0 && seq.is_multiple_of(multiple) {
-        return Ok(());
-    }
-    let below = seq / multiple * multiple;
-    let nearest = [below, below + multiple].into_iter().filter(|&length| length > 0).collect();
-    Err(Error::Uncut { seq, cp, tp, multiple, nearest })
-}
-
-/// Refuses heads that the all-to-all form cannot deal out: each tensor rank's query heads must be a multiple of `cp`,
-/// and its key/value heads a multiple or, each then held by several ranks, a divisor of it.
-///
-/// # Errors
-/// [`Error::Heads`], with the degrees that would do.
-pub fn check_all_to_all(heads: usize, kv_heads: usize, tp: usize, cp: usize) -> Result<()> {
-    let (query, key_value) = (heads / tp, (kv_heads / tp).max(1));
-    let fits = |cp: usize| query.is_multiple_of(cp) && (key_value.is_multiple_of(cp) || cp.is_multiple_of(key_value));
-    if fits(cp) {
-        return Ok(());
-    }
-    Err(Error::Heads { cp, query, key_value, legal: (1..=query).filter(|&degree| fits(degree)).collect() })
 }
 
 #[cfg(test)]
@@ -169,35 +132,5 @@ mod tests {
             assert_eq!(owners, vec![1; seq], "cp={cp}");
             assert!(work.iter().all(|&pairs| pairs == work[0]), "cp={cp}: {work:?}");
         }
-    }
-
-    #[test]
-    fn a_sequence_that_is_no_multiple_is_refused_with_its_neighbours() {
-        let words = zigzag(30, 4, 0).unwrap_err().to_string();
-        assert_eq!(
-            words,
-            "sequences of 30 tokens (train.seq) cannot be cut: over parallel.cp 4 they must be a multiple of 8; [24, 32] are nearest"
-        );
-        assert!(check_sequence(32, 4, 2).is_ok());
-        assert!(
-            matches!(check_sequence(24, 4, 2), Err(Error::Uncut { multiple: 16, nearest, .. }) if nearest == [16, 32])
-        );
-        assert!(matches!(check_sequence(3, 2, 1), Err(Error::Uncut { nearest, .. }) if nearest == [4]));
-        assert!(check_sequence(31, 1, 1).is_ok());
-        assert!(check_sequence(0, 1, 1).is_err());
-    }
-
-    #[test]
-    fn heads_that_do_not_divide_are_refused_with_the_legal_degrees() {
-        assert!(check_all_to_all(12, 12, 1, 4).is_ok());
-        assert!(check_all_to_all(12, 2, 1, 4).is_ok());
-        assert!(check_all_to_all(12, 4, 2, 2).is_ok());
-        let words = check_all_to_all(12, 3, 1, 4).unwrap_err().to_string();
-        assert_eq!(
-            words,
-            "12 query heads and 3 key/value heads of a tensor rank cannot be dealt out to parallel.cp 4 ranks; \
-             [1, 3, 6, 12] would do, or parallel.context = \"ring\""
-        );
-        assert!(matches!(check_all_to_all(4, 4, 4, 2), Err(Error::Heads { legal, .. }) if legal == [1]));
     }
 }

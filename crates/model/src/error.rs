@@ -69,39 +69,6 @@ pub enum Error {
         /// The longest allowed.
         max_seq: usize,
     },
-    /// A sequence that the context axis cannot cut.
-    #[error(
-        "sequences of {seq} tokens (train.seq) cannot be cut: over parallel.cp {cp}{} they must be a multiple of {multiple}; \
-         {nearest:?} are nearest",
-        if *tp > 1 { format!(", and parallel.tp {tp} by sequence_parallel,") } else { String::new() }
-    )]
-    Uncut {
-        /// Its length.
-        seq: usize,
-        /// The context axis' degree.
-        cp: usize,
-        /// The tensor degree, where it cuts activations along the sequence once more; 1 where it does not.
-        tp: usize,
-        /// What its length must be a multiple of.
-        multiple: usize,
-        /// The nearest lengths that are.
-        nearest: Vec<usize>,
-    },
-    /// Heads that cannot be exchanged for positions.
-    #[error(
-        "{query} query heads and {key_value} key/value heads of a tensor rank cannot be dealt out to parallel.cp {cp} ranks; \
-         {legal:?} would do, or parallel.context = \"ring\""
-    )]
-    Heads {
-        /// The context axis' degree.
-        cp: usize,
-        /// Query heads of a tensor rank.
-        query: usize,
-        /// Its key/value heads.
-        key_value: usize,
-        /// Degrees that would do.
-        legal: Vec<usize>,
-    },
     /// A pass over other positions than its rank attends from.
     #[error("a pass over positions {held:?} on a rank of the context axis that holds {expected:?}")]
     Positions {

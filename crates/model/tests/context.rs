@@ -239,7 +239,7 @@ fn a_pass_over_other_positions_is_refused() {
         assert!(matches!(stage.logits(&Pass::evaluation(&tokens)), Err(Error::Positions { .. })));
         let odd = tokens.narrow(1, 0, 6);
         let pass = Pass { positions: Positions::whole(6), ..Pass::evaluation(&odd) };
-        assert!(matches!(stage.logits(&pass), Err(Error::Uncut { multiple: 4, .. })));
+        assert!(matches!(stage.logits(&pass), Err(Error::Plan(mp_plan::Error::ContextSequence { multiple: 4, .. }))));
         Ok(())
     });
 }
@@ -254,7 +254,7 @@ fn heads_that_cannot_be_exchanged_are_refused_when_the_model_is_made() {
         let context = Context { comm, form: Form::AllToAll };
         let refused =
             build(parameters, group, &common::layers(&architecture), &Options { context, ..Options::default() }).err();
-        assert!(matches!(refused, Some(Error::Heads { cp: 3, legal, .. }) if legal == [1, 2, 4]));
+        assert!(matches!(refused, Some(Error::Plan(mp_plan::Error::Heads { cp: 3, legal, .. })) if legal == [1, 2, 4]));
         Ok(())
     });
 }

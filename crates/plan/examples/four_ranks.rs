@@ -14,7 +14,7 @@ fn main() -> mp_plan::Result<()> {
     let partition = Partition::new(&architecture, &mesh)?;
     print!("{}", Plan::new(&partition, Storage { precision: Default::default(), moments: 2 }).table());
 
-    let along_sequence = sequence_parallel(Switch::Auto, seq, mesh.degree(Axis::Tp))?;
+    let along_sequence = sequence_parallel(Switch::Auto, seq, mesh.degree(Axis::Cp), mesh.degree(Axis::Tp))?;
     println!("\nrank 3 shares matrices with ranks {:?}", mesh.group(Axis::Tp, 3));
     println!("rank 3 averages gradients with ranks {:?}", mesh.group(Axis::Dp, 3));
     println!("activations are cut along the sequence: {along_sequence}");

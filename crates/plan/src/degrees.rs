@@ -90,31 +90,61 @@ pub fn check_zero(zero: Zero, mesh: &Mesh) -> Result<Zero> {
     Ok(zero)
 }
 
-/// Checks that sequences of `seq` tokens can be cut in `tp` parts, as sequence parallelism does.
+/// Returns what the length of sequences must be a multiple of: each of `cp` context ranks holds two pieces, which sequence
+/// parallelism cuts in `tp` parts (1 where it does not); one context rank holds sequences of any length.
+pub fn sequence_multiple(cp: usize, tp: usize) -> usize {
+    match cp {
+        1 => tp,
+        _ => 2 * cp * tp,
+    }
+}
+
+/// Checks that sequences of `seq` tokens can be cut over `cp` context ranks, and in `tp` parts each as sequence
+/// parallelism does; 1 where it does not.
 ///
 /// # Errors
-/// [`Error::Sequence`], which names the next longer sequence that can.
-pub fn check_sequence(seq: usize, tp: usize) -> Result<()> {
-    if tp == 0 {
-        return Err(Error::Zero { what: "parallel.tp" });
+/// [`Error::Sequence`], which names the next longer sequence that can, and [`Error::ContextSequence`] for more than one
+/// context rank.
+pub fn check_sequence(seq: usize, cp: usize, tp: usize) -> Result<()> {
+    for (what, size) in [("parallel.tp", tp), ("parallel.cp", cp), ("train.seq", seq)] {
+        if size == 0 {
+            return Err(Error::Zero { what });
+        }
     }
-    if seq == 0 {
-        return Err(Error::Zero { what: "train.seq" });
+    let multiple = sequence_multiple(cp, tp);
+    if seq.is_multiple_of(multiple) {
+        return Ok(());
     }
-    if !seq.is_multiple_of(tp) {
+    if cp == 1 {
         return Err(Error::Sequence { seq, tp, nearest: seq.div_ceil(tp).saturating_mul(tp) });
     }
-    Ok(())
+    let below = seq / multiple * multiple;
+    let nearest = [below, below.saturating_add(multiple)].into_iter().filter(|&length| length > 0).collect();
+    Err(Error::ContextSequence { seq, cp, tp, multiple, nearest })
 }
 
 /// Decides whether activations are cut along the sequence: as the user says, or with more than one part where it divides.
 ///
 /// # Errors
-/// [`Error::Sequence`] if the user asks for what does not divide.
-pub fn sequence_parallel(choice: Switch<bool>, seq: usize, tp: usize) -> Result<bool> {
+/// As [`check_sequence`], if the user asks for what does not divide.
+pub fn sequence_parallel(choice: Switch<bool>, seq: usize, cp: usize, tp: usize) -> Result<bool> {
     match choice {
-        Switch::Set(true) => check_sequence(seq, tp).map(|()| true),
+        Switch::Set(true) => check_sequence(seq, cp, tp).map(|()| true),
         Switch::Set(false) => Ok(false),
-        Switch::Auto => Ok(tp > 1 && check_sequence(seq, tp).is_ok()),
+        Switch::Auto => Ok(tp > 1 && check_sequence(seq, cp, tp).is_ok()),
     }
+}
+
+/// Checks that heads can be dealt out for positions to `cp` context ranks: each tensor rank's query heads must be a
+/// multiple of `cp`, and its key/value heads a multiple or, each then held by several ranks, a divisor of it.
+///
+/// # Errors
+/// [`Error::Heads`], with the degrees that would do.
+pub fn check_all_to_all(heads: usize, kv_heads: usize, tp: usize, cp: usize) -> Result<()> {
+    let (query, key_value) = (heads / tp, (kv_heads / tp).max(1));
+    let fits = |cp: usize| query.is_multiple_of(cp) && (key_value.is_multiple_of(cp) || cp.is_multiple_of(key_value));
+    if fits(cp) {
+        return Ok(());
+    }
+    Err(Error::Heads { cp, query, key_value, legal: (1..=query).filter(|&degree| fits(degree)).collect() })
 }

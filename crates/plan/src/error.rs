@@ -122,6 +122,41 @@ pub enum Error {
         nearest: usize,
     },
 
+    /// Sequences that context ranks cannot share.
+    #[error(
+        "sequences of {seq} tokens (train.seq) cannot be cut: over parallel.cp {cp}{} they must be a multiple of {multiple}; \
+         {nearest:?} are nearest",
+        if *tp > 1 { format!(", and parallel.tp {tp} by sequence_parallel,") } else { String::new() }
+    )]
+    ContextSequence {
+        /// The length of training sequences.
+        seq: usize,
+        /// The context degree.
+        cp: usize,
+        /// The tensor degree, where it cuts activations along the sequence once more; 1 where it does not.
+        tp: usize,
+        /// What the length must be a multiple of.
+        multiple: usize,
+        /// The nearest lengths that are.
+        nearest: Vec<usize>,
+    },
+
+    /// Heads that cannot be exchanged for positions.
+    #[error(
+        "{query} query heads and {key_value} key/value heads of a tensor rank cannot be dealt out to parallel.cp {cp} ranks; \
+         {legal:?} would do, or parallel.context = \"ring\""
+    )]
+    Heads {
+        /// The context degree.
+        cp: usize,
+        /// Query heads of a tensor rank.
+        query: usize,
+        /// Its key/value heads.
+        key_value: usize,
+        /// Degrees that would do.
+        legal: Vec<usize>,
+    },
+
     /// Degrees whose product is not the number of ranks.
     #[error("{} cannot make {world} {}; {legal} would", asked.with_product(), if *world == 1 { "rank" } else { "ranks" })]
     WorldSize {

@@ -82,7 +82,10 @@ pub use arrangement::{Arrangement, Bucket, Unit, Zero};
 pub use completeness::Incomplete;
 pub use config::{ArchitectureName, ContextForm, ModelConfig, ParallelConfig, RecomputeName, RopeScaling, Switch};
 pub use deadlock::Stuck;
-pub use degrees::{check_sequence, check_tensor, check_zero, legal_tensor_degrees, recompute, sequence_parallel};
+pub use degrees::{
+    check_all_to_all, check_sequence, check_tensor, check_zero, legal_tensor_degrees, recompute, sequence_multiple,
+    sequence_parallel,
+};
 pub use error::{Error, Result};
 pub use mesh::{Axis, Coordinates, Degrees, Mesh};
 pub use parameters::{Cut, Init, ParameterSpec};

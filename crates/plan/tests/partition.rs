@@ -1,8 +1,8 @@
 //! Partitions of random models over random meshes: every element lies where it should, as often as it should.
 
 use mp_plan::{
-    check_tensor, legal_tensor_degrees, partition, Architecture, ArchitectureName, Cut, Degrees, Error, Folding,
-    GradientSync, Mesh, ModelConfig, Partition, PartitionedParameter, Placement, Stages, Switch, Tie,
+    check_all_to_all, check_tensor, legal_tensor_degrees, partition, Architecture, ArchitectureName, Cut, Degrees,
+    Error, Folding, GradientSync, Mesh, ModelConfig, Partition, PartitionedParameter, Placement, Stages, Switch, Tie,
 };
 use proptest::{prelude::*, sample::Index};
 
@@ -213,20 +213,20 @@ fn axes_without_a_cut_are_refused() {
 
 #[test]
 fn sequences_are_cut_where_they_divide() {
-    assert_eq!(partition::check_sequence(64, 4), Ok(()));
+    assert_eq!(partition::check_sequence(64, 1, 4), Ok(()));
     let error = Error::Sequence { seq: 66, tp: 4, nearest: 68 };
     assert_eq!(
         error.to_string(),
         "train.seq 66 cannot be cut in 4 (parallel.tp); 68 would do, or parallel.sequence_parallel = false"
     );
-    assert_eq!(partition::check_sequence(66, 4), Err(error.clone()));
+    assert_eq!(partition::check_sequence(66, 1, 4), Err(error.clone()));
     let decide = partition::sequence_parallel;
-    assert_eq!(decide(Switch::Auto, 64, 4), Ok(true));
-    assert_eq!(decide(Switch::Auto, 66, 4), Ok(false));
-    assert_eq!(decide(Switch::Auto, 64, 1), Ok(false));
-    assert_eq!(decide(Switch::Set(true), 66, 4), Err(error));
-    assert_eq!(decide(Switch::Set(true), 64, 4), Ok(true));
-    assert_eq!(decide(Switch::Set(false), 66, 4), Ok(false));
+    assert_eq!(decide(Switch::Auto, 64, 1, 4), Ok(true));
+    assert_eq!(decide(Switch::Auto, 66, 1, 4), Ok(false));
+    assert_eq!(decide(Switch::Auto, 64, 1, 1), Ok(false));
+    assert_eq!(decide(Switch::Set(true), 66, 1, 4), Err(error));
+    assert_eq!(decide(Switch::Set(true), 64, 1, 4), Ok(true));
+    assert_eq!(decide(Switch::Set(false), 66, 1, 4), Ok(false));
 }
 
 proptest! {
@@ -256,4 +256,37 @@ proptest! {
         all.sort();
         prop_assert_eq!(counted, all);
     }
+}
+
+#[test]
+fn a_sequence_that_is_no_multiple_is_refused_with_its_neighbours() {
+    assert_eq!(
+        partition::check_sequence(30, 4, 1).unwrap_err().to_string(),
+        "sequences of 30 tokens (train.seq) cannot be cut: over parallel.cp 4 they must be a multiple of 8; [24, 32] are nearest"
+    );
+    assert!(partition::check_sequence(32, 4, 2).is_ok());
+    assert!(matches!(
+        partition::check_sequence(24, 4, 2),
+        Err(Error::ContextSequence { multiple: 16, nearest, .. }) if nearest == [16, 32]
+    ));
+    assert!(matches!(
+        partition::check_sequence(3, 2, 1),
+        Err(Error::ContextSequence { nearest, .. }) if nearest == [4]
+    ));
+    assert!(partition::check_sequence(31, 1, 1).is_ok());
+    assert!(partition::check_sequence(0, 1, 1).is_err());
+}
+
+#[test]
+fn heads_that_do_not_divide_are_refused_with_the_legal_degrees() {
+    assert!(check_all_to_all(12, 12, 1, 4).is_ok());
+    assert!(check_all_to_all(12, 2, 1, 4).is_ok());
+    assert!(check_all_to_all(12, 4, 2, 2).is_ok());
+    let words = check_all_to_all(12, 3, 1, 4).unwrap_err().to_string();
+    assert_eq!(
+        words,
+        "12 query heads and 3 key/value heads of a tensor rank cannot be dealt out to parallel.cp 4 ranks; \
+         [1, 3, 6, 12] would do, or parallel.context = \"ring\""
+    );
+    assert!(matches!(check_all_to_all(4, 4, 4, 2), Err(Error::Heads { legal, .. }) if legal == [1]));
 }

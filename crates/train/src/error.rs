@@ -191,7 +191,6 @@ impl Error {
             | Error::Read { .. }
             | Error::RunFolder { .. }
             | Error::Checkpoint { .. } => true,
-            Error::Model(mp_model::Error::Uncut { .. } | mp_model::Error::Heads { .. }) => true,
             // The background reader's end is the one data error that is no property of the data.
             Error::Data(error) => !matches!(error, mp_data::Error::ReaderStopped { .. }),
             Error::Comm(_)

@@ -4,14 +4,13 @@ use std::sync::Arc;
 
 use mp_comm::Communicator;
 use mp_data::BatchPlan;
-use mp_model::context::{self, Form};
+use mp_model::context::Form;
 use mp_model::parameter::{Sharing, BUCKET_BYTES};
 use mp_model::recompute::Recompute;
 use mp_model::regions::Between;
 use mp_model::Parameters;
 use mp_plan::{
-    Architecture, Axis, ContextForm, Mesh, Partition, Plan, RecomputeName, Schedule, Storage, Switch, Traffic,
-    Workload, Zero,
+    Architecture, Axis, ContextForm, Mesh, Partition, Plan, RecomputeName, Schedule, Storage, Traffic, Workload, Zero,
 };
 
 use crate::config::OptimizerName;
@@ -49,15 +48,15 @@ impl Layout {
         let mesh = Mesh::resolve(&config.parallel, world, &architecture)?;
         let (tp, dp, pp) = (mesh.degree(Axis::Tp), mesh.degree(Axis::Dp), mesh.degree(Axis::Pp));
         let cp = mesh.degree(Axis::Cp);
-        context::check_sequence(seq, cp, 1)?;
+        mp_plan::check_sequence(seq, cp, 1)?;
         let form = match config.parallel.context {
             ContextForm::Ring => Form::Ring,
             ContextForm::AllToAll => Form::AllToAll,
         };
         if form == Form::AllToAll {
-            context::check_all_to_all(architecture.heads, architecture.kv_heads, tp, cp)?;
+            mp_plan::check_all_to_all(architecture.heads, architecture.kv_heads, tp, cp)?;
         }
-        let between = match sequence_parallel(config.parallel.sequence_parallel, seq, cp, tp)? {
+        let between = match mp_plan::sequence_parallel(config.parallel.sequence_parallel, seq, cp, tp)? {
             true => Between::SequenceSharded,
             false => Between::Replicated,
         };
@@ -147,16 +146,6 @@ fn recompute(config: &Config) -> Result<Recompute> {
         (RecomputeName::Selective, _) => Recompute::Selective,
         (RecomputeName::Full, every) => Recompute::Full { every },
     })
-}
-
-/// Decides whether activations are cut along the sequence, of which each rank may hold a part already.
-fn sequence_parallel(choice: Switch<bool>, seq: usize, cp: usize, tp: usize) -> Result<bool> {
-    match (cp, choice) {
-        (1, choice) => Ok(mp_plan::sequence_parallel(choice, seq, tp)?),
-        (_, Switch::Set(false)) => Ok(false),
-        (_, Switch::Set(true)) => Ok(context::check_sequence(seq, cp, tp).map(|()| true)?),
-        (_, Switch::Auto) => Ok(tp > 1 && context::check_sequence(seq, cp, tp).is_ok()),
-    }
 }
 
 /// Chooses the sequences in a micro-batch of `per_rank`: all, or with stages so few that the bubble is small, that is,

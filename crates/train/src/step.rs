@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use mp_comm::{BufferMut, ReduceOp};
 use mp_data::Batch;
-use mp_model::context::{self, Context};
+use mp_model::context::Context;
 #[cfg(feature = "faults")]
 use mp_model::faults;
 use mp_model::pass::{DropoutKey, Positions};
@@ -154,7 +154,7 @@ impl Trainer {
             Between::Replicated => 1,
             Between::SequenceSharded => self.groups().tp.size(),
         };
-        context::sequence_multiple(self.groups().cp.size(), tp)
+        mp_plan::sequence_multiple(self.groups().cp.size(), tp)
     }
 
     /// Returns the shape of the activations between stages, for sequences of which this rank's stages see `[b, s]`

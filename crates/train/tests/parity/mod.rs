@@ -7,7 +7,7 @@ use std::sync::Arc;
 use mp_comm::solo::Solo;
 use mp_comm::Communicator;
 use mp_data::{Batch, BatchPlan, TextSource, Tokens};
-use mp_model::context::{self, Context, Form};
+use mp_model::context::{Context, Form};
 use mp_model::parameter::Sharing;
 use mp_model::recompute::Recompute;
 use mp_model::regions::{Between, TensorGroup};
@@ -127,7 +127,7 @@ pub fn context_layouts(ranks: usize, kv_heads: usize, layers: usize) -> Vec<Layo
     for cp in [2, 4].into_iter().filter(|cp| ranks.is_multiple_of(*cp)) {
         let rest = ranks / cp;
         for form in [Form::Ring, Form::AllToAll] {
-            if form == Form::AllToAll && context::check_all_to_all(4, kv_heads, 1, cp).is_err() {
+            if form == Form::AllToAll && mp_plan::check_all_to_all(4, kv_heads, 1, cp).is_err() {
                 continue;
             }
             let base = Layout { cp, form, dp: rest, accumulation: 2, ..ONE_RANK };
@@ -137,7 +137,7 @@ pub fn context_layouts(ranks: usize, kv_heads: usize, layers: usize) -> Vec<Layo
             }
             if rest == 2 {
                 let cut = Layout { dp: 1, tp: 2, ..base };
-                if form == Form::Ring || context::check_all_to_all(4, kv_heads, 2, cp).is_ok() {
+                if form == Form::Ring || mp_plan::check_all_to_all(4, kv_heads, 2, cp).is_ok() {
                     layouts.push(cut);
                     layouts.push(Layout { between: Between::SequenceSharded, ..cut });
                 }

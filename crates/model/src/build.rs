@@ -13,7 +13,7 @@ use crate::layers::embedding::VocabParallelEmbedding;
 use crate::layers::linear::{ColumnParallel, RowParallel};
 use crate::layers::mlp::{Activation, Mlp};
 use crate::layers::norm::Norm;
-use crate::models::block::Layer;
+use crate::models::block::{Block, Layer};
 use crate::models::gpt2::Gpt2;
 use crate::models::llama::Llama;
 use crate::models::slice::{Entrance, Exit, Slice};
@@ -22,7 +22,6 @@ use crate::parameter::Parameters;
 use crate::recompute::Recompute;
 use crate::regions::TensorGroup;
 use crate::stage::{Model, Stage};
-use crate::unit::Residence;
 use crate::weight::Weight;
 use crate::{Error, Result};
 
@@ -72,7 +71,7 @@ impl Shards<'_> {
         let (first, last) = (layers.start == 0, layers.end == self.architecture().layers);
         Ok(Slice {
             entrance: if first { Some(self.entrance(family)?) } else { None },
-            blocks: layers.clone().map(|layer| family.block(self, layer).map(Layer::new)).collect::<Result<_>>()?,
+            blocks: layers.clone().map(|layer| self.block(family, layer).map(Layer::new)).collect::<Result<_>>()?,
             recompute: self.options.recompute,
             exit: if last { Some(self.exit(family)?) } else { None },
             group: self.group.clone(),
@@ -89,6 +88,20 @@ impl Shards<'_> {
         })
     }
 
+    fn block(&self, family: &dyn Family, layer: usize) -> Result<Block> {
+        let at = |part: &str| format!("layers.{layer}.{part}");
+        Ok(Block {
+            layer,
+            residence: self.parameters.layer(layer),
+            attention_norm: family.norm(self, &at("attention_norm"))?,
+            attention: self.attention(&at("attention"), family.angles())?,
+            attention_dropout: self.dropout(&at("attention.output")),
+            mlp_norm: family.norm(self, &at("mlp_norm"))?,
+            mlp: self.mlp(&at("mlp"), family.activation())?,
+            mlp_dropout: self.dropout(&at("mlp")),
+        })
+    }
+
     fn exit(&self, family: &dyn Family) -> Result<Exit> {
         let table = if self.architecture().tie_embeddings { "embedding.weight" } else { "head.weight" };
         Ok(Exit {
@@ -98,11 +111,6 @@ impl Shards<'_> {
             vocab: self.architecture().vocab,
             residence: self.parameters.exit(),
         })
-    }
-
-    /// Says when the values of a layer are there.
-    pub fn residence(&self, layer: usize) -> Residence {
-        self.parameters.layer(layer)
     }
 
     /// Returns the model's shape.
@@ -155,7 +163,7 @@ impl Shards<'_> {
     ///
     /// # Errors
     /// [`Error::UnknownParameter`]; [`Error::Plan`] if they cannot be exchanged over the context group.
-    pub fn attention(&self, at: &str, angles: Option<Angles>) -> Result<SelfAttention> {
+    fn attention(&self, at: &str, angles: Option<Angles>) -> Result<SelfAttention> {
         let width = self.architecture().head_dim;
         let query = self.range(&format!("{at}.query.weight"))?;
         let heads = Heads {
@@ -183,7 +191,7 @@ impl Shards<'_> {
     ///
     /// # Errors
     /// [`Error::UnknownParameter`].
-    pub fn mlp(&self, at: &str, activation: Activation) -> Result<Mlp> {
+    fn mlp(&self, at: &str, activation: Activation) -> Result<Mlp> {
         let parts: &[&str] = match activation {
             Activation::Gelu => &["up"],
             Activation::SwiGlu => &["gate", "up"],
@@ -192,7 +200,7 @@ impl Shards<'_> {
     }
 
     /// Makes a dropout named after its place.
-    pub fn dropout(&self, at: &str) -> Dropout {
+    fn dropout(&self, at: &str) -> Dropout {
         Dropout::new(self.architecture().dropout, format!("{at}.dropout"))
     }
 

@@ -3,11 +3,12 @@
 //! # Source
 //! Radford et al. 2019, "Language models are unsupervised multitask learners", §2.3.
 
+use mp_runtime::kernels::rotary::Angles;
+
 use crate::build::Shards;
 use crate::layers::embedding::LearnedPositions;
 use crate::layers::mlp::Activation;
 use crate::layers::norm::Norm;
-use crate::models::block::Block;
 use crate::models::Family;
 use crate::Result;
 
@@ -20,18 +21,12 @@ impl Family for Gpt2 {
         Ok(Some(LearnedPositions::new(shards.weight("positions.weight")?, shards.group())))
     }
 
-    fn block(&self, shards: &Shards<'_>, layer: usize) -> Result<Block> {
-        let at = |part: &str| format!("layers.{layer}.{part}");
-        Ok(Block {
-            layer,
-            residence: shards.residence(layer),
-            attention_norm: self.norm(shards, &at("attention_norm"))?,
-            attention: shards.attention(&at("attention"), None)?,
-            attention_dropout: shards.dropout(&at("attention.output")),
-            mlp_norm: self.norm(shards, &at("mlp_norm"))?,
-            mlp: shards.mlp(&at("mlp"), Activation::Gelu)?,
-            mlp_dropout: shards.dropout(&at("mlp")),
-        })
+    fn angles(&self) -> Option<Angles> {
+        None
+    }
+
+    fn activation(&self) -> Activation {
+        Activation::Gelu
     }
 
     fn norm(&self, shards: &Shards<'_>, at: &str) -> Result<Norm> {

@@ -10,7 +10,6 @@ use crate::build::Shards;
 use crate::layers::embedding::LearnedPositions;
 use crate::layers::mlp::Activation;
 use crate::layers::norm::Norm;
-use crate::models::block::Block;
 use crate::models::Family;
 use crate::Result;
 
@@ -42,18 +41,12 @@ impl Family for Llama {
         Ok(None)
     }
 
-    fn block(&self, shards: &Shards<'_>, layer: usize) -> Result<Block> {
-        let at = |part: &str| format!("layers.{layer}.{part}");
-        Ok(Block {
-            layer,
-            residence: shards.residence(layer),
-            attention_norm: self.norm(shards, &at("attention_norm"))?,
-            attention: shards.attention(&at("attention"), Some(self.angles.share()))?,
-            attention_dropout: shards.dropout(&at("attention.output")),
-            mlp_norm: self.norm(shards, &at("mlp_norm"))?,
-            mlp: shards.mlp(&at("mlp"), Activation::SwiGlu)?,
-            mlp_dropout: shards.dropout(&at("mlp")),
-        })
+    fn angles(&self) -> Option<Angles> {
+        Some(self.angles.share())
+    }
+
+    fn activation(&self) -> Activation {
+        Activation::SwiGlu
     }
 
     fn norm(&self, shards: &Shards<'_>, at: &str) -> Result<Norm> {

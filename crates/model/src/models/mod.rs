@@ -5,14 +5,15 @@ pub mod gpt2;
 pub mod llama;
 pub mod slice;
 
+use mp_runtime::kernels::rotary::Angles;
+
 use crate::build::Shards;
 use crate::layers::embedding::LearnedPositions;
+use crate::layers::mlp::Activation;
 use crate::layers::norm::Norm;
 use crate::Result;
 
-use block::Block;
-
-/// What makes a family of models: how a layer is put together, and what else differs.
+/// What makes a family of models: all in which its layers and its ends differ from another's.
 pub trait Family {
     /// Makes learned positions, where the family has them.
     ///
@@ -20,11 +21,11 @@ pub trait Family {
     /// [`Error::UnknownParameter`](crate::Error::UnknownParameter) if the partition is another model's.
     fn positions(&self, shards: &Shards<'_>) -> Result<Option<LearnedPositions>>;
 
-    /// Makes a layer.
-    ///
-    /// # Errors
-    /// [`Error::UnknownParameter`](crate::Error::UnknownParameter) if the partition is another model's.
-    fn block(&self, shards: &Shards<'_>, layer: usize) -> Result<Block>;
+    /// Returns the rotary angles, where positions are rotary.
+    fn angles(&self) -> Option<Angles>;
+
+    /// Returns what stands between the perceptron's two products.
+    fn activation(&self) -> Activation;
 
     /// Makes the norm of a name.
     ///

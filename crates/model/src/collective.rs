@@ -202,15 +202,6 @@ pub fn all_to_all(group: &dyn Communicator, parts: &Tensor) -> Result<Tensor> {
     Ok(received)
 }
 
-/// Returns this rank's part of a tensor along `dim`.
-///
-/// # Errors
-/// [`Error::Shape`] if the dim does not divide.
-pub fn own_part(group: &dyn Communicator, full: &Tensor, dim: i64) -> Result<Tensor> {
-    let length = part_length(group, full, dim)?;
-    Ok(full.f_narrow(dim, group.rank().0 as i64 * length, length)?)
-}
-
 /// Turns `[parts, …]` into one tensor joined along `dim` of the rest.
 fn join(gathered: &Tensor, dim: i64, parts: i64) -> Result<Tensor> {
     let mut shape = gathered.size()[1..].to_vec();

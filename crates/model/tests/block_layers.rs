@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-use common::{difference, partition};
+use common::{difference, partition, random, shard_between};
 use mp_comm::{threads, Communicator};
 use mp_model::context::Context;
 use mp_model::gradient::Completion;
@@ -25,10 +25,9 @@ use mp_model::pass::Positions;
 use mp_model::recompute::Recompute;
 use mp_model::regions::{Between, TensorGroup};
 use mp_model::weight::Weight;
-use mp_model::{collective, shard, Parameters, Pass, Result};
+use mp_model::{shard, Parameters, Pass, Result};
 use mp_plan::{Architecture, ArchitectureName, ModelConfig};
 use mp_runtime::kernels::rotary::{rotate, Angles};
-use mp_runtime::rng::Stream;
 use mp_runtime::{autograd, Device, Kind, Precision, Tensor};
 use rstest::rstest;
 
@@ -40,11 +39,6 @@ const EPSILON: f64 = 1e-5;
 /// What layouts may differ by: the measure of fp64 everywhere. Sums here are of some hundred products of order 1 to 10,
 /// so that a right layer stays a thousandfold below.
 const TOLERANCE: f64 = 1e-10;
-
-fn random(shape: &[i64], name: &str) -> Tensor {
-    let count = shape.iter().product::<i64>() as u64;
-    Tensor::from_slice(&Stream::new(9, name, 0).normals(0..count)).view(shape)
-}
 
 fn close(what: &str, got: &Tensor, expected: &Tensor) {
     let worst = difference(got, expected);
@@ -122,14 +116,6 @@ impl Rank {
     fn narrow(&self, at: &str) -> Result<RowParallel> {
         Ok(RowParallel::new(self.weight(&format!("{at}.weight"))?, self.bias(at)?, &self.group))
     }
-
-    /// This rank's part of an activation between the regions.
-    fn between(&self, full: &Tensor) -> Result<Tensor> {
-        match self.group.between {
-            Between::Replicated => Ok(full.copy()),
-            Between::SequenceSharded => Ok(collective::own_part(&*self.group.comm, full, 1)?.copy()),
-        }
-    }
 }
 
 /// Runs a layer on `tp` ranks and its twin beside it, and compares outputs, the input's gradient (where `x` has one) and
@@ -147,12 +133,12 @@ fn compare(
         autograd::backward(&[&y], &[Some(&dy)], false)?;
 
         let rank = Rank::new(architecture, comm, between)?;
-        let input = rank.between(&x.detach())?.set_requires_grad(true);
+        let input = shard_between(&rank.group, &x.detach()).set_requires_grad(true);
         let output = layer(&rank, &input)?;
-        close("output", &output.detach(), &rank.between(&y.detach())?);
-        autograd::backward(&[&output], &[Some(&rank.between(&dy)?)], false)?;
+        close("output", &output.detach(), &shard_between(&rank.group, &y.detach()));
+        autograd::backward(&[&output], &[Some(&shard_between(&rank.group, &dy))], false)?;
         if x.grad().defined() {
-            close("input's gradient", &input.grad(), &rank.between(&x.grad())?);
+            close("input's gradient", &input.grad(), &shard_between(&rank.group, &x.grad()));
         }
         Completion::new(&rank.parameters, &rank.group)?.run(&rank.parameters)?;
         let used = full.used.into_inner();

@@ -6,6 +6,7 @@ mod common;
 
 use std::sync::Arc;
 
+use common::cut::{self, ids, Layout, ALONE, SEQ, WIDTH};
 use mp_comm::ledger::{Ledger, Log};
 use mp_comm::{threads, BufferMut, Call, ReduceOp};
 use mp_model::context::{Context, Form};
@@ -13,62 +14,28 @@ use mp_model::gradient::Completion;
 use mp_model::pass::{DropoutKey, Positions};
 use mp_model::regions::{Between, TensorGroup};
 use mp_model::{build, collective, shard, Error, Options, Parameters, Pass};
-use mp_plan::{Architecture, ArchitectureName, ModelConfig};
-use mp_runtime::rng::Stream;
+use mp_plan::{Architecture, ArchitectureName};
 use mp_runtime::{autograd, Device, Kind, Precision, Tensor};
 use rstest::rstest;
 
-const SEQ: i64 = 16;
-const VOCAB: i64 = 37;
 const LAYERS: usize = 2;
-const WIDTH: usize = 8;
 
 /// Loss and gradients are of order 1 and below, from sums of a few thousand terms in 52 bits.
 const TOLERANCE: f64 = 1e-10;
 
 fn architecture(name: ArchitectureName, dropout: f64) -> Architecture {
-    let config = ModelConfig {
-        architecture: name,
-        hidden: 4 * WIDTH,
-        layers: LAYERS,
-        heads: 4,
-        kv_heads: if name == ArchitectureName::Llama { 2 } else { 0 },
-        vocab: VOCAB as usize,
-        max_seq: SEQ as usize,
-        dropout,
-        ..ModelConfig::default()
-    };
-    Architecture::resolve(&config, 0, SEQ as usize).unwrap()
+    cut::architecture(name, LAYERS, dropout)
 }
-
-/// Random ids, the same on every rank.
-fn ids(batch: i64, name: &str) -> Tensor {
-    let drawn = Tensor::from_slice(&Stream::new(4, name, 0).normals(0..(batch * SEQ) as u64));
-    (drawn.abs() * 1000.0).to_kind(Kind::Int64).remainder(VOCAB).view([batch, SEQ])
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Layout {
-    tp: usize,
-    cp: usize,
-    between: Between,
-    form: Form,
-}
-
-const ALONE: Layout = Layout { tp: 1, cp: 1, between: Between::Replicated, form: Form::Ring };
 
 /// Loss, logits and every parameter's gradient, each whole.
 type Trace = (f64, Tensor, Vec<Tensor>);
 
 /// Runs one pass forward and backward under a layout.
 fn trace(architecture: &Architecture, layout: Layout, batch: i64, precision: Precision) -> Vec<Trace> {
-    let Layout { tp, cp, between, form } = layout;
-    let partition = common::partition(architecture, tp);
-    threads::run(tp * cp, |world| -> mp_model::Result<Trace> {
-        let rank = world.rank().0;
-        let part = |color: usize, name: &str| world.split(Some(color as u32), rank as u32, name);
-        let group = TensorGroup { comm: part(rank / tp, "tp")?.expect("all take part"), between };
-        let context = Context { comm: part(rank % tp, "cp")?.expect("all take part"), form };
+    let partition = common::partition(architecture, layout.tp);
+    threads::run(layout.tp * layout.cp, |world| -> mp_model::Result<Trace> {
+        let (tp, context) = layout.groups(&*world)?;
+        let group = TensorGroup { comm: tp, between: layout.between };
         let parameters = Parameters::new(&partition, group.comm.rank().0, 7, precision, Device::Cpu)?;
         let completion = Completion::new(&parameters, &group)?;
         let stage = build(

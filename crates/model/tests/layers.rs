@@ -1,8 +1,11 @@
 //! Sharded layers against their unsharded twins, forward and gradients, at one, two and four ranks; and what each sends.
 #![allow(missing_docs)]
 
+mod common;
+
 use std::sync::Arc;
 
+use common::{difference, own_part, random, shard_between};
 use mp_comm::ledger::{Ledger, Log};
 use mp_comm::{threads, Call, Communicator};
 use mp_model::layers::cross_entropy::vocab_parallel_cross_entropy;
@@ -10,7 +13,6 @@ use mp_model::layers::linear::{ColumnParallel, RowParallel};
 use mp_model::regions::{Between, TensorGroup};
 use mp_model::{collective, shard, Parameters};
 use mp_plan::{Architecture, ArchitectureName, Degrees, Mesh, ModelConfig, Partition};
-use mp_runtime::rng::Stream;
 use mp_runtime::{autograd, Device, Kind, Precision, Tensor};
 use rstest::rstest;
 
@@ -22,17 +24,8 @@ const F: i64 = 24;
 /// Sums of at most a few hundred products of order 1 in 52 bits, re-associated over four ranks.
 const TOLERANCE: f64 = 1e-13;
 
-fn random(shape: &[i64], name: &str) -> Tensor {
-    let count = shape.iter().product::<i64>() as u64;
-    Tensor::from_slice(&Stream::new(9, name, 0).normals(0..count)).view(shape)
-}
-
 fn close(what: &str, got: &Tensor, expected: &Tensor) {
-    assert_eq!(got.size(), expected.size(), "{what}");
-    if got.numel() == 0 {
-        return;
-    }
-    let worst = (got - expected).abs().max().double_value(&[]);
+    let worst = difference(got, expected);
     assert!(worst < TOLERANCE, "{what} differs by {worst:e}");
 }
 
@@ -72,14 +65,6 @@ impl Rank {
     fn gradient(&self, name: &str) -> mp_model::Result<Tensor> {
         let index = self.parameters.index(name)?;
         shard::gather(&self.parameters, index, self.parameters.gradients(), &*self.group.comm)
-    }
-
-    /// This rank's part of an activation between the regions.
-    fn between(&self, full: &Tensor) -> mp_model::Result<Tensor> {
-        match self.group.between {
-            Between::Replicated => Ok(full.copy()),
-            Between::SequenceSharded => Ok(collective::own_part(&*self.group.comm, full, 1)?.copy()),
-        }
     }
 
     /// Asserts which calls were made since the last question, each with how often and how many bytes in all.
@@ -125,7 +110,7 @@ fn column_parallel_is_its_twin(
         let weight = rank.parameters.weight(&format!("{name}.weight"))?;
         let bias = rank.parameters.weight(&format!("{name}.bias"))?;
         let layer = ColumnParallel::new(weight, Some(bias), &rank.group);
-        let input = rank.between(&x)?.set_requires_grad(true);
+        let input = shard_between(&rank.group, &x).set_requires_grad(true);
         let output = layer.forward(&input)?;
         let shard_bytes = 8 * input.numel() as i64;
         let full_bytes = 8 * B * S * D;
@@ -134,7 +119,7 @@ fn column_parallel_is_its_twin(
             Between::SequenceSharded => rank.assert_sent(&[(Call::StartAllGather, 1, shard_bytes)]),
         }
         close("output", &collective::all_gather(&*rank.group.comm, &output.detach(), 2)?, &y);
-        let own_dy = collective::own_part(&*rank.group.comm, &dy, 2)?.contiguous();
+        let own_dy = own_part(&*rank.group.comm, &dy, 2).contiguous();
         rank.log.take();
         autograd::backward(&[&output], &[Some(&own_dy)], false)?;
         match between {
@@ -143,7 +128,7 @@ fn column_parallel_is_its_twin(
                 rank.assert_sent(&[(Call::StartAllGather, 1, shard_bytes), (Call::StartReduceScatter, 1, full_bytes)])
             }
         }
-        close("input's gradient", &input.grad(), &rank.between(&dx)?);
+        close("input's gradient", &input.grad(), &shard_between(&rank.group, &dx));
         close("weight's gradient", &rank.gradient(&format!("{name}.weight"))?, &dw);
         close("bias's gradient", &rank.gradient(&format!("{name}.bias"))?, &db);
         Ok(())
@@ -163,21 +148,21 @@ fn row_parallel_is_its_twin(
         let weight = rank.parameters.weight(&format!("{name}.weight"))?;
         let bias = rank.parameters.weight(&format!("{name}.bias"))?;
         let layer = RowParallel::new(weight, Some(bias), &rank.group);
-        let input = collective::own_part(&*rank.group.comm, &x, 2)?.copy().set_requires_grad(true);
+        let input = own_part(&*rank.group.comm, &x, 2).copy().set_requires_grad(true);
         let output = layer.forward(&input)?;
         let full_bytes = 8 * B * S * D;
         match between {
             Between::Replicated => rank.assert_sent(&[(Call::AllReduce, 1, full_bytes)]),
             Between::SequenceSharded => rank.assert_sent(&[(Call::ReduceScatter, 1, full_bytes)]),
         }
-        close("output", &output.detach(), &rank.between(&y)?);
-        let own_dy = rank.between(&dy)?;
+        close("output", &output.detach(), &shard_between(&rank.group, &y));
+        let own_dy = shard_between(&rank.group, &dy);
         autograd::backward(&[&output], &[Some(&own_dy)], false)?;
         match between {
             Between::Replicated => rank.assert_sent(&[]),
             Between::SequenceSharded => rank.assert_sent(&[(Call::AllGather, 1, full_bytes / tp as i64)]),
         }
-        let own_dx = collective::own_part(&*rank.group.comm, &dx, 2)?;
+        let own_dx = own_part(&*rank.group.comm, &dx, 2);
         close("input's gradient", &input.grad(), &own_dx);
         close("weight's gradient", &rank.gradient(&format!("{name}.weight"))?, &dw);
         // Under sequence shards each rank summed its own positions: the sum over ranks is the gradient.

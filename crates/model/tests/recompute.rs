@@ -6,6 +6,7 @@ mod common;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Arc;
 
+use common::cut::{self, ids, Layout, ALONE, SEQ};
 use mp_comm::ledger::{Ledger, Log};
 use mp_comm::{threads, Call};
 use mp_model::context::{Context, Form};
@@ -15,58 +16,26 @@ use mp_model::pass::DropoutKey;
 use mp_model::recompute::{recomputed, Recompute};
 use mp_model::regions::{Between, TensorGroup};
 use mp_model::{build, Error, Options, Parameters, Pass};
-use mp_plan::{Architecture, ArchitectureName, ModelConfig, Zero};
-use mp_runtime::rng::Stream;
-use mp_runtime::{autograd, Device, Kind, Precision, Tensor};
+use mp_plan::{Architecture, ArchitectureName, Zero};
+use mp_runtime::{autograd, Device, Precision, Tensor};
 use rstest::rstest;
 
-const SEQ: i64 = 16;
-const VOCAB: i64 = 37;
 const LAYERS: usize = 3;
 
 fn architecture(name: ArchitectureName, dropout: f64) -> Architecture {
-    let config = ModelConfig {
-        architecture: name,
-        hidden: 32,
-        layers: LAYERS,
-        heads: 4,
-        kv_heads: if name == ArchitectureName::Llama { 2 } else { 0 },
-        vocab: VOCAB as usize,
-        max_seq: SEQ as usize,
-        dropout,
-        ..ModelConfig::default()
-    };
-    Architecture::resolve(&config, 0, SEQ as usize).unwrap()
+    cut::architecture(name, LAYERS, dropout)
 }
-
-fn ids(batch: i64, name: &str) -> Tensor {
-    let drawn = Tensor::from_slice(&Stream::new(4, name, 0).normals(0..(batch * SEQ) as u64));
-    (drawn.abs() * 1000.0).to_kind(Kind::Int64).remainder(VOCAB).view([batch, SEQ])
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Layout {
-    tp: usize,
-    cp: usize,
-    between: Between,
-    form: Form,
-}
-
-const ALONE: Layout = Layout { tp: 1, cp: 1, between: Between::Replicated, form: Form::Ring };
 
 /// What one rank sees of two accumulated passes: losses, its gradients, and its calls on the tensor group.
 type Trace = (Vec<f64>, Tensor, Vec<Call>);
 
 fn trace(architecture: &Architecture, layout: Layout, recompute: Recompute, precision: Precision) -> Vec<Trace> {
-    let Layout { tp, cp, between, form } = layout;
-    let partition = common::partition(architecture, tp);
-    threads::run(tp * cp, |world| -> mp_model::Result<Trace> {
-        let rank = world.rank().0;
-        let part = |color: usize, name: &str| world.split(Some(color as u32), rank as u32, name);
+    let partition = common::partition(architecture, layout.tp);
+    threads::run(layout.tp * layout.cp, |world| -> mp_model::Result<Trace> {
+        let (tp, context) = layout.groups(&*world)?;
         let log = Arc::new(Log::new());
-        let comm = Arc::new(Ledger::new(part(rank / tp, "tp")?.expect("all take part"), Arc::clone(&log)));
-        let context = Context { comm: part(rank % tp, "cp")?.expect("all take part"), form };
-        let group = TensorGroup { comm, between };
+        let comm = Arc::new(Ledger::new(tp, Arc::clone(&log)));
+        let group = TensorGroup { comm, between: layout.between };
         let parameters = Parameters::new(&partition, group.comm.rank().0, 7, precision, Device::Cpu)?;
         let completion = Completion::new(&parameters, &group)?;
         let options = Options { context: context.clone(), recompute };

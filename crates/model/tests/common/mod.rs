@@ -1,5 +1,8 @@
 //! Models on rank-threads, as the tests of this folder make them.
-#![allow(missing_docs, dead_code)]
+#![allow(missing_docs)]
+#![allow(dead_code, reason = "each test of this folder compiles this module anew and uses its part of it")]
+
+pub mod cut;
 
 use std::sync::Arc;
 
@@ -8,7 +11,8 @@ use mp_model::gradient::Completion;
 use mp_model::regions::{Between, TensorGroup};
 use mp_model::{build, Model, Options, Parameters};
 use mp_plan::{Architecture, Degrees, Mesh, Partition};
-use mp_runtime::{Device, Precision};
+use mp_runtime::rng::Stream;
+use mp_runtime::{Device, Precision, Tensor};
 
 /// One rank's model with what completes its gradients.
 pub struct Rank {
@@ -43,8 +47,29 @@ pub fn rank(
     })
 }
 
+/// Standard normal values, the same on every rank.
+pub fn random(shape: &[i64], name: &str) -> Tensor {
+    let count = shape.iter().product::<i64>() as u64;
+    Tensor::from_slice(&Stream::new(9, name, 0).normals(0..count)).view(shape)
+}
+
+/// Takes this rank's part of a tensor along `dim`.
+pub fn own_part(comm: &dyn Communicator, full: &Tensor, dim: i64) -> Tensor {
+    let (length, parts) = (full.size()[dim as usize], comm.size() as i64);
+    assert_eq!(length % parts, 0);
+    full.narrow(dim, comm.rank().0 as i64 * (length / parts), length / parts)
+}
+
+/// Copies this rank's part of an activation between a tensor group's regions.
+pub fn shard_between(group: &TensorGroup, full: &Tensor) -> Tensor {
+    match group.between {
+        Between::Replicated => full.copy(),
+        Between::SequenceSharded => own_part(&*group.comm, full, 1).copy(),
+    }
+}
+
 /// The largest difference of two tensors' elements.
-pub fn difference(a: &mp_runtime::Tensor, b: &mp_runtime::Tensor) -> f64 {
+pub fn difference(a: &Tensor, b: &Tensor) -> f64 {
     assert_eq!(a.size(), b.size());
     if a.numel() == 0 {
         return 0.0;

@@ -4,6 +4,7 @@
 //! Key/value heads shared by several ranks saw each rank's own query heads; under sequence shards, norms, biases of
 //! row-parallel layers and learned positions saw each rank's own positions.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use mp_comm::{Communicator, ReduceOp};
@@ -22,7 +23,8 @@ pub struct Completion {
 #[derive(Debug)]
 struct Sum {
     group: Arc<dyn Communicator>,
-    parameters: Vec<usize>,
+    /// The elements to sum: those that this rank owns, as all ranks of the group do.
+    pieces: Vec<Range<usize>>,
 }
 
 impl Completion {
@@ -52,8 +54,9 @@ impl Completion {
         Ok(Self {
             sums: sums
                 .into_iter()
-                .filter(|(_, parameters)| !parameters.is_empty())
-                .filter_map(|(group, parameters)| Some(Sum { group: group?, parameters }))
+                .map(|(group, indices)| (group, pieces(parameters, &indices)))
+                .filter(|(_, pieces)| !pieces.is_empty())
+                .filter_map(|(group, pieces)| Some(Sum { group: group?, pieces }))
                 .collect(),
         })
     }
@@ -67,16 +70,8 @@ impl Completion {
     /// [`Error::Comm`](crate::Error::Comm) if one fails.
     pub fn run(&self, parameters: &Parameters) -> Result<()> {
         for sum in &self.sums {
-            let mut parts = Vec::new();
-            for &index in &sum.parameters {
-                for piece in parameters.owned_of(parameters.gradients().layout().range(index)) {
-                    parts.push(parameters.gradients().range(piece)?);
-                }
-            }
-            if parts.is_empty() {
-                // So it is on all tensor ranks of this data rank: they own the same elements.
-                continue;
-            }
+            let part = |piece: &Range<usize>| Ok(parameters.gradients().range(piece.clone())?);
+            let parts = sum.pieces.iter().map(part).collect::<Result<Vec<_>>>()?;
             let mut joined = Tensor::f_cat(&parts, 0)?;
             collective::all_reduce(&*sum.group, &mut joined, ReduceOp::Sum)?;
             let lengths: Vec<i64> = parts.iter().map(|part| part.numel() as i64).collect();
@@ -86,4 +81,10 @@ impl Completion {
         }
         Ok(())
     }
+}
+
+/// Finds what a rank owns of some parameters.
+fn pieces(parameters: &Parameters, indices: &[usize]) -> Vec<Range<usize>> {
+    let layout = parameters.gradients().layout();
+    indices.iter().flat_map(|&index| parameters.owned_of(layout.range(index))).collect()
 }

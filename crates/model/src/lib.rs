@@ -13,6 +13,7 @@ pub mod error;
 #[cfg(feature = "faults")]
 pub mod faults;
 pub mod gradient;
+mod initial;
 pub mod layers;
 pub mod models;
 pub mod parameter;

@@ -5,16 +5,16 @@ use std::sync::Arc;
 
 use mp_comm::solo::Solo;
 use mp_comm::{Communicator, ReduceOp};
-use mp_plan::{Arrangement, Init, Partition, PartitionedParameter, Tie, Zero};
+use mp_plan::{Arrangement, Partition, PartitionedParameter, Tie, Zero};
 use mp_runtime::flat::{Flat, Layout};
-use mp_runtime::rng::Stream;
 use mp_runtime::{Device, Kind, Precision, Tensor};
 
 use crate::bucket::Bucket;
 use crate::collective::{self, start_all_gather_into, Arriving};
 use crate::deferral::{Deferral, DeferredProducts};
 #[cfg(feature = "faults")]
-use crate::faults::{self, active, Fault};
+use crate::faults::{active, Fault};
+use crate::initial;
 use crate::unit::{Residence, Unit};
 use crate::weight::{Value, Weight};
 use crate::{Error, Result};
@@ -89,7 +89,7 @@ impl Parameters {
     ) -> Result<Self> {
         let made = Self::zeros(partition, tp_rank, sharing, precision, device)?;
         for (index, parameter) in partition.parameters.iter().enumerate() {
-            made.load(index, &initial(parameter, tp_rank, seed)?)?;
+            made.load(index, &initial::shard(parameter, tp_rank, seed)?)?;
         }
         if let Some(table) = made.tied() {
             made.bucket(table).register_sum();
@@ -436,43 +436,4 @@ pub(crate) fn put(flat: &Flat, index: usize, shard: &Tensor) -> Result<()> {
         place.f_copy_(&elements.f_narrow(0, (piece.start - range.start) as i64, piece.len() as i64)?)?;
     }
     Ok(())
-}
-
-/// Draws a rank's shard of a parameter, padding zero.
-///
-/// # Shapes
-/// - returns the local shape, in double precision
-fn initial(parameter: &PartitionedParameter, tp_rank: usize, seed: u64) -> Result<Tensor> {
-    let shape: Vec<i64> = parameter.local_shape().iter().map(|&n| n as i64).collect();
-    let kind = (Kind::Double, Device::Cpu);
-    let std = match parameter.spec.init {
-        Init::Zeros => return Ok(Tensor::f_zeros(&shape[..], kind)?),
-        Init::Ones => return Ok(Tensor::f_ones(&shape[..], kind)?),
-        Init::Normal { std } => std,
-        other => return Err(Error::Unbuilt(format!("initial values {other:?}"))),
-    };
-    let name = parameter.spec.name.clone();
-    #[cfg(feature = "faults")]
-    let name = faults::slice(parameter, name);
-    let stream = Stream::new(seed, &name, 0);
-    let full = &parameter.spec.shape;
-    let (dim, range) = parameter.range(tp_rank).unwrap_or((0, 0..full[0]));
-    let made = Tensor::f_zeros(&shape[..], kind)?;
-    let width: usize = full[1..].iter().product();
-    if dim == 0 {
-        // Whole rows: one run of the full tensor.
-        let values = stream.normals((range.start * width) as u64..(range.end * width) as u64);
-        let rows = made.f_narrow(0, 0, range.len() as i64)?;
-        rows.f_view([-1])?.f_copy_(&Tensor::f_from_slice(&values)?)?;
-    } else {
-        let mut values = Vec::with_capacity(full[0] * range.len());
-        for row in 0..full[0] {
-            let start = (row * width) as u64;
-            values.extend(stream.normals(start + range.start as u64..start + range.end as u64));
-        }
-        made.f_narrow(1, 0, range.len() as i64)?
-            .f_copy_(&Tensor::f_from_slice(&values)?.f_view([full[0] as i64, range.len() as i64])?)?;
-    }
-    let _ = made.shallow_clone().f_mul_scalar_(std)?;
-    Ok(made)
 }

@@ -3,12 +3,12 @@
 //! No input makes the program panic, so its frame is compiled into this test as well: the test starts `mpirun` on itself,
 //! with [`panicking_rank`] as the only test.
 
-#[allow(dead_code, reason = "ranks that panic leave little to read")]
+#[allow(dead_code, reason = "what is shared for reading and interrupting runs has no part in a panic")]
 mod common;
-#[allow(dead_code, reason = "the frame of a command alone is tested here")]
+#[allow(dead_code, reason = "a binary has no library to link: its frame is compiled in, of which one path runs here")]
 #[path = "../src/failure.rs"]
 mod failure;
-#[allow(dead_code, reason = "the frame of a command alone is tested here")]
+#[allow(dead_code, reason = "as for `failure`: of the wiring, `World::work` alone runs here")]
 #[path = "../src/wire.rs"]
 mod wire;
 

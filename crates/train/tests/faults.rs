@@ -8,6 +8,7 @@ use mp_runtime::Device;
 use mp_train::config::Precision;
 use mp_train::verify::{verify, Case, Listener, Report, Verdict, Which};
 use mp_train::Config;
+use rstest::rstest;
 
 struct Nobody;
 
@@ -65,7 +66,22 @@ fn example(fault: Fault) -> Example {
     }
 }
 
-fn check(fault: Fault) {
+#[rstest]
+fn a_mistake_is_caught_and_its_tensor_named(
+    #[values(
+        Fault::ScaledByContext,
+        Fault::ScaledByAccumulation,
+        Fault::ScaledByData,
+        Fault::NormsUnsummed,
+        Fault::NormCountsReplicas,
+        Fault::LayerDropped,
+        Fault::SlicesSwapped,
+        Fault::TiedUnsummed,
+        Fault::SameMask,
+        Fault::PaddingCounts
+    )]
+    fault: Fault,
+) {
     let Example { fault, sets, layout, unharmed, quantity, step, tensor } = example(fault);
     let report = verified(Some(fault), sets, layout);
     let verdict = &report.layouts[0];
@@ -80,54 +96,4 @@ fn check(fault: Fault) {
     }
     assert!(verified(Some(fault), sets, unharmed).pass, "{unharmed} is not touched");
     assert!(verified(None, sets, layout).pass, "{layout} without a mistake");
-}
-
-#[test]
-fn gradients_scaled_by_the_context_degree() {
-    check(Fault::ScaledByContext);
-}
-
-#[test]
-fn gradients_not_divided_by_micro_batches() {
-    check(Fault::ScaledByAccumulation);
-}
-
-#[test]
-fn gradients_scaled_by_the_data_degree() {
-    check(Fault::ScaledByData);
-}
-
-#[test]
-fn norms_not_summed_under_sequence_parallelism() {
-    check(Fault::NormsUnsummed);
-}
-
-#[test]
-fn a_clip_norm_that_counts_replicas() {
-    check(Fault::NormCountsReplicas);
-}
-
-#[test]
-fn a_dropped_layer() {
-    check(Fault::LayerDropped);
-}
-
-#[test]
-fn swapped_slices() {
-    check(Fault::SlicesSwapped);
-}
-
-#[test]
-fn a_tied_table_not_summed() {
-    check(Fault::TiedUnsummed);
-}
-
-#[test]
-fn one_mask_for_all() {
-    check(Fault::SameMask);
-}
-
-#[test]
-fn padding_that_counts() {
-    check(Fault::PaddingCounts);
 }

@@ -4,15 +4,18 @@
 mod parity;
 
 use mp_comm::threads;
+use parity::Layout;
 
-/// One test a model, so that they run side by side; each goes through all layouts.
-fn check(name: &str) {
-    let model = parity::models().into_iter().find(|model| model.name == name).unwrap();
+/// Holds a model of the suite, of `layers` layers where its own two are too few, against one rank under layouts of so many
+/// ranks. One test a model, so that they run side by side.
+fn hold(name: &str, layers: Option<usize>, ranks: &[usize], layouts: impl Fn(&parity::Model, usize) -> Vec<Layout>) {
+    let mut model = parity::models().into_iter().find(|model| model.name == name).unwrap();
+    model.config.layers = layers.unwrap_or(model.config.layers);
     let expected = parity::oracle(&model).unwrap();
     let first = &expected[0];
     assert!(first.norm > 0.5 && first.loss > 1.0, "clipping takes part: {first:?}");
-    for ranks in [1, 2, 4] {
-        for layout in parity::layouts(ranks) {
+    for &ranks in ranks {
+        for layout in layouts(&model, ranks) {
             let traces = threads::run(ranks, |world| parity::train(&model, layout, world));
             for (rank, trace) in traces.iter().enumerate() {
                 if let Err(difference) = parity::compare(trace, &expected) {
@@ -21,41 +24,23 @@ fn check(name: &str) {
             }
         }
     }
+}
+
+fn check(name: &str) {
+    hold(name, None, &[1, 2, 4], |_, ranks| parity::layouts(ranks));
 }
 
 /// Stages: eight layers, so that four ranks can hold two chunks each.
 fn check_stages(name: &str) {
-    let mut model = parity::models().into_iter().find(|model| model.name == name).unwrap();
-    model.config.layers = 8;
-    let expected = parity::oracle(&model).unwrap();
-    for ranks in [2, 4] {
-        for layout in parity::staged_layouts(ranks, 8) {
-            let traces = threads::run(ranks, |world| parity::train(&model, layout, world));
-            for (rank, trace) in traces.iter().enumerate() {
-                if let Err(difference) = parity::compare(trace, &expected) {
-                    panic!("{name}, {layout:?}, rank {rank}: {difference}");
-                }
-            }
-        }
-    }
+    hold(name, Some(8), &[2, 4], |_, ranks| parity::staged_layouts(ranks, 8));
 }
 
 /// Parts of sequences, of four layers so that two ranks can hold two chunks each.
 fn check_context(name: &str) {
-    let mut model = parity::models().into_iter().find(|model| model.name == name).unwrap();
-    model.config.layers = 4;
-    let kv_heads = if model.config.kv_heads == 0 { 4 } else { model.config.kv_heads };
-    let expected = parity::oracle(&model).unwrap();
-    for ranks in [2, 4] {
-        for layout in parity::context_layouts(ranks, kv_heads, 4) {
-            let traces = threads::run(ranks, |world| parity::train(&model, layout, world));
-            for (rank, trace) in traces.iter().enumerate() {
-                if let Err(difference) = parity::compare(trace, &expected) {
-                    panic!("{name}, {layout:?}, rank {rank}: {difference}");
-                }
-            }
-        }
-    }
+    hold(name, Some(4), &[2, 4], |model, ranks| {
+        let kv_heads = if model.config.kv_heads == 0 { 4 } else { model.config.kv_heads };
+        parity::context_layouts(ranks, kv_heads, 4)
+    });
 }
 
 #[test]

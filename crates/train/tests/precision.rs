@@ -53,9 +53,19 @@ fn bf16_follows_fp32_under_every_cut() {
             "llama" => single.clone(),
             _ => losses(out.path(), "fp32-gpt2", 1, &["train.precision=fp32", &family]),
         };
-        for (ranks, cut) in [(1, "parallel.tp=1"), (2, "parallel.tp=2"), (2, "parallel.dp=2"), (4, "parallel.tp=4")] {
-            let name = format!("{architecture}-{ranks}-{cut}");
-            let half = losses(out.path(), &name, ranks, &[bf16, cut, &family]);
+        for (ranks, cut) in [
+            (1, ["parallel.tp=1", "parallel.zero=0"]),
+            (2, ["parallel.tp=2", "parallel.zero=0"]),
+            (2, ["parallel.tp=1", "parallel.zero=0"]),
+            (4, ["parallel.tp=4", "parallel.zero=0"]),
+            (2, ["parallel.tp=1", "parallel.zero=1"]),
+            (2, ["parallel.tp=1", "parallel.zero=2"]),
+            (2, ["parallel.tp=1", "parallel.zero=3"]),
+            (2, ["parallel.tp=1", "parallel.pp=2"]),
+            (2, ["parallel.tp=1", "parallel.cp=2"]),
+        ] {
+            let name = format!("{architecture}-{ranks}-{}", cut.join("-"));
+            let half = losses(out.path(), &name, ranks, &[&[bf16, family.as_str()], &cut[..]].concat());
             assert!((half[0] - single[0]).abs() < FIRST, "{name}: {} against {}", half[0], single[0]);
             // It learns as fp32 does: masters that lost small updates, or stale weights, would stay behind. Half of what
             // fp32 gained in 30 steps is far above the noise of rounding, far below what it shows when it works.
@@ -68,9 +78,18 @@ fn bf16_follows_fp32_under_every_cut() {
 #[test]
 fn a_bf16_run_resumes_bit_for_bit() {
     let out = tempfile::tempdir().unwrap();
-    let sets = ["train.precision=bf16", "parallel.tp=2", "model.dropout=0.1"];
-    let whole = losses(out.path(), "a", 2, &sets);
-    std::fs::remove_dir_all(out.path().join("a/checkpoints/step-00000030")).unwrap();
-    let resumed = losses(out.path(), "a", 2, &[&sets[..], &["checkpoint.resume=true"]].concat());
-    assert_eq!(whole, resumed);
+    for cut in [
+        ["parallel.tp=2", "parallel.zero=0"],
+        ["parallel.tp=1", "parallel.zero=1"],
+        ["parallel.tp=1", "parallel.zero=2"],
+        ["parallel.tp=1", "parallel.zero=3"],
+        ["parallel.tp=1", "parallel.pp=2"],
+    ] {
+        let name = cut.join("-");
+        let sets = [&["train.precision=bf16", "model.dropout=0.1"], &cut[..]].concat();
+        let whole = losses(out.path(), &name, 2, &sets);
+        std::fs::remove_dir_all(out.path().join(&name).join("checkpoints/step-00000030")).unwrap();
+        let resumed = losses(out.path(), &name, 2, &[&sets[..], &["checkpoint.resume=true"]].concat());
+        assert_eq!(whole, resumed, "{name}");
+    }
 }

@@ -21,12 +21,14 @@ pub mod pass;
 pub mod recompute;
 pub mod regions;
 pub mod shard;
+pub mod shards;
 pub mod stage;
 pub mod unit;
 pub mod weight;
 
-pub use build::{build, Options};
+pub use build::build;
 pub use error::{Error, Result};
 pub use parameter::Parameters;
 pub use pass::Pass;
+pub use shards::Options;
 pub use stage::{Model, Stage};

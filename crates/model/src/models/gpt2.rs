@@ -5,11 +5,11 @@
 
 use mp_runtime::kernels::rotary::Angles;
 
-use crate::build::Shards;
 use crate::layers::embedding::LearnedPositions;
 use crate::layers::mlp::Activation;
 use crate::layers::norm::Norm;
 use crate::models::Family;
+use crate::shards::Shards;
 use crate::Result;
 
 /// The GPT-2 family.

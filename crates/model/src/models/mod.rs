@@ -7,10 +7,10 @@ pub mod slice;
 
 use mp_runtime::kernels::rotary::Angles;
 
-use crate::build::Shards;
 use crate::layers::embedding::LearnedPositions;
 use crate::layers::mlp::Activation;
 use crate::layers::norm::Norm;
+use crate::shards::Shards;
 use crate::Result;
 
 /// What makes a family of models: all in which its layers and its ends differ from another's.

@@ -1,0 +1,160 @@
+//! A rank's parameters as a model's constructor asks for them: names become weights, weights become layers.
+
+use std::ops::Range;
+
+use mp_plan::Architecture;
+use mp_runtime::kernels::rotary::Angles;
+use mp_runtime::{Device, Kind};
+
+use crate::context::{Context, Form};
+use crate::layers::attention::{Heads, SelfAttention};
+use crate::layers::dropout::Dropout;
+use crate::layers::linear::{ColumnParallel, RowParallel};
+use crate::layers::mlp::{Activation, Mlp};
+use crate::layers::norm::Norm;
+use crate::parameter::Parameters;
+use crate::recompute::Recompute;
+use crate::regions::TensorGroup;
+use crate::weight::Weight;
+use crate::Result;
+
+/// How a model computes, beside what it is.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// The ranks that share each sequence.
+    pub context: Context,
+    /// What is computed again in the backward instead of kept.
+    pub recompute: Recompute,
+}
+
+/// A rank's parameters as a model's constructor asks for them.
+#[derive(Debug)]
+pub struct Shards<'a> {
+    pub(crate) parameters: &'a Parameters,
+    pub(crate) group: &'a TensorGroup,
+    pub(crate) options: &'a Options,
+}
+
+impl Shards<'_> {
+    /// Returns the model's shape.
+    pub fn architecture(&self) -> &Architecture {
+        &self.parameters.partition().architecture
+    }
+
+    /// Returns the tensor group.
+    pub fn group(&self) -> &TensorGroup {
+        self.group
+    }
+
+    /// Returns the kind of weights and activations.
+    pub fn kind(&self) -> Kind {
+        self.parameters.compute_kind()
+    }
+
+    /// Returns where tensors lie.
+    pub fn device(&self) -> Device {
+        self.parameters.device()
+    }
+
+    /// Hands out one parameter.
+    ///
+    /// # Errors
+    /// [`Error::UnknownParameter`].
+    pub fn weight(&self, name: &str) -> Result<Weight> {
+        self.parameters.weight(name)
+    }
+
+    /// Makes a LayerNorm.
+    ///
+    /// # Errors
+    /// [`Error::UnknownParameter`].
+    pub fn layer_norm(&self, at: &str) -> Result<Norm> {
+        let (weight, bias) = (self.weight(&format!("{at}.weight"))?, self.bias(at)?);
+        Ok(Norm::Layer { weight, bias, epsilon: self.architecture().norm_eps })
+    }
+
+    /// Makes an RMSNorm.
+    ///
+    /// # Errors
+    /// [`Error::UnknownParameter`].
+    pub fn root_mean_square_norm(&self, at: &str) -> Result<Norm> {
+        let weight = self.weight(&format!("{at}.weight"))?;
+        Ok(Norm::RootMeanSquare { weight, epsilon: self.architecture().norm_eps })
+    }
+
+    /// Makes a self-attention with this rank's heads.
+    ///
+    /// # Errors
+    /// [`Error::UnknownParameter`]; [`Error::Plan`] if they cannot be exchanged over the context group.
+    pub(crate) fn attention(&self, at: &str, angles: Option<Angles>) -> Result<SelfAttention> {
+        let width = self.architecture().head_dim;
+        let query = self.range(&format!("{at}.query.weight"))?;
+        let heads = Heads {
+            all: self.architecture().heads,
+            query: query.start / width..query.end / width,
+            key_value: self.range(&format!("{at}.key.weight"))?.len() / width,
+            width,
+        };
+        let context = self.options.context.clone();
+        if context.form == Form::AllToAll {
+            mp_plan::check_all_to_all(heads.query.len(), heads.key_value, 1, context.comm.size())?;
+        }
+        Ok(SelfAttention {
+            context,
+            recompute: self.options.recompute,
+            project: self.columns(at, &["query", "key", "value"])?,
+            output: self.rows(&format!("{at}.output"))?,
+            heads,
+            angles,
+            dropout: self.dropout(&format!("{at}.weights")),
+        })
+    }
+
+    /// Makes a perceptron.
+    ///
+    /// # Errors
+    /// [`Error::UnknownParameter`].
+    pub(crate) fn mlp(&self, at: &str, activation: Activation) -> Result<Mlp> {
+        let parts: &[&str] = match activation {
+            Activation::Gelu => &["up"],
+            Activation::SwiGlu => &["gate", "up"],
+        };
+        Ok(Mlp { widen: self.columns(at, parts)?, narrow: self.rows(&format!("{at}.down"))?, activation })
+    }
+
+    /// Makes a dropout named after its place.
+    pub(crate) fn dropout(&self, at: &str) -> Dropout {
+        Dropout::new(self.architecture().dropout, format!("{at}.dropout"))
+    }
+
+    /// Makes one column-parallel layer of neighbouring matrices.
+    fn columns(&self, at: &str, parts: &[&str]) -> Result<ColumnParallel> {
+        let names = |last: &str| parts.iter().map(|part| format!("{at}.{part}.{last}")).collect::<Vec<_>>();
+        let bias = match self.has_bias() {
+            true => Some(self.parameters.stacked(&names("bias"))?),
+            false => None,
+        };
+        Ok(ColumnParallel::new(self.parameters.stacked(&names("weight"))?, bias, self.group))
+    }
+
+    fn rows(&self, at: &str) -> Result<RowParallel> {
+        Ok(RowParallel::new(self.weight(&format!("{at}.weight"))?, self.bias(at)?, self.group))
+    }
+
+    fn bias(&self, at: &str) -> Result<Option<Weight>> {
+        if !self.has_bias() {
+            return Ok(None);
+        }
+        self.weight(&format!("{at}.bias")).map(Some)
+    }
+
+    fn has_bias(&self) -> bool {
+        self.architecture().bias
+    }
+
+    /// Returns which rows of a parameter cut along dim 0 this rank holds.
+    pub(crate) fn range(&self, name: &str) -> Result<Range<usize>> {
+        let parameter = &self.parameters.partition().parameters[self.parameters.index(name)?];
+        Ok(parameter.range(self.parameters.tp_rank()).map_or(0..parameter.spec.shape[0], |(_, range)| range))
+    }
+}

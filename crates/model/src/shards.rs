@@ -59,7 +59,7 @@ impl Shards<'_> {
     /// Hands out one parameter.
     ///
     /// # Errors
-    /// [`Error::UnknownParameter`].
+    /// [`Error::UnknownParameter`](crate::Error::UnknownParameter).
     pub fn weight(&self, name: &str) -> Result<Weight> {
         self.parameters.weight(name)
     }
@@ -67,7 +67,7 @@ impl Shards<'_> {
     /// Makes a LayerNorm.
     ///
     /// # Errors
-    /// [`Error::UnknownParameter`].
+    /// [`Error::UnknownParameter`](crate::Error::UnknownParameter).
     pub fn layer_norm(&self, at: &str) -> Result<Norm> {
         let (weight, bias) = (self.weight(&format!("{at}.weight"))?, self.bias(at)?);
         Ok(Norm::Layer { weight, bias, epsilon: self.architecture().norm_eps })
@@ -76,7 +76,7 @@ impl Shards<'_> {
     /// Makes an RMSNorm.
     ///
     /// # Errors
-    /// [`Error::UnknownParameter`].
+    /// [`Error::UnknownParameter`](crate::Error::UnknownParameter).
     pub fn root_mean_square_norm(&self, at: &str) -> Result<Norm> {
         let weight = self.weight(&format!("{at}.weight"))?;
         Ok(Norm::RootMeanSquare { weight, epsilon: self.architecture().norm_eps })
@@ -85,7 +85,7 @@ impl Shards<'_> {
     /// Makes a self-attention with this rank's heads.
     ///
     /// # Errors
-    /// [`Error::UnknownParameter`]; [`Error::Plan`] if they cannot be exchanged over the context group.
+    /// [`Error::UnknownParameter`](crate::Error::UnknownParameter); [`Error::Plan`](crate::Error::Plan) if they cannot be exchanged over the context group.
     pub(crate) fn attention(&self, at: &str, angles: Option<Angles>) -> Result<SelfAttention> {
         let width = self.architecture().head_dim;
         let query = self.range(&format!("{at}.query.weight"))?;
@@ -113,7 +113,7 @@ impl Shards<'_> {
     /// Makes a perceptron.
     ///
     /// # Errors
-    /// [`Error::UnknownParameter`].
+    /// [`Error::UnknownParameter`](crate::Error::UnknownParameter).
     pub(crate) fn mlp(&self, at: &str, activation: Activation) -> Result<Mlp> {
         let parts: &[&str] = match activation {
             Activation::Gelu => &["up"],

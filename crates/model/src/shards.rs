@@ -85,7 +85,8 @@ impl Shards<'_> {
     /// Makes a self-attention with this rank's heads.
     ///
     /// # Errors
-    /// [`Error::UnknownParameter`](crate::Error::UnknownParameter); [`Error::Plan`](crate::Error::Plan) if they cannot be exchanged over the context group.
+    /// [`Error::UnknownParameter`](crate::Error::UnknownParameter); [`Error::Plan`](crate::Error::Plan) if they
+    /// cannot be exchanged over the context group.
     pub(crate) fn attention(&self, at: &str, angles: Option<Angles>) -> Result<SelfAttention> {
         let width = self.architecture().head_dim;
         let query = self.range(&format!("{at}.query.weight"))?;

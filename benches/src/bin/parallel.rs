@@ -11,7 +11,7 @@ use clap::Parser;
 use mp_comm::ledger::{Ledger, Log};
 use mp_comm::mpi::Mpi;
 use mp_comm::{BufferMut, Communicator, Rank, ReduceOp};
-use mp_data::{Batch, TextSource, Tokens};
+use mp_data::{Batch, Targets, TextSource, Tokens};
 use mp_plan::simulate::{Costs, StageCosts};
 use mp_plan::{simulate, ScheduleName, Step, Traffic};
 use mp_runtime::rng::Stream;
@@ -148,7 +148,9 @@ impl Bench {
         self.trainer.groups().world.barrier()?;
         let begun = Instant::now();
         let global_batch = self.config.train.global_batch;
-        let outcome = self.trainer.step(&Work { step: self.step, lr: 1e-4, batches: &batches, global_batch })?;
+        let targets = Targets::Every;
+        let outcome =
+            self.trainer.step(&Work { step: self.step, lr: 1e-4, batches: &batches, global_batch, targets })?;
         Ok([begun.elapsed().as_secs_f64(), outcome.seconds.passes])
     }
 }

@@ -12,7 +12,7 @@ use mp_benches::gemm;
 use mp_comm::ledger::{Ledger, Log};
 use mp_comm::mpi::Mpi;
 use mp_comm::{BufferMut, Communicator, Rank, ReduceOp};
-use mp_data::{Batch, SampleSource, TextSource, Tokens};
+use mp_data::{Batch, SampleSource, Targets, TextSource, Tokens};
 use mp_plan::{ArchitectureName, ModelConfig, ParallelConfig};
 use mp_runtime::rng::Stream;
 use mp_runtime::{device, Device};
@@ -147,7 +147,8 @@ fn measure(options: &Options, world: &Arc<dyn Communicator>, log: &Log) -> Resul
             log.take();
         }
         let begun = Instant::now();
-        let outcome = trainer.step(&Work { step, lr: 1e-3, batches: &batches, global_batch: options.batch })?;
+        let (targets, global_batch) = (Targets::Every, options.batch);
+        let outcome = trainer.step(&Work { step, lr: 1e-3, batches: &batches, global_batch, targets })?;
         if step > options.warmup {
             total += begun.elapsed().as_secs_f64();
             seconds.passes += outcome.seconds.passes;

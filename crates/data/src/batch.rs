@@ -4,7 +4,7 @@
 
 use std::ops::Range;
 
-use crate::{Error, Result, SampleSource};
+use crate::{Error, Result, Sample, SampleSource};
 
 /// The target that a loss leaves out.
 pub const IGNORED: i64 = -1;
@@ -14,8 +14,13 @@ pub const IGNORED: i64 = -1;
 pub struct Batch {
     /// The inputs, row-major `[b, s]`.
     pub tokens: Vec<i64>,
-    /// For each input the token that follows it, row-major `[b, s]`; [`IGNORED`] where a row is padded.
+    /// For each input what is to be predicted there, row-major `[b, s]`; [`IGNORED`] where nothing is.
     pub targets: Vec<i64>,
+    /// For each input which of its row's segments it belongs to, row-major `[b, s]`: attention does not cross their
+    /// borders. `None` where each row is one.
+    pub segments: Option<Vec<i64>>,
+    /// For each input its type, row-major `[b, s]`, where the model has types.
+    pub token_types: Option<Vec<i64>>,
     /// `b`.
     pub batch: usize,
     /// `s`.
@@ -30,31 +35,64 @@ impl Batch {
     pub fn read(source: &dyn SampleSource, samples: Range<u64>) -> Result<Self> {
         let seq = source.seq();
         let mut batch = Self::with_capacity((samples.end - samples.start) as usize, seq);
-        let mut sample = vec![0; seq + 1];
+        let mut sample = Sample::default();
         for number in samples {
             source.sample(number, &mut sample)?;
-            batch.push(&sample);
+            batch.push(&sample)?;
         }
         Ok(batch)
     }
 
-    /// Counts the targets that are not padding.
+    /// Counts the targets that are not [`IGNORED`].
     pub fn target_count(&self) -> usize {
         self.targets.iter().filter(|&&target| target != IGNORED).count()
     }
 
     pub(crate) fn with_capacity(rows: usize, seq: usize) -> Self {
         let room = || Vec::with_capacity(rows * seq);
-        Self { tokens: room(), targets: room(), batch: 0, seq }
+        Self { tokens: room(), targets: room(), segments: None, token_types: None, batch: 0, seq }
+    }
+
+    /// Appends a sample as a row.
+    ///
+    /// # Errors
+    /// [`Error::SampleLength`] unless each of its lists has `seq` entries.
+    pub fn push(&mut self, sample: &Sample) -> Result<()> {
+        let lists =
+            [Some(&sample.tokens), Some(&sample.targets), sample.segments.as_ref(), sample.token_types.as_ref()];
+        if let Some(list) = lists.into_iter().flatten().find(|list| list.len() != self.seq) {
+            return Err(Error::SampleLength { expected: self.seq, found: list.len() });
+        }
+        let before = self.tokens.len();
+        self.tokens.extend_from_slice(&sample.tokens);
+        self.targets.extend_from_slice(&sample.targets);
+        extend(&mut self.segments, sample.segments.as_deref(), before, self.seq);
+        extend(&mut self.token_types, sample.token_types.as_deref(), before, self.seq);
+        self.batch += 1;
+        Ok(())
     }
 
     /// Appends a row from at most `seq + 1` consecutive tokens, at least one; the rest of the row is padding.
-    pub(crate) fn push(&mut self, window: &[i64]) {
+    pub(crate) fn push_window(&mut self, window: &[i64]) {
         self.batch += 1;
         self.tokens.extend_from_slice(&window[..window.len() - 1]);
         self.tokens.resize(self.batch * self.seq, 0);
         self.targets.extend_from_slice(&window[1..]);
         self.targets.resize(self.batch * self.seq, IGNORED);
+    }
+}
+
+/// Appends a row to a list that rows may lack; one that does has zeros: a single segment, the first type.
+fn extend(list: &mut Option<Vec<i64>>, row: Option<&[i64]>, before: usize, seq: usize) {
+    match (list, row) {
+        (Some(list), Some(row)) => list.extend_from_slice(row),
+        (Some(list), None) => list.resize(before + seq, 0),
+        (list @ None, Some(row)) => {
+            let mut filled = vec![0; before];
+            filled.extend_from_slice(row);
+            *list = Some(filled);
+        }
+        (None, None) => {}
     }
 }
 
@@ -153,11 +191,30 @@ mod tests {
     #[test]
     fn a_short_row_is_padded() {
         let mut batch = Batch::with_capacity(2, 3);
-        batch.push(&[1, 2, 3, 4]);
-        batch.push(&[5, 6]);
+        batch.push_window(&[1, 2, 3, 4]);
+        batch.push_window(&[5, 6]);
         assert_eq!(batch.tokens, [1, 2, 3, 5, 0, 0]);
         assert_eq!(batch.targets, [2, 3, 4, 6, IGNORED, IGNORED]);
         assert_eq!(batch.target_count(), 4);
+    }
+
+    #[test]
+    fn rows_with_and_without_segments_share_a_batch() {
+        let plain = Sample { tokens: vec![1, 2], targets: vec![2, 3], ..Sample::default() };
+        let packed = Sample { segments: Some(vec![0, 1]), targets: vec![IGNORED, 3], ..plain.clone() };
+        for (rows, segments) in [([&plain, &packed], [0, 0, 0, 1]), ([&packed, &plain], [0, 1, 0, 0])] {
+            let mut batch = Batch::with_capacity(2, 2);
+            rows.iter().for_each(|row| batch.push(row).unwrap());
+            assert_eq!((batch.segments.as_deref(), batch.token_types.as_deref()), (Some(&segments[..]), None));
+            assert_eq!(batch.target_count(), 3);
+        }
+    }
+
+    #[test]
+    fn a_sample_of_another_length_is_refused() {
+        let sample = Sample { tokens: vec![1, 2], targets: vec![2, 3], segments: Some(vec![0]), ..Sample::default() };
+        let error = Batch::with_capacity(1, 2).push(&sample).unwrap_err();
+        assert!(matches!(error, Error::SampleLength { expected: 2, found: 1 }));
     }
 
     proptest! {

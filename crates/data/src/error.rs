@@ -159,12 +159,12 @@ pub enum Error {
         /// How many there are.
         dp: usize,
     },
-    /// A buffer whose length is not that of a sample.
-    #[error("a sample of {expected} tokens does not fit a buffer of {found}; give one of exactly that length")]
+    /// A sample whose length is not that of a row.
+    #[error("a sample of {found} tokens is no row of a batch of sequences of {expected}; give exactly as many")]
     SampleLength {
-        /// `seq + 1`.
+        /// The batch's sequence length.
         expected: usize,
-        /// The buffer's length.
+        /// The sample's.
         found: usize,
     },
     /// The background reader is gone.

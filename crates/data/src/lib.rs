@@ -8,7 +8,7 @@
 //! 3. [`split()`] holds a part out for validation;
 //! 4. an [`Order`] says, for every sample number from zero on, where in the tokens the sample starts. It is a pure
 //!    function of the seed: no state is kept, a run resumes at any step, and it does not depend on how many ranks read;
-//! 5. a [`SampleSource`] hands out samples of `seq + 1` tokens by number;
+//! 5. a [`SampleSource`] fills a [`Sample`] by its number: inputs, targets and, where documents are packed, segments;
 //! 6. a [`BatchPlan`] says which numbers a rank takes in a step, and [`Prefetch`] reads those [`Batch`]es ahead of time;
 //! 7. [`Windows`] walk the held-out part so that every token is predicted exactly once.
 //!
@@ -59,6 +59,7 @@ mod file;
 mod order;
 mod permutation;
 mod prefetch;
+mod sample;
 mod source;
 mod split;
 mod tokenizer;
@@ -71,6 +72,7 @@ pub use error::{Error, Result};
 pub use order::Order;
 pub use permutation::Permutation;
 pub use prefetch::Prefetch;
+pub use sample::{Piece, Sample, Targets};
 pub use source::{SampleSource, TextSource};
 pub use split::{split, Split, Validation};
 pub use tokenizer::Tokenizer;

@@ -122,6 +122,7 @@ fn panic_text(panic: &(dyn Any + Send)) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{Piece, Sample};
     use std::sync::atomic::{AtomicU64, Ordering};
 
     /// Each sample is its own number; from `limit` on, reading fails or panics.
@@ -144,14 +145,18 @@ mod tests {
             u64::MAX
         }
 
-        fn sample(&self, number: u64, into: &mut [i64]) -> Result<()> {
+        fn sample(&self, number: u64, into: &mut Sample) -> Result<()> {
             self.read.fetch_add(1, Ordering::SeqCst);
             assert!(number < self.limit || !self.panics, "sample {number} is out of reach");
             if number >= self.limit {
                 return Err(Error::Missing { path: format!("shard-{number}").into() });
             }
-            into.fill(number as i64);
+            into.follow([number as i64; 3]);
             Ok(())
+        }
+
+        fn pieces(&self, number: u64) -> Result<Vec<Piece>> {
+            Ok(vec![Piece { source: 0, document: number, tokens: 0..3 }])
         }
     }
 

@@ -1,13 +1,12 @@
 //! Where samples come from: the trait, and its implementation over one text in memory.
 
-use crate::{Error, Order, Result, Tokens};
+use crate::{Order, Piece, Result, Sample, Targets, Tokens};
 
 /// Hands out training samples by number.
 ///
-/// A sample is `seq + 1` consecutive tokens: `seq` inputs, and for each the token that follows as its target. Numbers
-/// run from 0 without end, epoch after epoch. What a number gives is fixed by the source and its seed alone.
+/// Numbers run from 0 without end, epoch after epoch. What a number gives is fixed by the source and its seed alone.
 pub trait SampleSource: Send + Sync {
-    /// Returns the number of target tokens in a sample.
+    /// Returns the number of inputs in a sample.
     fn seq(&self) -> usize;
 
     /// Returns the number of tokens that samples are drawn from.
@@ -16,11 +15,22 @@ pub trait SampleSource: Send + Sync {
     /// Returns the number of samples after which every part of the data has been read once.
     fn samples_per_epoch(&self) -> u64;
 
-    /// Writes sample `number` into a buffer of `seq + 1` tokens.
+    /// Says which targets of its samples count.
+    fn targets(&self) -> Targets {
+        Targets::Every
+    }
+
+    /// Makes `into` sample `number`, whatever it held before: all its lists are `seq` long.
     ///
     /// # Errors
-    /// [`Error::SampleLength`] if the buffer has another length; what the source's files fail with.
-    fn sample(&self, number: u64, into: &mut [i64]) -> Result<()>;
+    /// What the source's files fail with.
+    fn sample(&self, number: u64, into: &mut Sample) -> Result<()>;
+
+    /// Lists what sample `number` is made of, in its order.
+    ///
+    /// # Errors
+    /// What the source's files fail with.
+    fn pieces(&self, number: u64) -> Result<Vec<Piece>>;
 }
 
 /// The samples of one text.
@@ -61,13 +71,15 @@ impl SampleSource for TextSource {
         self.order.samples_per_epoch()
     }
 
-    fn sample(&self, number: u64, into: &mut [i64]) -> Result<()> {
-        if into.len() != self.seq + 1 {
-            return Err(Error::SampleLength { expected: self.seq + 1, found: into.len() });
-        }
+    fn sample(&self, number: u64, into: &mut Sample) -> Result<()> {
         let from = &self.tokens.ids()[self.order.start(number)..][..self.seq + 1];
-        into.iter_mut().zip(from).for_each(|(to, &id)| *to = i64::from(id));
+        into.follow(from.iter().map(|&id| i64::from(id)));
         Ok(())
+    }
+
+    fn pieces(&self, number: u64) -> Result<Vec<Piece>> {
+        let start = self.order.start(number) as u64;
+        Ok(vec![Piece { source: 0, document: 0, tokens: start..start + self.seq as u64 + 1 }])
     }
 }
 
@@ -78,16 +90,11 @@ mod tests {
     #[test]
     fn a_sample_is_the_text_from_its_start() {
         let source = TextSource::new(Tokens::new("`x`", (0..500).collect()), 7, 3).unwrap();
-        let mut sample = [0; 8];
+        let mut sample = Sample::default();
         source.sample(1000, &mut sample).unwrap();
         let start = source.order().start(1000) as i64;
-        assert_eq!(sample.to_vec(), (start..start + 8).collect::<Vec<i64>>());
-    }
-
-    #[test]
-    fn a_buffer_of_another_length_is_refused() {
-        let source = TextSource::new(Tokens::new("`x`", vec![1; 20]), 4, 0).unwrap();
-        let error = source.sample(0, &mut [0; 4]).unwrap_err();
-        assert!(matches!(error, Error::SampleLength { expected: 5, found: 4 }));
+        assert_eq!(sample.tokens, (start..start + 7).collect::<Vec<i64>>());
+        assert_eq!(sample.targets, (start + 1..start + 8).collect::<Vec<i64>>());
+        assert_eq!(source.pieces(1000).unwrap()[0].tokens, start as u64..start as u64 + 8);
     }
 }

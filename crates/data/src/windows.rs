@@ -43,7 +43,7 @@ impl Windows {
             let start = window * self.seq;
             let end = self.tokens.len().min(start + self.seq + 1);
             let ids: Vec<i64> = self.tokens.ids()[start..end].iter().map(|&id| i64::from(id)).collect();
-            batch.push(&ids);
+            batch.push_window(&ids);
         }
         batch
     }

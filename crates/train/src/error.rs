@@ -17,6 +17,14 @@ pub enum Error {
         /// How many the schedule runs.
         planned: usize,
     },
+    /// A global batch that teaches nothing.
+    #[error(
+        "no target of the global batch of step {step} counts; check the data's masks, or raise `train.global_batch`"
+    )]
+    NoTargets {
+        /// The step, counted from 1.
+        step: u64,
+    },
     /// A step after one that failed.
     #[error("an earlier step failed with messages under way; what it left cannot be told from this step's, so make the trainer anew")]
     Failed,
@@ -190,6 +198,7 @@ impl Error {
             | Error::Plan(_)
             | Error::Read { .. }
             | Error::RunFolder { .. }
+            | Error::NoTargets { .. }
             | Error::Checkpoint { .. } => true,
             // The background reader's end is the one data error that is no property of the data.
             Error::Data(error) => !matches!(error, mp_data::Error::ReaderStopped { .. }),

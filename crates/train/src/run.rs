@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use mp_comm::{BufferMut, Communicator, Rank, ReduceOp};
-use mp_data::{split, Corpus, Prefetch, SampleSource, Split, TextSource, Tokenizer, Windows};
+use mp_data::{split, Corpus, Prefetch, SampleSource, Split, Targets, TextSource, Tokenizer, Windows};
 use mp_plan::Zero;
 use mp_runtime::{device, Device};
 
@@ -81,6 +81,8 @@ struct Run<'a> {
     layout: Layout,
     tokenizer: Tokenizer,
     reader: Prefetch,
+    /// Which targets of the samples count.
+    targets: Targets,
     windows: Option<Windows>,
     trainer: Trainer,
     rates: Rates,
@@ -126,11 +128,12 @@ impl<'a> Run<'a> {
         let reading = || -> Result<_> {
             let source: Arc<dyn SampleSource> = Arc::new(TextSource::new(text.split.train, seq, config.train.seed)?);
             let rank = trainer.groups().dp.rank().0;
+            let targets = source.targets();
             let ahead = READ_AHEAD * layout.batches.micro_batches();
             let reader = Prefetch::new(source, layout.batches, rank, step, ahead)?;
-            Ok((reader, text.split.validation.map(|tokens| Windows::new(tokens, seq)).transpose()?))
+            Ok((reader, targets, text.split.validation.map(|tokens| Windows::new(tokens, seq)).transpose()?))
         };
-        let (reader, windows) = agree(&*world, reading())?;
+        let (reader, targets, windows) = agree(&*world, reading())?;
         if first {
             observer.start(&Start {
                 ranks: world.size(),
@@ -151,6 +154,7 @@ impl<'a> Run<'a> {
             layout,
             tokenizer,
             reader,
+            targets,
             windows,
             trainer,
             rates,
@@ -203,7 +207,8 @@ impl<'a> Run<'a> {
         let step = self.step + 1;
         let learning_rate = self.rates.at(step);
         let global_batch = self.config.train.global_batch;
-        let outcome = self.trainer.step(&Work { step, lr: learning_rate, batches, global_batch })?;
+        let targets = self.targets;
+        let outcome = self.trainer.step(&Work { step, lr: learning_rate, batches, global_batch, targets })?;
         self.step = step;
         let step_seconds = begun.elapsed().as_secs_f64();
         Ok(StepRecord {

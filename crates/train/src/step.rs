@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use mp_comm::{BufferMut, ReduceOp};
-use mp_data::Batch;
+use mp_data::{Batch, Targets};
 use mp_model::context::Context;
 #[cfg(feature = "faults")]
 use mp_model::faults;
@@ -87,6 +87,8 @@ pub struct Work<'a> {
     pub batches: &'a [Batch],
     /// Sequences in the global batch.
     pub global_batch: usize,
+    /// Which of their targets count: the loss is those targets' mean.
+    pub targets: Targets,
 }
 
 impl Trainer {
@@ -167,14 +169,17 @@ impl Trainer {
     ///
     /// # Errors
     /// [`Error::NotFinite`] on every rank, with the weights as they were, if loss or gradient are no numbers;
-    /// [`Error::MicroBatches`] if the schedule is for another number of them; whatever a layer or a collective raises, and
-    /// after that [`Error::Failed`].
+    /// [`Error::MicroBatches`] if the schedule is for another number of them; [`Error::NoTargets`] on every rank if none
+    /// counts; whatever a layer or a collective raises, and after that [`Error::Failed`].
     pub fn step(&mut self, work: &Work<'_>) -> Result<Outcome> {
         if self.failed {
             return Err(Error::Failed);
         }
         let outcome = self.run(work);
-        self.failed = !matches!(outcome, Ok(_) | Err(Error::NotFinite { .. } | Error::MicroBatches { .. }));
+        self.failed = !matches!(
+            outcome,
+            Ok(_) | Err(Error::NotFinite { .. } | Error::MicroBatches { .. } | Error::NoTargets { .. })
+        );
         outcome
     }
 
@@ -188,11 +193,12 @@ impl Trainer {
                 planned: passes.method.schedule.micro_batches,
             });
         }
+        let share = passes.share(work)?;
         passes.model.parameters().begin_step(work.batches.len())?;
         let device = passes.model.parameters().device();
         let tensors = work.batches.iter().map(|batch| passes.own(batch, device)).collect::<Result<Vec<_>>>()?;
         let steps = &passes.method.schedule.ranks[passes.groups.pp.rank().0];
-        let mut flight = Flight::new(passes.line(), &passes.model, passes.micro_batches(work, &tensors), steps)?;
+        let mut flight = Flight::new(passes.line(), &passes.model, passes.micro_batches(work, &tensors, share), steps)?;
         let (mut loss, mut gradient_norm, mut passed, mut reduced) = (0.0, 0.0, begun, begun);
         for &step in steps {
             match step {
@@ -230,14 +236,18 @@ impl Passes {
     /// Puts this rank's part of a batch on a device.
     fn own(&self, batch: &Batch, device: Device) -> Result<Own> {
         let shape = [batch.batch as i64, batch.seq as i64];
-        let put = |ids: &[i64]| -> Result<Tensor> {
-            let full =
-                Tensor::f_from_slice(ids).and_then(|full| full.f_view(shape)).map_err(mp_runtime::Error::from)?;
-            let own = self.method.context.own(&full)?;
-            Ok(own.f_to_device(device).map_err(mp_runtime::Error::from)?)
+        let full = |ids: &[i64]| -> Result<Tensor> {
+            Ok(Tensor::f_from_slice(ids).and_then(|full| full.f_view(shape)).map_err(mp_runtime::Error::from)?)
         };
-        let positions = self.method.context.positions(batch.seq)?;
-        Ok(Own { tokens: put(&batch.tokens)?, targets: put(&batch.targets)?, positions })
+        let place = |ids: &Tensor| -> Result<Tensor> { Ok(ids.f_to_device(device).map_err(mp_runtime::Error::from)?) };
+        let put = |ids: &[i64]| place(&self.method.context.own(&full(ids)?)?);
+        Ok(Own {
+            tokens: put(&batch.tokens)?,
+            targets: put(&batch.targets)?,
+            segments: batch.segments.as_ref().map(|ids| place(&full(ids)?)).transpose()?,
+            token_types: batch.token_types.as_ref().map(|ids| put(ids)).transpose()?,
+            positions: self.method.context.positions(batch.seq)?,
+        })
     }
 
     fn line(&self) -> Line<'_> {
@@ -252,7 +262,7 @@ impl Passes {
         [batch as i64, seq as i64, self.model.parameters().partition().architecture.hidden as i64]
     }
 
-    fn micro_batches<'a>(&self, work: &Work<'_>, tensors: &'a [Own]) -> Vec<MicroBatch<'a>> {
+    fn micro_batches<'a>(&self, work: &Work<'_>, tensors: &'a [Own], share: f64) -> Vec<MicroBatch<'a>> {
         let per_rank = work.global_batch / self.groups.dp.size();
         let mut first_sample = self.groups.dp.rank().0 * per_rank;
         #[cfg(feature = "faults")]
@@ -262,13 +272,30 @@ impl Passes {
             let made = MicroBatch {
                 pass: Pass { tokens: &own.tokens, positions: own.positions.clone(), first_sample, dropout },
                 targets: &own.targets,
-                share: 1.0 / (work.global_batch * batch.seq) as f64,
+                share,
                 shape: self.activation_shape(batch.batch, own.positions.count()),
             };
             first_sample += batch.batch;
             made
         };
         work.batches.iter().zip(tensors).map(micro_batch).collect()
+    }
+
+    /// Returns what a target's loss is multiplied with: one over the targets of the global batch that count.
+    ///
+    /// The mean of micro-batches' means would be another number where they count unevenly many.
+    fn share(&self, work: &Work<'_>) -> Result<f64> {
+        let whole = work.batches.first().map_or(0, |batch| work.global_batch * batch.seq);
+        let mut count = [whole as i64];
+        if work.targets == Targets::Counted {
+            // Context ranks have the same batches, so the data ranks alone have all of them.
+            count = [work.batches.iter().map(Batch::target_count).sum::<usize>() as i64];
+            self.groups.dp.all_reduce(BufferMut::new(&mut count), ReduceOp::Sum)?;
+        }
+        match count {
+            [0] => Err(Error::NoTargets { step: work.step }),
+            [count] => Ok(1.0 / count as f64),
+        }
     }
 
     /// Scales the gradient by what a mistake leaves in it.
@@ -312,6 +339,10 @@ pub struct Own {
     pub tokens: Tensor,
     /// What is to be predicted, `[b, s / cp]`.
     pub targets: Tensor,
+    /// Which segment each token of the whole sequences belongs to, `[b, s]`: also others' are to be told apart.
+    pub segments: Option<Tensor>,
+    /// The tokens' types, `[b, s / cp]`.
+    pub token_types: Option<Tensor>,
     /// Where in their sequences they stand.
     pub positions: Positions,
 }

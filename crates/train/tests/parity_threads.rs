@@ -112,3 +112,16 @@ fn llama_tied() {
 fn llama_with_dropout() {
     check("llama dropout");
 }
+
+/// A mean over micro-batches' or ranks' own means would weigh their tokens differently.
+#[test]
+fn ignored_targets_spread_unevenly() {
+    check("gpt2 with ignored targets");
+}
+
+#[test]
+fn ignored_targets_over_stages_and_parts_of_sequences() {
+    let name = "gpt2 with ignored targets";
+    hold(name, Some(4), &[2], |_, ranks| parity::staged_layouts(ranks, 4));
+    hold(name, Some(4), &[2], |_, ranks| parity::context_layouts(ranks, 4, 4));
+}

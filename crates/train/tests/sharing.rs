@@ -6,7 +6,7 @@ use std::sync::Arc;
 use mp_comm::ledger::{Ledger, Log};
 use mp_comm::solo::Solo;
 use mp_comm::{threads, Communicator};
-use mp_data::{Batch, TextSource, Tokens};
+use mp_data::{Batch, Targets, TextSource, Tokens};
 use mp_model::parameter::Sharing;
 use mp_model::regions::{Between, TensorGroup};
 use mp_model::{build, Options, Parameters, Pass};
@@ -134,7 +134,7 @@ fn a_trainer_whose_step_failed_makes_no_other() {
     let mut step = |vocab: u32| {
         let tokens = Tokens::new("ids", (0..99).map(|at| at % vocab).collect());
         let batch = Batch::read(&TextSource::new(tokens, 8, 1).unwrap(), 0..2).unwrap();
-        trainer.step(&Work { step: 1, lr: 1e-3, batches: &[batch], global_batch: 2 })
+        trainer.step(&Work { step: 1, lr: 1e-3, batches: &[batch], global_batch: 2, targets: Targets::Every })
     };
     assert!(step(37).is_ok());
     // Ids that the table has no row for.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use mp_comm::ledger::{Ledger, Log};
 use mp_comm::{threads, Communicator};
-use mp_data::{Batch, TextSource, Tokens};
+use mp_data::{Batch, Targets, TextSource, Tokens};
 use mp_plan::Traffic;
 use mp_runtime::Device;
 use mp_train::assemble::Allocated;
@@ -44,7 +44,7 @@ fn sent(world: Arc<dyn Communicator>, config: &Config) -> Result<(Traffic, Traff
             .map(|micro| Batch::read(&source, layout.batches.samples(step - 1, dp, micro)))
             .collect::<mp_data::Result<Vec<_>>>()?;
         log.take();
-        trainer.step(&Work { step, lr: 1e-3, batches: &batches, global_batch: 8 })?;
+        trainer.step(&Work { step, lr: 1e-3, batches: &batches, global_batch: 8, targets: Targets::Every })?;
     }
     let got = traffic::sent(&log.take(), &layout.partition.mesh);
     Ok((got, layout.traffic(config, trainer.parameters(), rank, part)))

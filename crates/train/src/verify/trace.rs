@@ -92,7 +92,8 @@ fn one(trainer: &mut Trainer, source: &dyn SampleSource, plan: &BatchPlan, step:
     let rank = trainer.groups().dp.rank().0;
     let read = |micro| Batch::read(source, plan.samples(step - 1, rank, micro));
     let batches = (0..plan.micro_batches()).map(read).collect::<mp_data::Result<Vec<_>>>()?;
-    let work = Work { step, lr: LR, batches: &batches, global_batch: plan.global_batch() };
+    let targets = source.targets();
+    let work = Work { step, lr: LR, batches: &batches, global_batch: plan.global_batch(), targets };
     let outcome = trainer.step(&work)?;
     let parameters = trainer.parameters();
     let mut gradients = gathered(trainer, parameters.gradients())?;

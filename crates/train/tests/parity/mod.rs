@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use mp_comm::solo::Solo;
 use mp_comm::Communicator;
-use mp_data::{Batch, BatchPlan, TextSource, Tokens};
+use mp_data::{Batch, BatchPlan, Piece, Sample, SampleSource, Targets, TextSource, Tokens, IGNORED};
 use mp_model::context::{Context, Form};
 use mp_model::parameter::Sharing;
 use mp_model::recompute::Recompute;
@@ -36,6 +36,7 @@ pub struct Model {
     pub name: &'static str,
     pub config: ModelConfig,
     pub optimizer: OptimizerName,
+    pub targets: Targets,
 }
 
 /// How it is cut.
@@ -68,11 +69,12 @@ pub fn models() -> Vec<Model> {
     let gpt2 = ModelConfig { architecture: ArchitectureName::Gpt2, ..base.clone() };
     let llama = ModelConfig { architecture: ArchitectureName::Llama, ..base };
     let adamw = OptimizerName::AdamW;
-    let model = |name, config, optimizer| Model { name, config, optimizer };
+    let model = |name, config, optimizer| Model { name, config, optimizer, targets: Targets::Every };
     vec![
         model("gpt2", gpt2.clone(), adamw),
         model("gpt2 untied", ModelConfig { tie_embeddings: Some(false), ..gpt2.clone() }, OptimizerName::Sgd),
-        model("gpt2 dropout", ModelConfig { dropout: 0.1, ..gpt2 }, adamw),
+        model("gpt2 dropout", ModelConfig { dropout: 0.1, ..gpt2.clone() }, adamw),
+        Model { targets: Targets::Counted, ..model("gpt2 with ignored targets", gpt2, adamw) },
         model("llama grouped", ModelConfig { kv_heads: 2, ..llama.clone() }, adamw),
         model("llama one kv head, biases", ModelConfig { kv_heads: 1, bias: Some(true), ..llama.clone() }, adamw),
         model("llama tied", ModelConfig { tie_embeddings: Some(true), ..llama.clone() }, adamw),
@@ -190,20 +192,21 @@ pub fn train(model: &Model, layout: Layout, world: Arc<dyn Communicator>) -> Res
     let group = TensorGroup { comm: Arc::clone(&groups.tp), between };
     let context = Context { comm: Arc::clone(&groups.cp), form };
     let options = Options { context: context.clone(), recompute };
+    let targets = model.targets;
     let model = build(parameters, group, &schedule.stages.rank_layers(rank), &options)?;
     // The limit is below the first norms: clipping takes part.
     let method = Method { whole, context, between, schedule, seed: SEED, clip_norm: 0.5 };
     let mut trainer = Trainer::new(groups, model, optimizer, method)?;
     let plan = BatchPlan::new(GLOBAL_BATCH, GLOBAL_BATCH / dp / accumulation, dp)?;
-    (1..=STEPS).map(|step| one_step(&mut trainer, &plan, step)).collect()
+    (1..=STEPS).map(|step| one_step(&mut trainer, &plan, step, targets)).collect()
 }
 
-fn one_step(trainer: &mut Trainer, plan: &BatchPlan, step: u64) -> Result<Trace> {
-    let source = text()?;
+fn one_step(trainer: &mut Trainer, plan: &BatchPlan, step: u64, targets: Targets) -> Result<Trace> {
+    let source = Ignoring { text: text()?, targets };
     let rank = trainer.groups().dp.rank().0;
     let batches = (0..plan.micro_batches()).map(|micro| Batch::read(&source, plan.samples(step - 1, rank, micro)));
     let batches = batches.collect::<mp_data::Result<Vec<_>>>()?;
-    let outcome = trainer.step(&Work { step, lr: 1e-2, batches: &batches, global_batch: GLOBAL_BATCH })?;
+    let outcome = trainer.step(&Work { step, lr: 1e-2, batches: &batches, global_batch: GLOBAL_BATCH, targets })?;
     let parameters = trainer.parameters();
     let gradients = (0..parameters.partition().parameters.len())
         .map(|index| {
@@ -212,6 +215,43 @@ fn one_step(trainer: &mut Trainer, plan: &BatchPlan, step: u64) -> Result<Trace>
         })
         .collect::<Result<Vec<_>>>()?;
     Ok(Trace { loss: outcome.loss, norm: outcome.gradient_norm, gradients })
+}
+
+/// A text of whose targets unevenly many count, over samples as over positions.
+struct Ignoring {
+    text: TextSource,
+    targets: Targets,
+}
+
+impl SampleSource for Ignoring {
+    fn seq(&self) -> usize {
+        self.text.seq()
+    }
+
+    fn len_tokens(&self) -> u64 {
+        self.text.len_tokens()
+    }
+
+    fn samples_per_epoch(&self) -> u64 {
+        self.text.samples_per_epoch()
+    }
+
+    fn targets(&self) -> Targets {
+        self.targets
+    }
+
+    fn sample(&self, number: u64, into: &mut Sample) -> mp_data::Result<()> {
+        self.text.sample(number, into)?;
+        if self.targets == Targets::Counted {
+            let counted = [1, 0, 8, 2, 5, 0, 7, 3][number as usize % 8];
+            into.targets[counted..].fill(IGNORED);
+        }
+        Ok(())
+    }
+
+    fn pieces(&self, number: u64) -> mp_data::Result<Vec<Piece>> {
+        self.text.pieces(number)
+    }
 }
 
 fn text() -> Result<TextSource> {

@@ -167,6 +167,14 @@ impl Parameters {
         self.arrangement.owned_of(part(&self.arrangement, &self.sharing), range)
     }
 
+    /// Returns which of some elements this rank keeps values of: at least those it owns.
+    ///
+    /// # Errors
+    /// [`Error::Runtime`] where libtorch refuses.
+    pub fn kept_of(&self, range: Range<usize>) -> Result<Vec<Range<usize>>> {
+        Ok(self.values.pieces(range)?.into_iter().map(|(piece, _)| piece).collect())
+    }
+
     /// Returns the values in the optimizer's precision: all that this rank owns, or more.
     pub fn masters(&self) -> &Flat {
         self.masters.as_ref().unwrap_or(&self.values)

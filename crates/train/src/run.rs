@@ -330,8 +330,9 @@ fn resume(config: &Config, store: &DirectoryStore, trainer: &Trainer) -> Result<
         return Ok(0);
     }
     let Some(reader) = store.latest(Verify::Checksums)? else { return Ok(0) };
-    state::restore(trainer, &*reader)?;
-    Ok(reader.manifest().step)
+    let step = reader.manifest().step;
+    state::restore(trainer, reader)?;
+    Ok(step)
 }
 
 /// Refuses to go on where ranks found different checkpoints, as nodes with folders of their own do. Collective.

@@ -15,9 +15,10 @@ use mp_runtime::{bytes, Kind, Tensor};
 use crate::agree::agree;
 use crate::checkpoint::{CheckpointReader, CheckpointStore, CheckpointWriter, Dtype, Entry};
 use crate::step::Trainer;
+use crate::weights::{self, CheckpointWeights};
 use crate::{Config, Error, Result};
 
-const MODEL: &str = "model.safetensors";
+pub(crate) const MODEL: &str = "model.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";
 /// Carries tensors to the rank that writes; no schedule is under way meanwhile.
 const TENSORS: Tag = Tag(u16::MAX);
@@ -174,10 +175,10 @@ fn dtype(kind: Kind) -> Result<Dtype> {
 ///
 /// # Errors
 /// [`Error::Checkpoint`] if a tensor is missing or of another shape.
-pub fn restore(trainer: &Trainer, reader: &dyn CheckpointReader) -> Result<()> {
+pub fn restore(trainer: &Trainer, reader: Box<dyn CheckpointReader>) -> Result<()> {
     let _span = tracing::info_span!("restore").entered();
     let parameters = trainer.parameters();
-    for part in parts(trainer, parameters) {
+    for part in parts(trainer, parameters).into_iter().filter(|part| part.file != MODEL) {
         for (index, parameter) in parameters.partition().parameters.iter().enumerate() {
             let name = format!("{}{}", part.prefix, parameter.spec.name);
             let stored = reader.read(part.file, &name)?;
@@ -186,18 +187,11 @@ pub fn restore(trainer: &Trainer, reader: &dyn CheckpointReader) -> Result<()> {
                 let problem = format!("`{name}` has shape {got:?} where the model has {wanted:?}");
                 return Err(Error::Checkpoint { path: reader.path().into(), problem });
             }
-            let kind = match stored.entry.dtype {
-                Dtype::F64 => Kind::Double,
-                Dtype::F32 => Kind::Float,
-                Dtype::BF16 => Kind::BFloat16,
-            };
+            let kind = stored.entry.dtype.kind();
             let shape: Vec<i64> = stored.entry.shape.iter().map(|&n| n as i64).collect();
             let full = bytes::tensor(&stored.bytes, &shape, kind)?;
-            match part.file {
-                MODEL => shard::load(parameters, index, &full)?,
-                _ => shard::scatter(parameters, index, &full, part.flat)?,
-            }
+            shard::scatter(parameters, index, &full, part.flat)?;
         }
     }
-    Ok(())
+    weights::load(parameters, &CheckpointWeights::new(reader))
 }

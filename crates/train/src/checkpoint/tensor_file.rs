@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+use mp_runtime::Kind;
 use serde::{Deserialize, Serialize};
 
 /// The element kinds of checkpoints.
@@ -17,15 +18,27 @@ pub enum Dtype {
     F32,
     /// bfloat16.
     BF16,
+    /// IEEE half.
+    F16,
 }
 
 impl Dtype {
+    /// Returns what the tensor backend calls it.
+    pub const fn kind(self) -> Kind {
+        match self {
+            Dtype::F64 => Kind::Double,
+            Dtype::F32 => Kind::Float,
+            Dtype::BF16 => Kind::BFloat16,
+            Dtype::F16 => Kind::Half,
+        }
+    }
+
     /// Returns the size of one element in bytes.
     pub const fn bytes(self) -> usize {
         match self {
             Dtype::F64 => 8,
             Dtype::F32 => 4,
-            Dtype::BF16 => 2,
+            Dtype::BF16 | Dtype::F16 => 2,
         }
     }
 }
@@ -136,7 +149,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn entries() -> impl Strategy<Value = Vec<Entry>> {
-        let dtype = prop_oneof![Just(Dtype::F64), Just(Dtype::F32), Just(Dtype::BF16)];
+        let dtype = prop_oneof![Just(Dtype::F64), Just(Dtype::F32), Just(Dtype::BF16), Just(Dtype::F16)];
         let entry = (dtype, prop::collection::vec(0..5usize, 0..4));
         prop::collection::btree_map("[a-z.0-9]{1,8}", entry, 0..6)
             .prop_map(|map| map.into_iter().map(|(name, (dtype, shape))| Entry { name, dtype, shape }).rev().collect())

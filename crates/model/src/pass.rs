@@ -11,6 +11,11 @@ pub struct Pass<'a> {
     pub tokens: &'a Tensor,
     /// Which positions of their sequences the tokens stand at.
     pub positions: Positions,
+    /// Which segment each position of the whole sequences belongs to, `[b, seq]`, also where the rank holds a part of them
+    /// only: no token sees one of another segment. `None`: all are one. Padding is a segment of its own.
+    pub segments: Option<&'a Tensor>,
+    /// The type of each token, `[b, s]`, where the model knows types; `None`: all are of type 0.
+    pub token_types: Option<&'a Tensor>,
     /// Index of the first sequence within the global batch: what dropout draws by.
     pub first_sample: usize,
     /// What dropout draws from, or `None` outside training.
@@ -20,7 +25,21 @@ pub struct Pass<'a> {
 impl<'a> Pass<'a> {
     /// A pass over whole sequences, without dropout.
     pub fn evaluation(tokens: &'a Tensor) -> Self {
-        Self { tokens, positions: Positions::whole(tokens.size()[1] as usize), first_sample: 0, dropout: None }
+        let positions = Positions::whole(tokens.size()[1] as usize);
+        Self { tokens, positions, segments: None, token_types: None, first_sample: 0, dropout: None }
+    }
+
+    /// Makes what a graph keeps of the pass, to compute something of it again.
+    pub(crate) fn keep(&self) -> KeptPass {
+        let share = |tensor: Option<&Tensor>| tensor.map(Tensor::shallow_clone);
+        KeptPass {
+            tokens: self.tokens.shallow_clone(),
+            positions: self.positions.clone(),
+            segments: share(self.segments),
+            token_types: share(self.token_types),
+            first_sample: self.first_sample,
+            dropout: self.dropout,
+        }
     }
 
     /// Returns the number of sequences.
@@ -31,6 +50,31 @@ impl<'a> Pass<'a> {
     /// Returns the indices of the sequences within the global batch.
     pub fn samples(&self) -> Range<usize> {
         self.first_sample..self.first_sample + self.batch()
+    }
+}
+
+/// A pass with handles of its own.
+#[derive(Debug)]
+pub(crate) struct KeptPass {
+    tokens: Tensor,
+    positions: Positions,
+    segments: Option<Tensor>,
+    token_types: Option<Tensor>,
+    first_sample: usize,
+    dropout: Option<DropoutKey>,
+}
+
+impl KeptPass {
+    /// Returns the pass.
+    pub(crate) fn lend(&self) -> Pass<'_> {
+        Pass {
+            tokens: &self.tokens,
+            positions: self.positions.clone(),
+            segments: self.segments.as_ref(),
+            token_types: self.token_types.as_ref(),
+            first_sample: self.first_sample,
+            dropout: self.dropout,
+        }
     }
 }
 
@@ -97,6 +141,11 @@ impl Positions {
     /// Returns how many positions are held.
     pub fn count(&self) -> usize {
         self.runs.iter().map(Range::len).sum()
+    }
+
+    /// Returns the first and the last position held, or `None` if none is.
+    pub fn ends(&self) -> Option<(usize, usize)> {
+        Some((self.runs.first()?.start, self.runs.last()?.end - 1))
     }
 
     /// Lists the positions.

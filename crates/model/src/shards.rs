@@ -7,7 +7,7 @@ use mp_runtime::kernels::rotary::Angles;
 use mp_runtime::{Device, Kind};
 
 use crate::context::{Context, Form};
-use crate::layers::attention::{Heads, SelfAttention};
+use crate::layers::attention::{Heads, SelfAttention, Sight};
 use crate::layers::dropout::Dropout;
 use crate::layers::linear::{ColumnParallel, RowParallel};
 use crate::layers::mlp::{Activation, Mlp};
@@ -107,6 +107,7 @@ impl Shards<'_> {
             output: self.rows(&format!("{at}.output"))?,
             heads,
             angles,
+            sight: Sight { causal: true, window: self.architecture().window },
             dropout: self.dropout(&format!("{at}.weights")),
         })
     }

@@ -15,7 +15,7 @@ use common::{difference, partition, random, shard_between};
 use mp_comm::{threads, Communicator};
 use mp_model::context::Context;
 use mp_model::gradient::Completion;
-use mp_model::layers::attention::{Heads, SelfAttention};
+use mp_model::layers::attention::{Heads, SelfAttention, Sight};
 use mp_model::layers::dropout::Dropout;
 use mp_model::layers::embedding::{LearnedPositions, VocabParallelEmbedding};
 use mp_model::layers::linear::{ColumnParallel, RowParallel};
@@ -264,7 +264,7 @@ fn angles(architecture: &Architecture) -> Option<Angles> {
 }
 
 /// Attention head by head over full weights.
-fn attention_twin(full: &Full<'_>, x: &Tensor, at: &str) -> Tensor {
+fn attention_twin(full: &Full<'_>, x: &Tensor, at: &str, hidden: &Tensor) -> Tensor {
     let architecture = full.architecture;
     let (heads, kv_heads, k) = (4, architecture.kv_heads as i64, architecture.head_dim as i64);
     let project = |part: &str, heads: i64| {
@@ -275,18 +275,22 @@ fn attention_twin(full: &Full<'_>, x: &Tensor, at: &str) -> Tensor {
         }
     };
     let (q, keys, values) = (project("query", heads), project("key", kv_heads), project("value", kv_heads));
-    let later = Tensor::ones([S, S], (Kind::Bool, Device::Cpu)).triu(1);
     let attended: Vec<Tensor> = (0..heads)
         .map(|head| {
             let shared = head * kv_heads / heads;
             let scores = q.select(2, head).matmul(&keys.select(2, shared).transpose(1, 2)) / (k as f64).sqrt();
-            scores.masked_fill(&later, f64::NEG_INFINITY).softmax(-1, None).matmul(&values.select(2, shared))
+            scores.masked_fill(hidden, f64::NEG_INFINITY).softmax(-1, None).matmul(&values.select(2, shared))
         })
         .collect();
     full.linear(&Tensor::cat(&attended, -1), &format!("{at}.output"))
 }
 
-fn attention(rank: &Rank, at: &str) -> Result<SelfAttention> {
+/// Which keys, in columns, a query does not see under a causal mask.
+fn later() -> Tensor {
+    Tensor::ones([S, S], (Kind::Bool, Device::Cpu)).triu(1)
+}
+
+fn attention(rank: &Rank, at: &str, sight: Sight) -> Result<SelfAttention> {
     let architecture = &rank.parameters.partition().architecture;
     let width = architecture.head_dim;
     let query = rank.rows(&format!("{at}.query.weight"))?;
@@ -300,6 +304,7 @@ fn attention(rank: &Rank, at: &str) -> Result<SelfAttention> {
             width,
         },
         angles: angles(architecture),
+        sight,
         dropout: Dropout::new(0.0, "weights".into()),
         context: Context::alone(),
         recompute: Recompute::None,
@@ -322,7 +327,41 @@ fn attention_is_its_twin(
     compare(
         &architecture(family, kv_heads),
         (tp, between),
-        |full, x| attention_twin(full, x, at),
-        |rank, x| attention(rank, at)?.forward(x, &Pass::evaluation(&tokens())),
+        |full, x| attention_twin(full, x, at, &later()),
+        |rank, x| {
+            let sight = Sight { causal: true, window: None };
+            attention(rank, at, sight)?.forward(x, &Pass::evaluation(&tokens()))
+        },
+    );
+}
+
+/// Segments of two sequences: the first ends in padding.
+const SEGMENTS: [i64; (B * S) as usize] = [0, 0, 0, 1, 1, 1, -1, -1, 0, 1, 1, 1, 1, 2, 2, 2];
+
+#[rstest]
+fn attention_sees_what_causality_window_and_segments_leave(
+    #[values(1, 2, 4)] tp: usize,
+    #[values(false, true)] causal: bool,
+    #[values(None, Some(3))] window: Option<usize>,
+    #[values(false, true)] segmented: bool,
+) {
+    let at = "layers.0.attention";
+    let hidden: Vec<bool> = (0..B * S * S)
+        .map(|pair| {
+            let (sample, query, key) = (pair / (S * S), pair / S % S, pair % S);
+            let segment = |position: i64| SEGMENTS[(sample * S + position) as usize];
+            let beyond = window.is_some_and(|window| (query - key).unsigned_abs() as usize >= window);
+            (causal && key > query) || beyond || (segmented && segment(query) != segment(key))
+        })
+        .collect();
+    compare(
+        &architecture(ArchitectureName::Llama, 2),
+        (tp, Between::Replicated),
+        |full, x| attention_twin(full, x, at, &Tensor::from_slice(&hidden).view([B, S, S])),
+        |rank, x| {
+            let (tokens, segments) = (tokens(), segmented.then(|| Tensor::from_slice(&SEGMENTS).view([B, S])));
+            let pass = Pass { segments: segments.as_ref(), ..Pass::evaluation(&tokens) };
+            attention(rank, at, Sight { causal, window })?.forward(x, &pass)
+        },
     );
 }

@@ -12,6 +12,7 @@ use mp_comm::{threads, BufferMut, Call, ReduceOp};
 use mp_model::context::{Context, Form};
 use mp_model::gradient::Completion;
 use mp_model::pass::{DropoutKey, Positions};
+use mp_model::recompute::Recompute;
 use mp_model::regions::{Between, TensorGroup};
 use mp_model::{build, collective, shard, Error, Options, Parameters, Pass};
 use mp_plan::{Architecture, ArchitectureName};
@@ -27,23 +28,41 @@ fn architecture(name: ArchitectureName, dropout: f64) -> Architecture {
     cut::architecture(name, LAYERS, dropout)
 }
 
+/// Segments that cross the pieces of every cut and differ from sequence to sequence; at the end of each there is padding.
+fn segments(batch: i64) -> Tensor {
+    let segment = |sample: i64, position: i64| match position {
+        position if position + sample >= SEQ - 2 => -1,
+        position => (position + 2 * sample) / 5,
+    };
+    let all: Vec<i64> = (0..batch).flat_map(|sample| (0..SEQ).map(move |position| segment(sample, position))).collect();
+    Tensor::from_slice(&all).view([batch, SEQ])
+}
+
 /// Loss, logits and every parameter's gradient, each whole.
 type Trace = (f64, Tensor, Vec<Tensor>);
 
 /// Runs one pass forward and backward under a layout.
 fn trace(architecture: &Architecture, layout: Layout, batch: i64, precision: Precision) -> Vec<Trace> {
+    trace_within(architecture, layout, &Work { batch, segmented: false, recompute: Recompute::None }, precision)
+}
+
+/// What a pass works on, and how.
+struct Work {
+    batch: i64,
+    segmented: bool,
+    recompute: Recompute,
+}
+
+fn trace_within(architecture: &Architecture, layout: Layout, work: &Work, precision: Precision) -> Vec<Trace> {
+    let &Work { batch, segmented, recompute } = work;
     let partition = common::partition(architecture, layout.tp);
     threads::run(layout.tp * layout.cp, |world| -> mp_model::Result<Trace> {
         let (tp, context) = layout.groups(&*world)?;
         let group = TensorGroup { comm: tp, between: layout.between };
         let parameters = Parameters::new(&partition, group.comm.rank().0, 7, precision, Device::Cpu)?;
         let completion = Completion::new(&parameters, &group)?;
-        let stage = build(
-            parameters,
-            group.clone(),
-            &common::layers(architecture),
-            &Options { context: context.clone(), ..Options::default() },
-        )?;
+        let options = Options { context: context.clone(), recompute };
+        let stage = build(parameters, group.clone(), &common::layers(architecture), &options)?;
 
         let (tokens, targets) = (ids(batch, "tokens"), ids(batch, "targets"));
         // What is not counted lies on one rank of the context axis.
@@ -52,7 +71,8 @@ fn trace(architecture: &Architecture, layout: Layout, batch: i64, precision: Pre
         let own = context.own(&tokens)?;
         let positions = context.positions(SEQ as usize)?;
         let dropout = Some(DropoutKey { seed: 3, step: 5 });
-        let pass = Pass { tokens: &own, positions, first_sample: 2, dropout };
+        let segments = segmented.then(|| segments(batch));
+        let pass = Pass { positions, segments: segments.as_ref(), first_sample: 2, dropout, ..Pass::evaluation(&own) };
         let loss = stage.loss_sum(&pass, &context.own(&targets)?)? / counted;
         autograd::backward(&[&loss], &[None], false)?;
         completion.run(stage.parameters())?;
@@ -81,7 +101,11 @@ fn natural(part: &Tensor, context: &Context) -> mp_model::Result<Tensor> {
 }
 
 fn assert_same(architecture: &Architecture, layout: Layout, batch: i64, expected: &Trace) {
-    for (rank, (loss, logits, gradients)) in trace(architecture, layout, batch, Precision::Fp64).iter().enumerate() {
+    same(architecture, layout, &trace(architecture, layout, batch, Precision::Fp64), expected);
+}
+
+fn same(architecture: &Architecture, layout: Layout, ranks: &[Trace], expected: &Trace) {
+    for (rank, (loss, logits, gradients)) in ranks.iter().enumerate() {
         let case = format!("{layout:?}, dropout {}, rank {rank}", architecture.dropout);
         assert!((loss - expected.0).abs() < TOLERANCE, "{case}: loss {loss} against {}", expected.0);
         let worst = common::difference(logits, &expected.1);
@@ -111,6 +135,33 @@ fn a_cut_sequence_gives_what_one_rank_gives(
             assert_same(&architecture, layout(2, 2, between), batch, expected);
         }
     }
+}
+
+/// A window of five positions is shorter than the pieces of two context ranks, and longer than those of four: some blocks
+/// are seen by no query, others by some only.
+#[rstest]
+fn windows_and_segments_hide_the_same_under_any_cut(
+    #[values((5, false), (0, true), (5, true))] (window, segmented): (usize, bool),
+    #[values(0.0, 0.2)] dropout: f64,
+) {
+    let mut architecture = architecture(ArchitectureName::Llama, dropout);
+    let blind = trace(&architecture, ALONE, 3, Precision::Fp64).swap_remove(0);
+    architecture.window = Some(window).filter(|&window| window > 0);
+    let work = |recompute| Work { batch: 3, segmented, recompute };
+    let run = |layout, recompute| trace_within(&architecture, layout, &work(recompute), Precision::Fp64);
+    let expected = &run(ALONE, Recompute::None)[0];
+    assert!((expected.0 - blind.0).abs() > 1e-6, "nothing was hidden");
+    let layout = |tp, cp, form| Layout { tp, cp, form, ..ALONE };
+    same(&architecture, ALONE, &run(ALONE, Recompute::Selective), expected);
+    same(&architecture, ALONE, &run(ALONE, Recompute::Full { every: 1 }), expected);
+    for form in [Form::Ring, Form::AllToAll] {
+        for (tp, cp) in [(2, 1), (1, 2), (1, 4), (2, 2)] {
+            same(&architecture, layout(tp, cp, form), &run(layout(tp, cp, form), Recompute::None), expected);
+        }
+    }
+    same(&architecture, layout(4, 1, Form::Ring), &run(layout(4, 1, Form::Ring), Recompute::None), expected);
+    let again = run(layout(1, 2, Form::Ring), Recompute::Full { every: 1 });
+    same(&architecture, layout(1, 2, Form::Ring), &again, expected);
 }
 
 /// Blocks are merged, and their gradients summed, in single precision: what is left is the rounding of each block's result,

@@ -47,7 +47,7 @@ fn trace(architecture: &Architecture, layout: Layout, recompute: Recompute, prec
             let targets = context.own(&ids(2, &format!("targets {micro_batch}")))?;
             let dropout = Some(DropoutKey { seed: 3, step: 5 });
             let positions = context.positions(SEQ as usize)?;
-            let pass = Pass { tokens: &tokens, positions, first_sample: 2 * micro_batch, dropout };
+            let pass = Pass { positions, first_sample: 2 * micro_batch, dropout, ..Pass::evaluation(&tokens) };
             let loss = stage.loss_sum(&pass, &targets)?;
             autograd::backward(&[&loss], &[None], false)?;
             losses.push(loss.double_value(&[]));

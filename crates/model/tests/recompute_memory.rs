@@ -5,7 +5,7 @@
 mod common;
 
 use mp_comm::solo::Solo;
-use mp_model::pass::{DropoutKey, Positions};
+use mp_model::pass::DropoutKey;
 use mp_model::recompute::Recompute;
 use mp_model::regions::{Between, TensorGroup};
 use mp_model::{build, Options, Parameters, Pass};
@@ -41,12 +41,7 @@ fn held(recompute: Recompute) -> i64 {
     let layers = common::layers(&partition.architecture);
     let stage = build(parameters, group, &layers, &Options { recompute, ..Options::default() }).unwrap();
     let tokens = Tensor::zeros([BATCH, SEQ as i64], (Kind::Int64, Device::Cpu));
-    let pass = Pass {
-        tokens: &tokens,
-        positions: Positions::whole(SEQ),
-        first_sample: 0,
-        dropout: Some(DropoutKey { seed: 1, step: 1 }),
-    };
+    let pass = Pass { dropout: Some(DropoutKey { seed: 1, step: 1 }), ..Pass::evaluation(&tokens) };
     // What the first pass leaves in the allocator's pools is not the graph's.
     autograd::backward(&[&stage.loss_sum(&pass, &tokens).unwrap()], &[None], false).unwrap();
     let before = resident();

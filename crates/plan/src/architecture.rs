@@ -37,6 +37,9 @@ pub struct Architecture {
     pub dropout: f64,
     /// Whether linear layers, and in gpt2 the norms, carry a bias.
     pub bias: bool,
+    /// How many positions a query sees, its own among them, where it does not see all.
+    #[serde(default)]
+    pub window: Option<usize>,
     /// Base of the rotary angles; without effect in gpt2.
     pub rope_theta: f64,
     /// Scaling of the rotary angles.
@@ -72,6 +75,7 @@ impl Architecture {
             tie_embeddings: config.tie_embeddings.unwrap_or(gpt2),
             dropout: config.dropout,
             bias: config.bias.unwrap_or(gpt2),
+            window: Some(config.window).filter(|&window| window > 0),
             rope_theta: config.rope_theta,
             rope_scaling: config.rope_scaling.clone(),
             norm_eps: config.norm_eps,
@@ -160,6 +164,7 @@ impl Architecture {
             dropout: self.dropout,
             head_dim: self.head_dim,
             bias: Some(self.bias),
+            window: self.window.unwrap_or(0),
             rope_theta: self.rope_theta,
             rope_scaling: self.rope_scaling.clone(),
             norm_eps: self.norm_eps,
@@ -174,8 +179,8 @@ impl Architecture {
     /// Counts the model's FLOPs for one token of a sequence of `seq`, forward and backward.
     ///
     /// Each element of a matrix that multiplies counts 6 (a multiply and an add, three times), the head included, also
-    /// when tied; a look-up counts nothing. Attention's two products count the full square, masked or not:
-    /// `12 · layers · heads · head_dim · seq`.
+    /// when tied; a look-up counts nothing. Attention's two products count the full square, masked or not, of which a
+    /// window leaves a band: `12 · layers · heads · head_dim · min(seq, window)`.
     ///
     /// # Units
     /// FLOP a token.
@@ -188,7 +193,8 @@ impl Architecture {
             ArchitectureName::Gpt2 => 2.0,
         };
         let layer = d * k * (2.0 * h + 2.0 * kv) + mlp_matrices * d * f;
-        6.0 * (l * layer + d * v) + 12.0 * l * h * k * seq as f64
+        let keys = self.window.map_or(seq, |window| window.min(seq)) as f64;
+        6.0 * (l * layer + d * v) + 12.0 * l * h * k * keys
     }
 }
 

@@ -58,6 +58,8 @@ pub struct ModelConfig {
     pub head_dim: usize,
     /// Whether linear layers (and LayerNorm) carry a bias; unset: true for gpt2, false for llama.
     pub bias: Option<bool>,
+    /// How many positions a query sees, its own and those before it; 0: all.
+    pub window: usize,
     /// Base of the rotary angles.
     pub rope_theta: f64,
     /// Scaling of the rotary angles.
@@ -81,6 +83,7 @@ impl Default for ModelConfig {
             dropout: 0.0,
             head_dim: 0,
             bias: None,
+            window: 0,
             rope_theta: 10_000.0,
             rope_scaling: None,
             norm_eps: 1e-5,

@@ -32,7 +32,7 @@ pub fn evaluate(trainer: &Trainer, windows: &Windows, batch: usize, limit: usize
         let own = trainer.own(&batch)?;
         let shape = trainer.activation_shape(batch.batch, own.positions.count());
         let (line, model) = (trainer.line(), trainer.model());
-        let pass = Pass { tokens: &own.tokens, positions: own.positions, first_sample: 0, dropout: None };
+        let pass = Pass { positions: own.positions, ..Pass::evaluation(&own.tokens) };
         let loss = forward_only(line, model, &pass, shape, |last, hidden| last.loss_sum(hidden, &own.targets))?;
         if let (Some(loss), true) = (loss, counts) {
             sums[0] += loss.double_value(&[]);

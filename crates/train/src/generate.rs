@@ -61,7 +61,7 @@ fn next_scores(trainer: &Trainer, ids: &[u32]) -> Result<Vec<f64>> {
     // Where this rank holds the last token, if it does.
     let held = positions.iter().position(|position| position + 1 == length);
     let shape = trainer.activation_shape(1, positions.count());
-    let (line, pass) = (trainer.line(), Pass { tokens: &tokens, positions, first_sample: 0, dropout: None });
+    let (line, pass) = (trainer.line(), Pass { positions, ..Pass::evaluation(&tokens) });
     let scores = forward_only(line, trainer.model(), &pass, shape, |last, hidden| {
         let scores = last.logits(hidden)?;
         let Some(held) = held else { return Ok(vec![0.0; architecture.vocab]) };

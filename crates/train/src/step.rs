@@ -270,7 +270,7 @@ impl Passes {
         let dropout = Some(DropoutKey { seed: self.method.seed, step: work.step });
         let micro_batch = |(batch, own): (&Batch, &'a Own)| {
             let made = MicroBatch {
-                pass: Pass { tokens: &own.tokens, positions: own.positions.clone(), first_sample, dropout },
+                pass: Pass { positions: own.positions.clone(), first_sample, dropout, ..Pass::evaluation(&own.tokens) },
                 targets: &own.targets,
                 share,
                 shape: self.activation_shape(batch.batch, own.positions.count()),

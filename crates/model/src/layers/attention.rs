@@ -1,9 +1,10 @@
-//! Causal self-attention, cut by heads.
+//! Self-attention, cut by heads.
 //!
 //! Shape letters: `b` batch, `s` sequence, `h` this rank's query heads, `g` query heads for each key/value head, `k`
 //! head width.
 
 mod all_to_all;
+pub mod mask;
 mod ring;
 
 use std::ops::Range;
@@ -14,6 +15,7 @@ use mp_runtime::kernels::rotary::{rotate, Angles};
 use mp_runtime::{autograd, Kind, Tensor};
 
 use crate::context::{Context, Form};
+use crate::layers::attention::mask::Visibility;
 use crate::layers::attention::ring::Ring;
 use crate::layers::dropout::{Dropout, WeightDropout};
 use crate::layers::linear::{ColumnParallel, RowParallel};
@@ -34,6 +36,23 @@ pub struct Heads {
     pub width: usize,
 }
 
+/// What a layer's positions see of each other in every pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sight {
+    /// Not those after them.
+    pub causal: bool,
+    /// Only those fewer positions away than this.
+    pub window: Option<usize>,
+}
+
+impl Sight {
+    /// Joins to it what tells the segments of one pass apart.
+    fn of(self, pass: &Pass<'_>) -> Visibility {
+        let Self { causal, window } = self;
+        Visibility { causal, window, segments: pass.segments.map(Tensor::shallow_clone) }
+    }
+}
+
 /// Self-attention with this rank's heads.
 #[derive(Debug)]
 pub struct SelfAttention {
@@ -45,6 +64,8 @@ pub struct SelfAttention {
     pub heads: Heads,
     /// Rotary angles, where positions are rotary.
     pub angles: Option<Angles>,
+    /// Whether a position sees those after it, and how far it sees.
+    pub sight: Sight,
     /// Dropout of the attention's weights.
     pub dropout: Dropout,
     /// The ranks that hold the other positions.
@@ -54,7 +75,7 @@ pub struct SelfAttention {
 }
 
 impl SelfAttention {
-    /// Attends from each position to itself and those before it.
+    /// Attends from each position to those that it sees.
     ///
     /// # Shapes
     /// - `x`: `[b, s, d]`, or `[b, s / tp, d]`, its part of the pass's positions
@@ -95,19 +116,25 @@ impl SelfAttention {
     fn attend(&self, [q, k, v]: [&Tensor; 3], pass: &Pass<'_>) -> Result<Tensor> {
         let Context { comm, form } = &self.context;
         self.context.check(&pass.positions)?;
+        let (seq, visibility) = (pass.positions.seq(), self.sight.of(pass));
         let dropped = self.dropout.weights(pass, self.heads.query.clone(), self.heads.all);
         match form {
-            _ if comm.size() == 1 => self.whole([q, k, v], dropped),
-            Form::Ring => Ring { comm: Arc::clone(comm), seq: pass.positions.seq(), dropped }.attend(q, k, v),
+            _ if comm.size() == 1 => self.whole([q, k, v], visibility, dropped),
+            Form::Ring => Ring { comm: Arc::clone(comm), seq, visibility, dropped }.attend(q, k, v),
             Form::AllToAll => all_to_all::attend(comm, [q, k, v], |inputs, heads| {
-                self.whole(inputs, dropped.map(|dropout| dropout.of_heads(heads)))
+                self.whole(inputs, visibility, dropped.map(|dropout| dropout.of_heads(heads)))
             }),
         }
     }
 
     /// Attends over whole sequences.
-    fn whole(&self, inputs: [&Tensor; 3], dropped: Option<WeightDropout>) -> Result<Tensor> {
-        let [q, k, _] = inputs;
+    fn whole(&self, inputs: [&Tensor; 3], visibility: Visibility, dropped: Option<WeightDropout>) -> Result<Tensor> {
+        let [q, k, v] = inputs;
+        let seq = q.size()[1] as usize;
+        if !visibility.is_causal_alone(seq) {
+            // libtorch's own graph would keep each layer's mask; a ring of one rank makes it again.
+            return Ring { comm: Context::alone().comm, seq, visibility, dropped }.attend(q, k, v);
+        }
         // The fused kernel keeps no weights: without copies of heads it would be run again for nothing.
         let large = dropped.is_some() || q.size()[2] > k.size()[2];
         if self.recompute == Recompute::Selective && large {
@@ -117,7 +144,7 @@ impl SelfAttention {
     }
 }
 
-/// Computes `softmax(Q·Kᵀ/√k)·V` of whole sequences: with libtorch's fused kernel, or step by step where weights are
+/// Computes `softmax(Q·Kᵀ/√k)·V` of whole sequences under a causal mask: with libtorch's fused kernel, or step by step where weights are
 /// dropped, since the mask must not depend on the layout.
 ///
 /// # Shapes

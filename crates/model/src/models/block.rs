@@ -88,12 +88,8 @@ impl Layer {
     }
 
     fn recomputed(&self, x: &Tensor, pass: &Pass<'_>, group: &TensorGroup) -> Result<Tensor> {
-        let (block, group, tokens) = (Arc::clone(&self.block), group.clone(), pass.tokens.shallow_clone());
-        let (positions, first_sample, dropout) = (pass.positions.clone(), pass.first_sample, pass.dropout);
-        recomputed(&[x], move |inputs| {
-            let pass = Pass { tokens: &tokens, positions: positions.clone(), first_sample, dropout };
-            lock(&block).forward(&inputs[0], &pass, &group)
-        })
+        let (block, group, pass) = (Arc::clone(&self.block), group.clone(), pass.keep());
+        recomputed(&[x], move |inputs| lock(&block).forward(&inputs[0], &pass.lend(), &group))
     }
 }
 

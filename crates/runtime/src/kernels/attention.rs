@@ -11,12 +11,15 @@ use crate::kernels::dropout;
 use crate::{Device, Kind, Result, Tensor};
 
 /// Which keys a query of the block sees.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum Mask {
     /// All.
     Full,
     /// Of as many keys as queries, those up to its own number.
     Causal,
+    /// Those where this is true: `[b, 1, s, t]`, or `[1, 1, s, t]` where all sequences are alike. A query may see none of the
+    /// block's keys, as long as it sees one of another block.
+    Seen(Tensor),
 }
 
 /// Which weights are dropped.
@@ -33,7 +36,8 @@ pub struct Dropped {
 pub struct Attended {
     /// `softmax(Q·Kᵀ/√k)·V` over these keys alone, `[b, h, s, k]`.
     pub y_bhsk: Tensor,
-    /// `log Σ exp(q·k/√k)` over these keys, `[b, h, s]`, in single precision, or double where the queries are.
+    /// `log Σ exp(q·k/√k)` over these keys, `[b, h, s]`, in single precision, or double where the queries are; −∞ where a
+    /// query sees none of them, and its result 0.
     pub log_sum_bhs: Tensor,
 }
 
@@ -80,7 +84,8 @@ impl Attended {
         })
     }
 
-    /// Adds what the same queries found in other keys: each side counts by its share of the common denominator.
+    /// Adds what the same queries found in other keys: each side counts by its share of the common denominator. These
+    /// queries have found a key already; in the others they may not.
     ///
     /// # Errors
     /// [`Error::Torch`](crate::Error::Torch) where the shapes differ.
@@ -106,14 +111,37 @@ fn fused(q: &Tensor, dropped: Option<&Dropped>) -> bool {
 ///
 /// # Errors
 /// [`Error::Torch`](crate::Error::Torch) where the shapes do not fit.
-pub fn forward(q: &Tensor, k: &Tensor, v: &Tensor, mask: Mask, dropped: Option<&Dropped>) -> Result<Attended> {
+pub fn forward(q: &Tensor, k: &Tensor, v: &Tensor, mask: &Mask, dropped: Option<&Dropped>) -> Result<Attended> {
     if !fused(q, dropped) {
         return plain_forward(q, k, v, mask, dropped);
     }
-    let causal = mask == Mask::Causal;
-    let (y_bhsk, log_sum_bhs) =
-        Tensor::f_internal_scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal, None::<Tensor>, None)?;
+    with_blind(mask, |mask| {
+        let (causal, added) = (matches!(mask, Mask::Causal), added(mask, q)?);
+        let (y_bhsk, log_sum_bhs) =
+            Tensor::f_internal_scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal, added, None)?;
+        Ok(Attended { y_bhsk, log_sum_bhs })
+    })
+}
+
+/// Attends where queries may see no key at all: a softmax over nothing is no number, so they are shown all keys, and what
+/// they found is taken from them.
+fn with_blind(mask: &Mask, attend: impl FnOnce(&Mask) -> Result<Attended>) -> Result<Attended> {
+    let Mask::Seen(seen) = mask else { return attend(mask) };
+    let blind = seen.f_any_dim(-1, true)?.f_logical_not()?;
+    if blind.f_any()?.f_int64_value(&[])? == 0 {
+        return attend(mask);
+    }
+    let Attended { mut y_bhsk, mut log_sum_bhs } = attend(&Mask::Seen(seen.f_logical_or(&blind)?))?;
+    let _ = y_bhsk.f_masked_fill_(&blind, 0.0)?;
+    let _ = log_sum_bhs.f_masked_fill_(&blind.f_squeeze_dim(-1)?, f64::NEG_INFINITY)?;
     Ok(Attended { y_bhsk, log_sum_bhs })
+}
+
+/// Returns what the fused kernel adds to the scores: −∞ where a query does not see a key.
+fn added(mask: &Mask, q: &Tensor) -> Result<Option<Tensor>> {
+    let Mask::Seen(seen) = mask else { return Ok(None) };
+    let zeros = Tensor::f_zeros(seen.size(), (q.kind(), q.device()))?;
+    Ok(Some(zeros.f_masked_fill(&seen.f_logical_not()?, f64::NEG_INFINITY)?))
 }
 
 /// Computes the gradients of one block from the result over *all* keys: `attended` may be merged from several blocks, of
@@ -128,13 +156,13 @@ pub fn backward(
     dy: &Tensor,
     [q, k, v]: [&Tensor; 3],
     attended: &Attended,
-    mask: Mask,
+    mask: &Mask,
     dropped: Option<&Dropped>,
 ) -> Result<Gradients> {
     if !fused(q, dropped) {
         return plain_backward(dy, [q, k, v], attended, mask, dropped);
     }
-    let (causal, Attended { y_bhsk, log_sum_bhs }) = (mask == Mask::Causal, attended);
+    let (causal, Attended { y_bhsk, log_sum_bhs }) = (matches!(mask, Mask::Causal), attended);
     let (dq_bhsk, dk_bhtk, dv_bhtk) = Tensor::f_internal_scaled_dot_product_flash_attention_for_cpu_backward(
         dy,
         q,
@@ -144,7 +172,7 @@ pub fn backward(
         log_sum_bhs,
         0.0,
         causal,
-        None::<Tensor>,
+        added(mask, q)?,
         None,
     )?;
     Ok(Gradients { dq_bhsk, dk_bhtk, dv_bhtk })
@@ -154,12 +182,14 @@ pub fn backward(
 ///
 /// # Errors
 /// As [`forward`].
-pub fn plain_forward(q: &Tensor, k: &Tensor, v: &Tensor, mask: Mask, dropped: Option<&Dropped>) -> Result<Attended> {
+pub fn plain_forward(q: &Tensor, k: &Tensor, v: &Tensor, mask: &Mask, dropped: Option<&Dropped>) -> Result<Attended> {
     let kind = wide(q.kind());
-    let scores = scores(q, k, mask)?;
-    let log_sum_bhs = scores.f_logsumexp([-1i64].as_slice(), false)?;
-    let weights = kept(&weights(&scores, &log_sum_bhs.f_unsqueeze(-1)?)?, dropped)?;
-    Ok(Attended { y_bhsk: weights.f_matmul(&v.f_to_kind(kind)?)?.f_to_kind(q.kind())?, log_sum_bhs })
+    with_blind(mask, |mask| {
+        let scores = scores(q, k, mask)?;
+        let log_sum_bhs = scores.f_logsumexp([-1i64].as_slice(), false)?;
+        let weights = kept(&weights(&scores, &log_sum_bhs.f_unsqueeze(-1)?)?, dropped)?;
+        Ok(Attended { y_bhsk: weights.f_matmul(&v.f_to_kind(kind)?)?.f_to_kind(q.kind())?, log_sum_bhs })
+    })
 }
 
 /// [`backward`] step by step: with weights `P` and the kept ones `P̃ = P∘M/(1 − p)`,
@@ -171,7 +201,7 @@ pub fn plain_backward(
     dy: &Tensor,
     [q, k, v]: [&Tensor; 3],
     attended: &Attended,
-    mask: Mask,
+    mask: &Mask,
     dropped: Option<&Dropped>,
 ) -> Result<Gradients> {
     let kind = wide(q.kind());
@@ -193,14 +223,15 @@ fn scale(q: &Tensor) -> f64 {
 }
 
 /// Computes `Q·Kᵀ/√k`, −∞ where a query does not see a key.
-fn scores(q: &Tensor, k: &Tensor, mask: Mask) -> Result<Tensor> {
+fn scores(q: &Tensor, k: &Tensor, mask: &Mask) -> Result<Tensor> {
     let kind = wide(q.kind());
     let scores = q.f_to_kind(kind)?.f_mul_scalar(scale(q))?.f_matmul(&k.f_to_kind(kind)?.f_transpose(-2, -1)?)?;
-    if mask == Mask::Full {
-        return Ok(scores);
-    }
-    let later = Tensor::f_ones(&scores.size()[2..], (Kind::Bool, q.device()))?.f_triu(1)?;
-    Ok(scores.f_masked_fill(&later, f64::NEG_INFINITY)?)
+    let hidden = match mask {
+        Mask::Full => return Ok(scores),
+        Mask::Causal => Tensor::f_ones(&scores.size()[2..], (Kind::Bool, q.device()))?.f_triu(1)?,
+        Mask::Seen(seen) => seen.f_logical_not()?,
+    };
+    Ok(scores.f_masked_fill(&hidden, f64::NEG_INFINITY)?)
 }
 
 /// Computes shares of a sum: `exp(scores)` over `exp(log_sum)`.

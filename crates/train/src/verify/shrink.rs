@@ -4,6 +4,7 @@
 //! |---|---|
 //! | family, biases, tied head, dropout, rotary base and scaling, norm epsilon | layers: as many as the stages of the deepest cut, and one more |
 //! | by which degrees heads, MLP and sequence can be cut, and where key/value heads are shared | heads, MLP and sequence: the least that do |
+//! | whether a window hides positions | its length |
 //! | whether heads are of even width, whether they fill the width, whether positions go beyond a sequence | widths: a few elements |
 //! | optimizer, its betas, momentum and decay; seed | batch; a vocabulary that no degree divides |
 
@@ -105,8 +106,14 @@ fn model(full: &Architecture, user_seq: usize, ranks: usize) -> ModelConfig {
         ffn: alike(full.ffn, FFN, ranks),
         vocab: VOCAB,
         max_seq: seq + if full.max_seq > user_seq { 4 } else { 0 },
+        window: window(full.window, user_seq, seq),
         ..full.to_config()
     }
+}
+
+/// Keeps the share of a sequence that a query sees, and more than its own position of it.
+fn window(full: Option<usize>, user_seq: usize, seq: usize) -> usize {
+    full.filter(|&window| window < user_seq).map_or(0, |window| (window * seq / user_seq).max(2))
 }
 
 /// Finds the fewest heads that the same degrees cut, with key/value heads shared by as many ranks.
@@ -181,5 +188,7 @@ mod tests {
         assert_eq!((model.dropout, model.bias, model.tie_embeddings), (0.1, Some(false), Some(true)));
         assert!(model.max_seq > 16 && model.layers == 4);
         assert_eq!(shrunk(&["model.layers=48"], 4).layers, 9);
+        assert_eq!(shrunk(&["model.window=32"], 4).window, 4);
+        assert_eq!(shrunk(&["model.window=128"], 4).window, 0);
     }
 }

@@ -1,9 +1,10 @@
 //! Ring attention: every rank keeps its queries, and keys and values go once around the context group, each block being
 //! attended to while the next is on its way.
 //!
-//! The block that a rank holds after `n` hops is that of rank `r − n`. Of an earlier rank's two pieces all queries see the
-//! first and none the second; a later rank's pieces are both seen by the second half of the queries and by no others. So
-//! every block but the own is half a rank's queries times keys, without a mask.
+//! The block that a rank holds after `n` hops is that of rank `r − n`. Under a causal mask, of an earlier rank's two pieces
+//! all queries see the first and none the second; a later rank's pieces are both seen by the second half of the queries and
+//! by no others. So every block but the own is half a rank's queries times keys, without a mask. Where no query sees any key
+//! of a block, as beyond a window, it only passes by.
 //!
 //! The backward keeps the own blocks and the merged result alone. Keys and values go around again, and behind them the
 //! gradients of each block, collecting every rank's part on the way to its owner.
@@ -11,6 +12,7 @@
 //! # Source
 //! Liu et al. 2023, arXiv:2310.01889, §3 and algorithm 1.
 
+use std::cmp::Ordering;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -20,6 +22,7 @@ use mp_runtime::{autograd, Tensor};
 
 use crate::collective::{self, Arriving};
 use crate::context;
+use crate::layers::attention::mask::Visibility;
 use crate::layers::attention::repeat;
 use crate::layers::dropout::WeightDropout;
 use crate::Result;
@@ -34,6 +37,7 @@ pub(super) struct Ring {
     pub(super) comm: Arc<dyn Communicator>,
     /// Length of the full sequence.
     pub(super) seq: usize,
+    pub(super) visibility: Visibility,
     pub(super) dropped: Option<WeightDropout>,
 }
 
@@ -46,7 +50,7 @@ struct Block {
 }
 
 impl Ring {
-    /// Attends from this rank's positions to themselves and all before them.
+    /// Attends from this rank's positions to all that they see.
     ///
     /// # Shapes
     /// - `q_bshk`: `[b, s / cp, h, k]`; `k_bshk`, `v_bshk`: `[b, s / cp, kv, k]`
@@ -76,18 +80,20 @@ impl Ring {
         let (mut merged, heads) = (None::<Attended>, q.size()[1]);
         for hop in 0..self.comm.size() {
             let arriving = self.pass_on(hop, &pair)?;
-            let block = self.block(self.owner(hop), q)?;
-            let own = q.f_narrow(2, block.queries.start, length(&block.queries))?;
-            let [k, v] = seen(&pair, &block.keys, heads)?;
-            let found = attention::forward(&own, &k, &v, block.mask, block.dropped.as_ref())?;
-            match &merged {
-                None => merged = Some(found.to_wide()?),
-                Some(all) => all.queries(block.queries.start, length(&block.queries))?.merge(&found)?,
+            if let Some(block) = self.block(self.owner(hop), q)? {
+                let own = q.f_narrow(2, block.queries.start, length(&block.queries))?;
+                let [k, v] = seen(&pair, &block.keys, heads)?;
+                let found = attention::forward(&own, &k, &v, &block.mask, block.dropped.as_ref())?;
+                match &merged {
+                    None => merged = Some(found.to_wide()?),
+                    Some(all) => all.queries(block.queries.start, length(&block.queries))?.merge(&found)?,
+                }
             }
             if let Some(next) = arriving {
                 pair = next.wait()?;
             }
         }
+        // The own block is the first, and of its keys each query sees at least its own.
         let Attended { y_bhsk, log_sum_bhs } = merged.expect("a group has a rank");
         let y = y_bhsk.f_to_kind(q.kind())?;
         let kept = Attended { y_bhsk: y.f_detach()?, log_sum_bhs };
@@ -102,8 +108,10 @@ impl Ring {
         let mut behind = None::<Travelling>;
         for hop in 0..self.comm.size() {
             let arriving = self.pass_on(hop, &pair)?;
-            let block = self.block(self.owner(hop), q)?;
-            let collected = self.block_backward(dy, q, &pair, attended, &block, &dq)?;
+            let collected = match self.block(self.owner(hop), q)? {
+                Some(block) => self.block_backward(dy, q, &pair, attended, &block, &dq)?,
+                None => Tensor::f_zeros(pair.size(), (kind, q.device()))?,
+            };
             // What other ranks found for this block has travelled while this rank's part was computed.
             if let Some(others) = behind.take() {
                 let _ = collected.shallow_clone().f_add_(&others.wait()?)?;
@@ -137,7 +145,7 @@ impl Ring {
         let part = |x: &Tensor| x.f_narrow(2, start, count);
         let [k, v] = seen(pair, &block.keys, q.size()[1])?;
         let (dy, attended) = (part(dy)?, attended.queries(start, count)?);
-        let found = attention::backward(&dy, [&part(q)?, &k, &v], &attended, block.mask, block.dropped.as_ref())?;
+        let found = attention::backward(&dy, [&part(q)?, &k, &v], &attended, &block.mask, block.dropped.as_ref())?;
         let _ = part(dq)?.f_add_(&found.dq_bhsk)?;
         let collected = Tensor::f_zeros(pair.size(), (dq.kind(), dq.device()))?;
         for (index, gradient) in [found.dk_bhtk, found.dv_bhtk].iter().enumerate() {
@@ -152,26 +160,28 @@ impl Ring {
         (self.comm.rank().0 + self.comm.size() - hop) % self.comm.size()
     }
 
-    /// Says what there is to do with a rank's keys and values.
-    fn block(&self, owner: usize, q: &Tensor) -> Result<Block> {
+    /// Says what there is to do with a rank's keys and values, if anything.
+    fn block(&self, owner: usize, q: &Tensor) -> Result<Option<Block>> {
         let (rank, s) = (self.comm.rank().0, q.size()[2]);
-        let (queries, keys, mask) = match owner.cmp(&rank) {
-            std::cmp::Ordering::Equal => (0..s, 0..s, Mask::Causal),
-            std::cmp::Ordering::Less => (0..s, 0..s / 2, Mask::Full),
-            std::cmp::Ordering::Greater => (s / 2..s, 0..s, Mask::Full),
+        let (queries, keys) = match owner.cmp(&rank) {
+            Ordering::Less if self.visibility.causal => (0..s, 0..s / 2),
+            Ordering::Greater if self.visibility.causal => (s / 2..s, 0..s),
+            _ => (0..s, 0..s),
         };
         let positions = |rank: usize, part: &Range<i64>| {
             let all = context::positions(self.seq, self.comm.size(), rank)?;
             Ok::<_, crate::Error>(all.part(part.start as usize..part.end as usize))
         };
+        let (here, there) = (positions(rank, &queries)?, positions(owner, &keys)?);
+        let Some(mask) = self.visibility.between(&here, &there, q.device())? else { return Ok(None) };
         let dropped = match &self.dropped {
             None => None,
-            Some(dropout) => Some(Dropped {
-                mask: dropout.mask(&positions(rank, &queries)?, &positions(owner, &keys)?, q)?,
-                probability: dropout.probability(),
-            }),
+            Some(dropout) => {
+                let mask = dropout.mask(&here, &there, q)?;
+                Some(Dropped { mask, probability: dropout.probability() })
+            }
         };
-        Ok(Block { queries, keys, mask, dropped })
+        Ok(Some(Block { queries, keys, mask, dropped }))
     }
 
     /// Starts the next hop of keys and values, where one follows.

@@ -23,6 +23,9 @@ pub enum Command {
     Plan(Plan),
     /// Prove on a small model like the configured one that layouts compute what one rank computes.
     Verify(Verify),
+    /// Look into checkpoints. Needs no mpirun.
+    #[command(subcommand)]
+    Checkpoint(Checkpoint),
     /// Look at what this machine offers, and say how to mend what is missing.
     Doctor(Doctor),
 }
@@ -74,6 +77,22 @@ pub struct Verify {
     /// all: every mesh, and every pair of options; exhaustive: every combination; or a list such as tp2pp2,dp4zero3.
     #[arg(long, value_name = "all|exhaustive|LIST", default_value = "all")]
     pub layouts: String,
+    #[command(flatten)]
+    pub output: Output,
+}
+
+/// `mp-cli checkpoint`.
+#[derive(Debug, Subcommand)]
+pub enum Checkpoint {
+    /// Say what a checkpoint holds.
+    Inspect(Inspect),
+}
+
+/// `mp-cli checkpoint inspect`.
+#[derive(Debug, clap::Args)]
+pub struct Inspect {
+    /// A run folder, whose newest checkpoint is meant, or a checkpoint's own folder.
+    pub checkpoint: PathBuf,
     #[command(flatten)]
     pub output: Output,
 }

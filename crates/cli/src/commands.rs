@@ -1,5 +1,6 @@
 //! One file a command.
 
+pub mod checkpoint;
 pub mod doctor;
 pub mod plan;
 pub mod train;

@@ -41,13 +41,14 @@ mod tensor_file;
 mod writer;
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 pub use directory::DirectoryStore;
 pub use manifest::{FileRecord, Manifest};
 pub use tensor_file::{Dtype, Entry};
 
-use crate::{Config, Result};
+use crate::run_folder::CHECKPOINTS;
+use crate::{Config, Error, Result};
 
 /// How much of a checkpoint is read before it is believed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,6 +66,22 @@ pub struct StoredTensor {
     pub entry: Entry,
     /// The elements, row-major and little-endian.
     pub bytes: Vec<u8>,
+}
+
+/// Opens the newest checkpoint of a run folder, or the checkpoint whose own folder it is.
+///
+/// # Errors
+/// [`Error::Checkpoint`](crate::Error::Checkpoint) if there is none, or it is not intact.
+pub fn open(path: &Path, verify: Verify) -> Result<Box<dyn CheckpointReader>> {
+    if let Some((store, step)) = directory::own_folder(path) {
+        return store.open(step, verify);
+    }
+    let store = DirectoryStore::new(path.join(CHECKPOINTS), 0);
+    let none = || Error::Checkpoint {
+        path: path.into(),
+        problem: format!("it is neither a run folder with `{CHECKPOINTS}` nor the folder of one checkpoint"),
+    };
+    store.latest(verify)?.ok_or_else(none)
 }
 
 /// A place that keeps checkpoints. One process writes; any number read.

@@ -67,11 +67,7 @@ fn boxes(shape: &[usize], run: Range<usize>) -> Vec<Region> {
     let (first, last) = (run.start.div_ceil(inner), run.end / inner);
     let within_row = |row: usize, run: Range<usize>| {
         let run = run.start - row * inner..run.end - row * inner;
-        boxes(inner_shape, run).into_iter().map(move |rest| {
-            let mut region = vec![row..row + 1];
-            region.extend(rest);
-            region
-        })
+        boxes(inner_shape, run).into_iter().map(move |rest| std::iter::once(row..row + 1).chain(rest).collect())
     };
     if first > last {
         return within_row(last, run).collect();
@@ -81,9 +77,7 @@ fn boxes(shape: &[usize], run: Range<usize>) -> Vec<Region> {
         found.extend(within_row(first - 1, run.start..first * inner));
     }
     if first < last {
-        let mut region = vec![first..last];
-        region.extend(whole(inner_shape));
-        found.push(region);
+        found.push(std::iter::once(first..last).chain(whole(inner_shape)).collect());
     }
     found.extend(within_row(last, last * inner..run.end));
     found

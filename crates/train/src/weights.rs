@@ -8,9 +8,8 @@ use std::path::{Path, PathBuf};
 use mp_model::Parameters;
 use mp_runtime::{bytes, Tensor};
 
-use crate::checkpoint::{CheckpointReader, CheckpointStore, DirectoryStore, Entry, Verify};
+use crate::checkpoint::{self, CheckpointReader, Entry, Verify};
 use crate::region;
-use crate::run_folder::CHECKPOINTS;
 use crate::{state, Error, Result};
 
 /// Full tensors under our parameters' names.
@@ -79,16 +78,12 @@ pub fn tensor(source: &dyn WeightSource, entry: &Entry, region: &[Range<usize>])
     Ok(bytes::tensor(&elements, &[region::volume(region) as i64], entry.dtype.kind())?)
 }
 
-/// Opens the weights that lie at a path: the newest checkpoint of a run folder.
+/// Opens the weights that lie at a path: the newest checkpoint of a run folder, or one checkpoint's own folder.
 ///
 /// # Errors
-/// [`Error::RunFolder`] if there is none; [`Error::Checkpoint`] if it is not intact.
+/// [`Error::Checkpoint`] if there is none, or it is not intact.
 pub fn open(path: &Path) -> Result<Box<dyn WeightSource>> {
-    let store = DirectoryStore::new(path.join(CHECKPOINTS), 0);
-    match store.latest(Verify::Lengths)? {
-        Some(reader) => Ok(Box::new(CheckpointWeights::new(reader))),
-        None => Err(Error::RunFolder { path: path.into(), problem: "holds no checkpoint".into() }),
-    }
+    Ok(Box::new(CheckpointWeights::new(checkpoint::open(path, Verify::Lengths)?)))
 }
 
 /// The model part of a checkpoint.

@@ -48,6 +48,13 @@ fn step_of(name: &str) -> Option<u64> {
     (folder_name(step) == name).then_some(step)
 }
 
+/// Returns the store and the step of a checkpoint's own folder, if it is one.
+pub(super) fn own_folder(path: &Path) -> Option<(DirectoryStore, u64)> {
+    let absolute = std::path::absolute(path).ok()?;
+    let step = step_of(absolute.file_name()?.to_str()?)?;
+    Some((DirectoryStore::new(absolute.parent()?, 0), step))
+}
+
 impl DirectoryStore {
     /// Names a folder, and how many of the newest checkpoints stay; 0: all.
     pub fn new(root: impl Into<PathBuf>, keep: usize) -> Self {

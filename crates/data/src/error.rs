@@ -159,6 +159,48 @@ pub enum Error {
         /// How many there are.
         dp: usize,
     },
+    /// A data file whose bytes do not mean what they must.
+    #[error("`{}`, byte {offset}: {problem}", path.display())]
+    Format {
+        /// The file.
+        path: PathBuf,
+        /// Where in it.
+        offset: u64,
+        /// What is wrong there, with the way out.
+        problem: String,
+    },
+    /// A file in the way of one to be written.
+    #[error("`{}` exists; remove it, or give another name", path.display())]
+    Exists {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A file that cannot be written.
+    #[error("`{}` cannot be written: {source}; check the folder, its permissions and the disk", path.display())]
+    Unwritable {
+        /// The file, or the common name of several.
+        path: PathBuf,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// A sequence whose length does not fit its field.
+    #[error("a sequence of {tokens} tokens cannot be stored, {} at most; cut the document", i32::MAX)]
+    LongSequence {
+        /// Its length.
+        tokens: usize,
+    },
+    /// A document or token that a dataset does not have.
+    #[error("`{prefix}` has {count} {what}, and none with the number {index}")]
+    Beyond {
+        /// The dataset.
+        prefix: String,
+        /// What is counted.
+        what: &'static str,
+        /// How many there are.
+        count: u64,
+        /// The number asked for, from 0.
+        index: u64,
+    },
     /// A sample whose length is not that of a row.
     #[error("a sample of {found} tokens is no row of a batch of sequences of {expected}; give exactly as many")]
     SampleLength {

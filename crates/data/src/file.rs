@@ -1,4 +1,4 @@
-//! Reading a whole regular file, with errors that say what lies at the path instead.
+//! Regular files: reading them whole, with errors that say what lies at the path instead.
 
 use std::fs::{self, FileType};
 use std::io::ErrorKind;
@@ -11,16 +11,22 @@ use crate::{Error, Result};
 /// Pipes and devices are refused: every rank reads the file for itself, and a pipe has one reader.
 pub fn read(path: &Path) -> Result<Vec<u8>> {
     let _span = tracing::debug_span!("read_file", path = %path.display()).entered();
-    let metadata = fs::metadata(path).map_err(|source| unreadable(path, source))?;
-    if !metadata.is_file() {
-        return Err(Error::NotAFile { path: path.into(), found: describe(metadata.file_type()) });
-    }
+    regular(path)?;
     let bytes = fs::read(path).map_err(|source| unreadable(path, source))?;
     if bytes.is_empty() {
         return Err(Error::Empty { path: path.into() });
     }
     tracing::debug!(bytes = bytes.len(), "read");
     Ok(bytes)
+}
+
+/// Returns the length of the regular file at `path`, and refuses anything else.
+pub fn regular(path: &Path) -> Result<u64> {
+    let metadata = fs::metadata(path).map_err(|source| unreadable(path, source))?;
+    if !metadata.is_file() {
+        return Err(Error::NotAFile { path: path.into(), found: describe(metadata.file_type()) });
+    }
+    Ok(metadata.len())
 }
 
 fn unreadable(path: &Path, source: std::io::Error) -> Error {

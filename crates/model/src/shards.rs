@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use mp_plan::Architecture;
+use mp_plan::{Architecture, AttentionBias};
 use mp_runtime::kernels::rotary::Angles;
 use mp_runtime::{Device, Kind};
 
@@ -69,7 +69,7 @@ impl Shards<'_> {
     /// # Errors
     /// [`Error::UnknownParameter`](crate::Error::UnknownParameter).
     pub fn layer_norm(&self, at: &str) -> Result<Norm> {
-        let (weight, bias) = (self.weight(&format!("{at}.weight"))?, self.bias(at)?);
+        let (weight, bias) = (self.weight(&format!("{at}.weight"))?, self.bias(at, self.architecture().bias)?);
         Ok(Norm::Layer { weight, bias, epsilon: self.architecture().norm_eps })
     }
 
@@ -96,6 +96,7 @@ impl Shards<'_> {
             key_value: self.range(&format!("{at}.key.weight"))?.len() / width,
             width,
         };
+        let biases = self.architecture().attention_biases();
         let context = self.options.context.clone();
         if context.form == Form::AllToAll {
             mp_plan::check_all_to_all(heads.query.len(), heads.key_value, 1, context.comm.size())?;
@@ -103,8 +104,8 @@ impl Shards<'_> {
         Ok(SelfAttention {
             context,
             recompute: self.options.recompute,
-            project: self.columns(at, &["query", "key", "value"])?,
-            output: self.rows(&format!("{at}.output"))?,
+            project: self.columns(at, &["query", "key", "value"], biases != AttentionBias::None)?,
+            output: self.rows(&format!("{at}.output"), biases == AttentionBias::All)?,
             heads,
             angles,
             sight: Sight { causal: true, window: self.architecture().window },
@@ -121,7 +122,9 @@ impl Shards<'_> {
             Activation::Gelu => &["up"],
             Activation::SwiGlu => &["gate", "up"],
         };
-        Ok(Mlp { widen: self.columns(at, parts)?, narrow: self.rows(&format!("{at}.down"))?, activation })
+        let bias = self.architecture().bias;
+        let narrow = self.rows(&format!("{at}.down"), bias)?;
+        Ok(Mlp { widen: self.columns(at, parts, bias)?, narrow, activation })
     }
 
     /// Makes a dropout named after its place.
@@ -130,28 +133,23 @@ impl Shards<'_> {
     }
 
     /// Makes one column-parallel layer of neighbouring matrices.
-    fn columns(&self, at: &str, parts: &[&str]) -> Result<ColumnParallel> {
+    fn columns(&self, at: &str, parts: &[&str], bias: bool) -> Result<ColumnParallel> {
         let names = |last: &str| parts.iter().map(|part| format!("{at}.{part}.{last}")).collect::<Vec<_>>();
-        let bias = match self.has_bias() {
+        let bias = match bias {
             true => Some(self.parameters.stacked(&names("bias"))?),
             false => None,
         };
         Ok(ColumnParallel::new(self.parameters.stacked(&names("weight"))?, bias, self.group))
     }
 
-    fn rows(&self, at: &str) -> Result<RowParallel> {
-        Ok(RowParallel::new(self.weight(&format!("{at}.weight"))?, self.bias(at)?, self.group))
+    fn rows(&self, at: &str, bias: bool) -> Result<RowParallel> {
+        let bias = self.bias(at, bias)?;
+        Ok(RowParallel::new(self.weight(&format!("{at}.weight"))?, bias, self.group))
     }
 
-    fn bias(&self, at: &str) -> Result<Option<Weight>> {
-        if !self.has_bias() {
-            return Ok(None);
-        }
-        self.weight(&format!("{at}.bias")).map(Some)
-    }
-
-    fn has_bias(&self) -> bool {
-        self.architecture().bias
+    /// Hands out the bias of a layer that has one.
+    fn bias(&self, at: &str, has: bool) -> Result<Option<Weight>> {
+        has.then(|| self.weight(&format!("{at}.bias"))).transpose()
     }
 
     /// Returns which rows of a parameter cut along dim 0 this rank holds.

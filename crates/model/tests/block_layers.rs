@@ -27,7 +27,7 @@ use mp_model::regions::{Between, TensorGroup};
 use mp_model::weight::Weight;
 use mp_model::{shard, Parameters, Pass, Result};
 use mp_plan::{Architecture, ArchitectureName, ModelConfig};
-use mp_runtime::kernels::rotary::{rotate, Angles};
+use mp_runtime::kernels::rotary::{frequencies, rotate, Angles};
 use mp_runtime::{autograd, Device, Kind, Precision, Tensor};
 use rstest::rstest;
 
@@ -259,7 +259,7 @@ fn perceptron_is_its_twin(
 
 /// The rotary table, in the family that has one.
 fn angles(architecture: &Architecture) -> Option<Angles> {
-    let made = || Angles::new(S as usize, 4, 10_000.0, 1.0, Kind::Double, Device::Cpu).unwrap();
+    let made = || Angles::new(S as usize, &frequencies(4, 10_000.0), Kind::Double, Device::Cpu).unwrap();
     (architecture.name == ArchitectureName::Llama).then(made)
 }
 

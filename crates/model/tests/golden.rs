@@ -44,7 +44,18 @@ impl Golden {
 
 #[rstest]
 fn models_equal_their_references(
-    #[values("gpt2", "gpt2_no_bias", "llama", "llama_grouped", "llama_head_dim", "llama_bias")] family: &str,
+    #[values(
+        "gpt2",
+        "gpt2_no_bias",
+        "llama",
+        "llama_grouped",
+        "llama_head_dim",
+        "llama_bias",
+        "llama3",
+        "qwen2",
+        "mistral"
+    )]
+    family: &str,
     #[values("fp32", "fp64")] precision: &str,
     #[values(1, 2, 4)] tp: usize,
     #[values(Between::Replicated, Between::SequenceSharded)] between: Between,

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{ArchitectureName, Error, ModelConfig, Result, RopeScaling};
+use crate::{ArchitectureName, AttentionBias, Error, ModelConfig, Result, RopeScaling};
 
 /// The most layers of a model.
 const MOST_LAYERS: usize = 100_000;
@@ -37,6 +37,9 @@ pub struct Architecture {
     pub dropout: f64,
     /// Whether linear layers, and in gpt2 the norms, carry a bias.
     pub bias: bool,
+    /// Which projections of the attention carry a bias, where that is not what `bias` says.
+    #[serde(default)]
+    pub attention_bias: Option<AttentionBias>,
     /// How many positions a query sees, its own among them, where it does not see all.
     #[serde(default)]
     pub window: Option<usize>,
@@ -59,6 +62,7 @@ impl Architecture {
     pub fn resolve(config: &ModelConfig, tokenizer_vocab: usize, seq: usize) -> Result<Self> {
         let name = config.architecture;
         let gpt2 = name == ArchitectureName::Gpt2;
+        let bias = config.bias.unwrap_or(gpt2);
         let or = |value: usize, default: usize| if value == 0 { default } else { value };
         positive("model.hidden", config.hidden)?;
         positive("model.heads", config.heads)?;
@@ -74,7 +78,8 @@ impl Architecture {
             max_seq: or(config.max_seq, seq),
             tie_embeddings: config.tie_embeddings.unwrap_or(gpt2),
             dropout: config.dropout,
-            bias: config.bias.unwrap_or(gpt2),
+            bias,
+            attention_bias: config.attention_bias.filter(|&chosen| chosen != AttentionBias::like(bias)),
             window: Some(config.window).filter(|&window| window > 0),
             rope_theta: config.rope_theta,
             rope_scaling: config.rope_scaling.clone(),
@@ -136,8 +141,24 @@ impl Architecture {
         within("model.rope_theta", self.rope_theta, above, self.rope_theta > 0.0)?;
         match self.rope_scaling {
             Some(RopeScaling::Linear { factor }) => within("model.rope_scaling.factor", factor, above, factor > 0.0),
+            Some(RopeScaling::Llama3 {
+                factor,
+                low_freq_factor: low,
+                high_freq_factor: high,
+                original_max_position_embeddings: original,
+            }) => {
+                within("model.rope_scaling.factor", factor, above, factor > 0.0)?;
+                within("model.rope_scaling.low_freq_factor", low, above, low > 0.0)?;
+                within("model.rope_scaling.high_freq_factor", high, "finite and above low_freq_factor", high > low)?;
+                positive("model.rope_scaling.original_max_position_embeddings", original)
+            }
             None => Ok(()),
         }
+    }
+
+    /// Returns which projections of the attention carry a bias.
+    pub fn attention_biases(&self) -> AttentionBias {
+        self.attention_bias.unwrap_or(AttentionBias::like(self.bias))
     }
 
     /// Bounds the number of elements from above, in floating point, so that it cannot overflow.
@@ -164,6 +185,7 @@ impl Architecture {
             dropout: self.dropout,
             head_dim: self.head_dim,
             bias: Some(self.bias),
+            attention_bias: self.attention_bias,
             window: self.window.unwrap_or(0),
             rope_theta: self.rope_theta,
             rope_scaling: self.rope_scaling.clone(),
@@ -195,6 +217,16 @@ impl Architecture {
         let layer = d * k * (2.0 * h + 2.0 * kv) + mlp_matrices * d * f;
         let keys = self.window.map_or(seq, |window| window.min(seq)) as f64;
         6.0 * (l * layer + d * v) + 12.0 * l * h * k * keys
+    }
+}
+
+impl AttentionBias {
+    /// What it is where all linear layers are alike.
+    fn like(bias: bool) -> Self {
+        match bias {
+            true => Self::All,
+            false => Self::None,
+        }
     }
 }
 

@@ -28,6 +28,30 @@ pub enum RopeScaling {
         /// The divisor of positions.
         factor: f64,
     },
+    /// As in Llama 3.1: slow angles, of which the original context saw few turns, divided by `factor`, fast ones kept, those
+    /// between blended.
+    Llama3 {
+        /// The divisor of slow angles.
+        factor: f64,
+        /// An angle is slow that makes at most so many turns in the original context.
+        low_freq_factor: f64,
+        /// An angle is fast that makes at least so many turns in it.
+        high_freq_factor: f64,
+        /// The original context, in positions.
+        original_max_position_embeddings: usize,
+    },
+}
+
+/// Which projections of the attention carry a bias.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AttentionBias {
+    /// None.
+    None,
+    /// Those of queries, keys and values.
+    Qkv,
+    /// These and the output's.
+    All,
 }
 
 /// `[model]`: a model's shape.
@@ -56,8 +80,11 @@ pub struct ModelConfig {
     pub dropout: f64,
     /// Width of one head; 0: `hidden / heads`.
     pub head_dim: usize,
-    /// Whether linear layers (and LayerNorm) carry a bias; unset: true for gpt2, false for llama.
+    /// Whether linear layers (and LayerNorm) carry a bias; unset: true for gpt2, false for llama. `attention_bias` goes before
+    /// it.
     pub bias: Option<bool>,
+    /// Which projections of the attention carry a bias; unset: all where `bias` holds, else none.
+    pub attention_bias: Option<AttentionBias>,
     /// How many positions a query sees, its own and those before it; 0: all.
     pub window: usize,
     /// Base of the rotary angles.
@@ -83,6 +110,7 @@ impl Default for ModelConfig {
             dropout: 0.0,
             head_dim: 0,
             bias: None,
+            attention_bias: None,
             window: 0,
             rope_theta: 10_000.0,
             rope_scaling: None,

@@ -80,7 +80,9 @@ mod waits;
 pub use architecture::Architecture;
 pub use arrangement::{Arrangement, Bucket, Unit, Zero};
 pub use completeness::Incomplete;
-pub use config::{ArchitectureName, ContextForm, ModelConfig, ParallelConfig, RecomputeName, RopeScaling, Switch};
+pub use config::{
+    ArchitectureName, AttentionBias, ContextForm, ModelConfig, ParallelConfig, RecomputeName, RopeScaling, Switch,
+};
 pub use deadlock::Stuck;
 pub use degrees::{
     check_all_to_all, check_sequence, check_tensor, check_zero, legal_tensor_degrees, recompute, sequence_multiple,

@@ -5,7 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Architecture, ArchitectureName};
+use crate::{Architecture, ArchitectureName, AttentionBias};
 
 /// Standard deviation of initial weights.
 const STD: f64 = 0.02;
@@ -131,29 +131,30 @@ impl List<'_> {
         let keys = ("attention.key", kv * k, Cut::KeyValueHeads);
         let values = ("attention.value", kv * k, Cut::KeyValueHeads);
         self.norm("attention_norm");
-        self.entrance(&[queries, keys, values]);
-        self.exit("attention.output", [d, h * k], Cut::QueryHeads { dim: 1 });
+        let biases = self.architecture.attention_biases();
+        self.entrance(&[queries, keys, values], biases != AttentionBias::None);
+        self.exit("attention.output", [d, h * k], Cut::QueryHeads { dim: 1 }, biases == AttentionBias::All);
     }
 
     fn mlp(&mut self) {
-        let &Architecture { name, hidden: d, ffn: f, .. } = self.architecture;
+        let &Architecture { name, hidden: d, ffn: f, bias, .. } = self.architecture;
         let gate = ("mlp.gate", f, Cut::Hidden { dim: 0 });
         let up = ("mlp.up", f, Cut::Hidden { dim: 0 });
         self.norm("mlp_norm");
         match name {
-            ArchitectureName::Llama => self.entrance(&[gate, up]),
-            ArchitectureName::Gpt2 => self.entrance(&[up]),
+            ArchitectureName::Llama => self.entrance(&[gate, up], bias),
+            ArchitectureName::Gpt2 => self.entrance(&[up], bias),
         }
-        self.exit("mlp.down", [d, f], Cut::Hidden { dim: 1 });
+        self.exit("mlp.down", [d, f], Cut::Hidden { dim: 1 }, bias);
     }
 
     /// Adds column-parallel layers that share their input: all weights, then all biases, each cut like its weight.
-    fn entrance(&mut self, layers: &[(&str, usize, Cut)]) {
+    fn entrance(&mut self, layers: &[(&str, usize, Cut)], bias: bool) {
         for &(name, rows, cut) in layers {
             let shape = [rows, self.architecture.hidden];
             self.push(&format!("{name}.weight"), &shape, cut, Init::Normal { std: STD });
         }
-        if self.architecture.bias {
+        if bias {
             for &(name, rows, cut) in layers {
                 self.push(&format!("{name}.bias"), &[rows], cut, Init::Zeros);
             }
@@ -162,10 +163,10 @@ impl List<'_> {
 
     /// Adds a row-parallel layer, whose output joins the residual stream: that stream is a sum of `2·layers` such
     /// outputs, and the smaller deviation keeps its variance independent of depth.
-    fn exit(&mut self, name: &str, shape: [usize; 2], cut: Cut) {
+    fn exit(&mut self, name: &str, shape: [usize; 2], cut: Cut, bias: bool) {
         let std = STD / (2.0 * self.architecture.layers as f64).sqrt();
         self.push(&format!("{name}.weight"), &shape, cut, Init::Normal { std });
-        if self.architecture.bias {
+        if bias {
             self.push(&format!("{name}.bias"), &shape[..1], Cut::Nothing, Init::Zeros);
         }
     }

@@ -1,6 +1,6 @@
 //! Architectures: what defaults resolve to, what is refused, and the names, order and counts of parameters.
 
-use mp_plan::{Architecture, ArchitectureName, Cut, Error, Init, ModelConfig, RopeScaling};
+use mp_plan::{Architecture, ArchitectureName, AttentionBias, Cut, Error, Init, ModelConfig, RopeScaling};
 
 fn llama() -> ModelConfig {
     ModelConfig::default()
@@ -101,6 +101,14 @@ fn rotary_positions_need_pairs() {
 #[test]
 fn numbers_out_of_range_are_refused() {
     let linear = |factor| Some(RopeScaling::Linear { factor });
+    let llama3 = |low_freq_factor, high_freq_factor| {
+        Some(RopeScaling::Llama3 {
+            factor: 8.0,
+            low_freq_factor,
+            high_freq_factor,
+            original_max_position_embeddings: 8192,
+        })
+    };
     for config in [
         ModelConfig { dropout: 1.0, ..llama() },
         ModelConfig { dropout: -0.1, ..llama() },
@@ -111,6 +119,8 @@ fn numbers_out_of_range_are_refused() {
         ModelConfig { rope_theta: f64::NAN, ..llama() },
         ModelConfig { rope_scaling: linear(0.0), ..llama() },
         ModelConfig { rope_scaling: linear(f64::INFINITY), ..llama() },
+        ModelConfig { rope_scaling: llama3(4.0, 4.0), ..llama() },
+        ModelConfig { rope_scaling: llama3(0.0, 4.0), ..llama() },
     ] {
         assert!(matches!(refusal(&config), Error::OutOfRange { .. }), "{config:?}");
     }
@@ -199,6 +209,31 @@ fn llama_parameters_come_in_order() {
         "head.weight",
     ];
     assert_eq!(names, expected);
+}
+
+#[test]
+fn the_attention_may_have_other_biases_than_the_rest() {
+    let biases = |attention_bias: Option<AttentionBias>, bias: bool| {
+        let config = ModelConfig { layers: 1, attention_bias, bias: Some(bias), ..llama() };
+        let architecture = resolve(&config);
+        assert_eq!(Architecture::resolve(&architecture.to_config(), 1, 1).unwrap(), architecture);
+        let names = names(&architecture).into_iter().filter(|name| name.ends_with("bias"));
+        names.map(|name| name["layers.0.".len()..name.len() - ".bias".len()].to_owned()).collect::<Vec<_>>()
+    };
+    let (qkv, output) = (["attention.query", "attention.key", "attention.value"], ["attention.output"]);
+    let mlp = ["mlp.gate", "mlp.up", "mlp.down"];
+    assert_eq!(biases(Some(AttentionBias::Qkv), false), qkv);
+    assert_eq!(biases(Some(AttentionBias::All), false), [&qkv[..], &output].concat());
+    assert_eq!(biases(Some(AttentionBias::None), true), mlp);
+    assert_eq!(biases(None, true), [&qkv[..], &output, &mlp].concat());
+    assert_eq!(resolve(&ModelConfig { attention_bias: Some(AttentionBias::All), ..gpt2() }), resolve(&gpt2()));
+}
+
+#[test]
+fn a_window_bounds_the_attention() {
+    let at = |window, seq| resolve(&ModelConfig { window, ..llama() }).flops_per_token(seq);
+    assert_eq!(at(16, 64), at(0, 64) - (12 * 4 * 128 * 48) as f64);
+    assert_eq!(at(64, 48), at(0, 48));
 }
 
 #[test]

@@ -1,12 +1,14 @@
 //! The two sections in TOML and JSON: what is read back, and what is refused in which words.
 
-use mp_plan::{ArchitectureName, ModelConfig, ParallelConfig, RopeScaling, ScheduleName, Switch};
+use mp_plan::{ArchitectureName, AttentionBias, ModelConfig, ParallelConfig, RopeScaling, ScheduleName, Switch};
 
 /// Settings of which none is the default.
 fn unusual() -> (ModelConfig, ParallelConfig) {
     let model = ModelConfig {
         architecture: ArchitectureName::Gpt2,
         tie_embeddings: Some(false),
+        attention_bias: Some(AttentionBias::Qkv),
+        window: 7,
         dropout: 0.1,
         rope_scaling: Some(RopeScaling::Linear { factor: 2.5 }),
         ..ModelConfig::default()

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use mp_runtime::kernels::dropout::{dropout, Place};
 use mp_runtime::kernels::rms_norm;
-use mp_runtime::kernels::rotary::{rotate, Angles};
+use mp_runtime::kernels::rotary::{frequencies, rotate, Angles};
 use mp_runtime::rng::Stream;
 use mp_runtime::{autograd, device, Device, Error, Kind, Result, Tensor};
 
@@ -80,19 +80,19 @@ fn a_root_mean_square_norm_has_the_gradient_of_its_formula() {
 
 #[test]
 fn rotary_positions_turn_gradients_back() {
-    let angles = Angles::new(5, 4, 10_000.0, 2.0, Kind::Double, Device::Cpu).unwrap();
+    let angles = Angles::new(5, &frequencies(4, 10_000.0), Kind::Double, Device::Cpu).unwrap();
     check_gradient(&[2, 5, 3, 4], |x| rotate(x, &angles));
 }
 
 #[test]
 fn rotary_positions_are_their_formula() {
-    let (theta, factor) = (100.0f64, 2.0);
-    let angles = Angles::new(4, 4, theta, factor, Kind::Double, Device::Cpu).unwrap();
+    let theta = 100.0f64;
+    let angles = Angles::new(4, &frequencies(4, theta), Kind::Double, Device::Cpu).unwrap();
     let x = random(&[1, 4, 1, 4], "x");
     let y = rotate(&x, &angles).unwrap();
     for position in 0..4i64 {
         for i in 0..2i64 {
-            let angle = position as f64 / factor * theta.powf(-2.0 * i as f64 / 4.0);
+            let angle = position as f64 * theta.powf(-2.0 * i as f64 / 4.0);
             let (x1, x2) = (x.double_value(&[0, position, 0, i]), x.double_value(&[0, position, 0, i + 2]));
             assert!((y.double_value(&[0, position, 0, i]) - (x1 * angle.cos() - x2 * angle.sin())).abs() < 1e-15);
             assert!((y.double_value(&[0, position, 0, i + 2]) - (x2 * angle.cos() + x1 * angle.sin())).abs() < 1e-15);

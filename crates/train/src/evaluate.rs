@@ -2,7 +2,6 @@
 
 use mp_comm::{BufferMut, ReduceOp};
 use mp_data::{Windows, IGNORED};
-use mp_model::Pass;
 use mp_plan::Zero;
 
 use crate::pipeline::forward_only;
@@ -32,8 +31,7 @@ pub fn evaluate(trainer: &Trainer, windows: &Windows, batch: usize, limit: usize
         let own = trainer.own(&batch)?;
         let shape = trainer.activation_shape(batch.batch, own.positions.count());
         let (line, model) = (trainer.line(), trainer.model());
-        let pass = Pass { positions: own.positions, ..Pass::evaluation(&own.tokens) };
-        let loss = forward_only(line, model, &pass, shape, |last, hidden| last.loss_sum(hidden, &own.targets))?;
+        let loss = forward_only(line, model, &own.pass(), shape, |last, hidden| last.loss_sum(hidden, &own.targets))?;
         if let (Some(loss), true) = (loss, counts) {
             sums[0] += loss.double_value(&[]);
             let targets = batch.targets.iter().filter(|&&target| target != IGNORED).count();

@@ -270,7 +270,7 @@ impl Passes {
         let dropout = Some(DropoutKey { seed: self.method.seed, step: work.step });
         let micro_batch = |(batch, own): (&Batch, &'a Own)| {
             let made = MicroBatch {
-                pass: Pass { positions: own.positions.clone(), first_sample, dropout, ..Pass::evaluation(&own.tokens) },
+                pass: Pass { first_sample, dropout, ..own.pass() },
                 targets: &own.targets,
                 share,
                 shape: self.activation_shape(batch.batch, own.positions.count()),
@@ -334,6 +334,7 @@ impl Passes {
 }
 
 /// A rank's part of a batch.
+#[derive(Debug)]
 pub struct Own {
     /// Token ids, `[b, s / cp]`.
     pub tokens: Tensor,
@@ -345,4 +346,16 @@ pub struct Own {
     pub token_types: Option<Tensor>,
     /// Where in their sequences they stand.
     pub positions: Positions,
+}
+
+impl Own {
+    /// Makes a pass over it, without dropout.
+    pub fn pass(&self) -> Pass<'_> {
+        Pass {
+            positions: self.positions.clone(),
+            segments: self.segments.as_ref(),
+            token_types: self.token_types.as_ref(),
+            ..Pass::evaluation(&self.tokens)
+        }
+    }
 }

@@ -1,6 +1,7 @@
 """Writes the golden fixtures of this folder: tiny models with random weights, their logits, loss and gradients.
 
-Two references: `*_fp32` come from transformers (`GPT2LMHeadModel`, `LlamaForCausalLM`); `*_fp64` come from the plain
+Two references: `*_fp32` come from transformers (`GPT2LMHeadModel`, `LlamaForCausalLM`, `Qwen2ForCausalLM`,
+`MistralForCausalLM`); `*_fp64` come from the plain
 PyTorch twins below, which compute in fp64 throughout, where transformers casts norms, rotary angles and softmax to
 fp32. Before anything is written, each twin cast to fp32 is compared with transformers, which proves the twin.
 
@@ -19,7 +20,16 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 FOLDER = pathlib.Path(__file__).resolve().parent
 # Largest |difference| / max(1, max|reference|) allowed in any tensor between an fp32 twin and transformers.
@@ -47,6 +57,8 @@ class Model:
     rope_theta: float = 10_000.0
     rope_scaling: dict | None = None
     norm_eps: float = 1e-5
+    attention_bias: str | None = None
+    window: int | None = None
 
     def as_json(self):
         """Returns the object stored as the fixture's `config`; keys without a value are left out."""
@@ -84,6 +96,26 @@ CASES = [
     ),
     Case("llama_head_dim", 5, 8, Model("llama", kv_heads=1, head_dim=6)),
     Case("llama_bias", 6, 8, Model("llama", kv_heads=2, bias=True)),
+    # The first angle makes 1.3 turns in the original context, between slow and fast; the second 0.13.
+    Case(
+        "llama3",
+        8,
+        12,
+        Model(
+            "llama",
+            kv_heads=2,
+            rope_theta=100.0,
+            rope_scaling={
+                "kind": "llama3",
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 8,
+            },
+        ),
+    ),
+    Case("qwen2", 9, 8, Model("llama", kv_heads=2, attention_bias="qkv", tie_embeddings=True, norm_eps=1e-6)),
+    Case("mistral", 10, 12, Model("llama", kv_heads=2, window=3)),
 ]
 
 
@@ -117,11 +149,23 @@ class RmsNorm(nn.Module):
         return x / torch.sqrt(x.square().mean(-1, keepdim=True) + self.eps) * self.weight
 
 
-def rotate(x_bhsk, theta, factor):
-    """Turns the pair (x[j], x[j + k/2]) at position p by the angle p / factor · theta^(−2j/k)."""
+def scaled(frequencies, scaling):
+    """Scales frequencies, in radians a position, for contexts longer than the first one."""
+    if scaling is None:
+        return frequencies
+    if scaling["kind"] == "linear":
+        return frequencies / scaling["factor"]
+    turns = scaling["original_max_position_embeddings"] * frequencies / (2 * math.pi)
+    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+    kept = ((turns - low) / (high - low)).clamp(0, 1)
+    return (1 - kept) * frequencies / scaling["factor"] + kept * frequencies
+
+
+def rotate(x_bhsk, theta, scaling):
+    """Turns the pair (x[j], x[j + k/2]) at position p by the angle p · scaled(theta^(−2j/k))."""
     s, k = x_bhsk.shape[-2:]
-    frequencies = theta ** (-torch.arange(0, k, 2, dtype=x_bhsk.dtype) / k)
-    angles = torch.arange(s, dtype=x_bhsk.dtype)[:, None] / factor * frequencies[None, :]
+    frequencies = scaled(theta ** (-torch.arange(0, k, 2, dtype=x_bhsk.dtype) / k), scaling)
+    angles = torch.arange(s, dtype=x_bhsk.dtype)[:, None] * frequencies[None, :]
     first, second = x_bhsk.chunk(2, dim=-1)
     cos, sin = angles.cos(), angles.sin()
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
@@ -134,9 +178,10 @@ class Attention(nn.Module):
         super().__init__()
         self.model = model
         d, k = model.hidden, model.head_dim
-        self.query = nn.Linear(d, model.heads * k, bias=model.bias)
-        self.key = nn.Linear(d, model.kv_heads * k, bias=model.bias)
-        self.value = nn.Linear(d, model.kv_heads * k, bias=model.bias)
+        inputs_bias = model.bias or model.attention_bias == "qkv"
+        self.query = nn.Linear(d, model.heads * k, bias=inputs_bias)
+        self.key = nn.Linear(d, model.kv_heads * k, bias=inputs_bias)
+        self.value = nn.Linear(d, model.kv_heads * k, bias=inputs_bias)
         self.output = nn.Linear(model.heads * k, d, bias=model.bias)
 
     def forward(self, x_bsd):
@@ -146,13 +191,14 @@ class Attention(nn.Module):
             for projection in (self.query, self.key, self.value)
         )
         if model.architecture == "llama":
-            factor = model.rope_scaling["factor"] if model.rope_scaling else 1.0
-            q, k = rotate(q, model.rope_theta, factor), rotate(k, model.rope_theta, factor)
+            q, k = (rotate(x, model.rope_theta, model.rope_scaling) for x in (q, k))
         readers = model.heads // model.kv_heads
         k, v = k.repeat_interleave(readers, dim=1), v.repeat_interleave(readers, dim=1)
         scores = q @ k.transpose(-1, -2) / math.sqrt(model.head_dim)
-        future = torch.ones(s, s, dtype=torch.bool).triu(1)
-        weights = scores.masked_fill(future, -math.inf).softmax(-1)
+        hidden = torch.ones(s, s, dtype=torch.bool).triu(1)
+        if model.window:
+            hidden |= torch.ones(s, s, dtype=torch.bool).tril(-model.window)
+        weights = scores.masked_fill(hidden, -math.inf).softmax(-1)
         return self.output((weights @ v).transpose(1, 2).reshape(b, s, -1))
 
 
@@ -282,25 +328,26 @@ def transformers_model(model):
         )
     rope = {"rope_type": "default", "rope_theta": model.rope_theta}
     if model.rope_scaling:
-        rope |= {"rope_type": model.rope_scaling["kind"], "factor": model.rope_scaling["factor"]}
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=model.vocab,
-            hidden_size=model.hidden,
-            intermediate_size=model.ffn,
-            num_hidden_layers=model.layers,
-            num_attention_heads=model.heads,
-            num_key_value_heads=model.kv_heads,
-            head_dim=model.head_dim,
-            max_position_embeddings=model.max_seq,
-            rms_norm_eps=model.norm_eps,
-            tie_word_embeddings=model.tie_embeddings,
-            rope_parameters=rope,
-            attention_bias=model.bias,
-            mlp_bias=model.bias,
-            **shared,
-        )
+        rope |= {key: value for key, value in model.rope_scaling.items() if key != "kind"}
+        rope["rope_type"] = model.rope_scaling["kind"]
+    shared |= dict(
+        vocab_size=model.vocab,
+        hidden_size=model.hidden,
+        intermediate_size=model.ffn,
+        num_hidden_layers=model.layers,
+        num_attention_heads=model.heads,
+        num_key_value_heads=model.kv_heads,
+        head_dim=model.head_dim,
+        max_position_embeddings=model.max_seq,
+        rms_norm_eps=model.norm_eps,
+        tie_word_embeddings=model.tie_embeddings,
+        rope_parameters=rope,
     )
+    if model.attention_bias == "qkv":
+        return Qwen2ForCausalLM(Qwen2Config(**shared))
+    if model.window:
+        return MistralForCausalLM(MistralConfig(sliding_window=model.window, **shared))
+    return LlamaForCausalLM(LlamaConfig(attention_bias=model.bias, mlp_bias=model.bias, **shared))
 
 
 def our_views(theirs, model):

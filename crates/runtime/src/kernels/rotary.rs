@@ -5,6 +5,14 @@ use std::ops::Range;
 use crate::kernels::runs;
 use crate::{autograd, Device, Kind, Result, Tensor};
 
+/// Returns the frequency of each pair of a head's elements, `theta^(−2i/k)` for `i < k/2`: radians a position.
+///
+/// # Source
+/// Su et al. 2021, arXiv:2104.09864, §3.2.2.
+pub fn frequencies(width: usize, theta: f64) -> Vec<f64> {
+    (0..width / 2).map(|i| theta.powf(-2.0 * i as f64 / width as f64)).collect()
+}
+
 /// The cosines and sines of every position's angles.
 #[derive(Debug)]
 pub struct Angles {
@@ -13,20 +21,17 @@ pub struct Angles {
 }
 
 impl Angles {
-    /// Tabulates the angles `p/factor · theta^(−2i/k)` for positions `p < length` and `i < k/2`, computed in double
-    /// precision.
+    /// Tabulates the angles `p · f_i` for positions `p < length` and the given frequencies, one for each pair of a head's
+    /// elements, computed in double precision.
     ///
     /// # Errors
     /// [`Error::Torch`](crate::Error::Torch) where libtorch refuses.
     ///
     /// # Source
-    /// Su et al. 2021, arXiv:2104.09864, eq. 15; halves paired as in Llama's published weights. Linear scaling: Chen et
-    /// al. 2023, arXiv:2306.15595.
-    pub fn new(length: usize, width: usize, theta: f64, factor: f64, kind: Kind, device: Device) -> Result<Self> {
-        let half = width / 2;
-        let inverse: Vec<f64> = (0..half).map(|i| theta.powf(-2.0 * i as f64 / width as f64)).collect();
-        let positions: Vec<f64> = (0..length).map(|position| position as f64 / factor).collect();
-        let angles = Tensor::from_slice(&positions).f_outer(&Tensor::from_slice(&inverse))?;
+    /// Su et al. 2021, arXiv:2104.09864, eq. 15; halves paired as in Llama's published weights.
+    pub fn new(length: usize, frequencies: &[f64], kind: Kind, device: Device) -> Result<Self> {
+        let positions: Vec<f64> = (0..length).map(|position| position as f64).collect();
+        let angles = Tensor::from_slice(&positions).f_outer(&Tensor::from_slice(frequencies))?;
         Ok(Self {
             cosines_sk: angles.f_cos()?.f_to_kind(kind)?.f_to_device(device)?,
             sines_sk: angles.f_sin()?.f_to_kind(kind)?.f_to_device(device)?,

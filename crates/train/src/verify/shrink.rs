@@ -8,7 +8,7 @@
 //! | whether heads are of even width, whether they fill the width, whether positions go beyond a sequence | widths: a few elements |
 //! | optimizer, its betas, momentum and decay; seed | batch; a vocabulary that no degree divides |
 
-use mp_plan::{Architecture, ModelConfig};
+use mp_plan::{Architecture, ModelConfig, RopeScaling};
 
 use super::Case;
 use crate::layout::Layout;
@@ -107,6 +107,7 @@ fn model(full: &Architecture, user_seq: usize, ranks: usize) -> ModelConfig {
         vocab: VOCAB,
         max_seq: seq + if full.max_seq > user_seq { 4 } else { 0 },
         window: window(full.window, user_seq, seq),
+        rope_scaling: full.rope_scaling.clone().map(|scaling| scaled(scaling, user_seq, seq)),
         ..full.to_config()
     }
 }
@@ -114,6 +115,14 @@ fn model(full: &Architecture, user_seq: usize, ranks: usize) -> ModelConfig {
 /// Keeps the share of a sequence that a query sees, and more than its own position of it.
 fn window(full: Option<usize>, user_seq: usize, seq: usize) -> usize {
     full.filter(|&window| window < user_seq).map_or(0, |window| (window * seq / user_seq).max(2))
+}
+
+/// Keeps how the original context compares with a sequence: angles stay slow or fast.
+fn scaled(mut scaling: RopeScaling, user_seq: usize, seq: usize) -> RopeScaling {
+    if let RopeScaling::Llama3 { original_max_position_embeddings: original, .. } = &mut scaling {
+        *original = (*original * seq / user_seq).max(1);
+    }
+    scaling
 }
 
 /// Finds the fewest heads that the same degrees cut, with key/value heads shared by as many ranks.
@@ -151,6 +160,8 @@ fn alike(full: usize, least: usize, most: usize) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use mp_plan::AttentionBias;
+
     use super::*;
 
     fn shrunk(sets: &[&str], ranks: usize) -> ModelConfig {
@@ -188,6 +199,11 @@ mod tests {
         assert_eq!((model.dropout, model.bias, model.tie_embeddings), (0.1, Some(false), Some(true)));
         assert!(model.max_seq > 16 && model.layers == 4);
         assert_eq!(shrunk(&["model.layers=48"], 4).layers, 9);
+        assert_eq!(shrunk(&["model.attention_bias=qkv"], 4).attention_bias, Some(AttentionBias::Qkv));
+        let llama3 = "model.rope_scaling={ kind = \"llama3\", factor = 8.0, low_freq_factor = 1.0, \
+                      high_freq_factor = 4.0, original_max_position_embeddings = 64 }";
+        let kept = shrunk(&[llama3], 4).rope_scaling;
+        assert!(matches!(kept, Some(RopeScaling::Llama3 { original_max_position_embeddings: 8, .. })), "{kept:?}");
         assert_eq!(shrunk(&["model.window=32"], 4).window, 4);
         assert_eq!(shrunk(&["model.window=128"], 4).window, 0);
     }

@@ -151,6 +151,10 @@ impl Observer for Progress<'_> {
                     self.line(&words);
                 }
             }
+            EndReason::Patience => {
+                let words = "ended early, for the last evaluations brought no lower loss (`train.patience`)";
+                self.line(&format!("{words}: {}", report.run_dir.display()));
+            }
             _ => self.line(&format!("done: {}", report.run_dir.display())),
         }
     }

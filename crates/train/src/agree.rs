@@ -10,34 +10,47 @@ use crate::{Error, Result};
 /// others [`Error::Peer`], so that exactly one speaks.
 ///
 /// # Communication
-/// One all-reduce of one integer; collective over `world`.
+/// One all-reduce of four integers; collective over `world`.
 ///
 /// # Errors
 /// Whatever a rank met, or [`Error::Comm`] if the ranks cannot even agree (this rank's own error goes first).
 pub fn agree<T>(world: &dyn Communicator, result: Result<T>) -> Result<T> {
-    agree_and_decide(world, result, false).map(|(value, _)| value)
+    agree_and_vote(world, result, Votes::default()).map(|(value, _)| value)
 }
 
-/// [`agree`]s, and says whether any rank said yes, in one reduction.
+/// What ranks decide beside whether they succeeded.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Votes {
+    /// Whether to stop: one rank is enough.
+    pub stop: bool,
+    /// Whether to save: one rank is enough.
+    pub save: bool,
+    /// Whether what goes on behind the steps is over: it takes all ranks.
+    pub settled: bool,
+}
+
+/// [`agree`]s, and counts the ranks' votes, in one reduction.
 ///
 /// # Communication
-/// One all-reduce of two integers; collective over `world`.
+/// One all-reduce of four integers; collective over `world`.
 ///
 /// # Errors
 /// Those of [`agree`].
-pub fn agree_and_decide<T>(world: &dyn Communicator, result: Result<T>, yes: bool) -> Result<(T, bool)> {
-    // The lowest failing rank, and in the last bit whether the run (1) or the input (0) is at fault; then the vote.
+pub fn agree_and_vote<T>(world: &dyn Communicator, result: Result<T>, votes: Votes) -> Result<(T, Votes)> {
+    // The lowest failing rank, and in the last bit whether the run (1) or the input (0) is at fault; then the votes.
     let failing = match &result {
         Ok(_) => i64::MAX,
         Err(error) => 2 * world.rank().0 as i64 + i64::from(!error.is_input()),
     };
-    let mut both = [failing, -i64::from(yes)];
-    if let Err(error) = world.all_reduce(BufferMut::new(&mut both), ReduceOp::Min) {
+    let mut all = [failing, -i64::from(votes.stop), -i64::from(votes.save), i64::from(votes.settled)];
+    if let Err(error) = world.all_reduce(BufferMut::new(&mut all), ReduceOp::Min) {
         return Err(result.err().unwrap_or(Error::Comm(error)));
     }
-    let (rank, input) = ((both[0] / 2) as usize, both[0] % 2 == 0);
+    let (rank, input) = ((all[0] / 2) as usize, all[0] % 2 == 0);
     match result {
-        Ok(value) if both[0] == i64::MAX => Ok((value, both[1] != 0)),
+        Ok(value) if all[0] == i64::MAX => {
+            Ok((value, Votes { stop: all[1] != 0, save: all[2] != 0, settled: all[3] != 0 }))
+        }
         Err(error) if rank == world.rank().0 => Err(error),
         _ => Err(Error::Peer { rank, input }),
     }
@@ -89,11 +102,14 @@ mod tests {
     }
 
     #[test]
-    fn one_yes_is_enough() {
-        let answers = |who: Option<usize>| {
-            threads::run(3, |world| agree_and_decide(&*world, Ok(()), who == Some(world.rank().0)).map(|(_, yes)| yes))
+    fn one_is_enough_to_stop_or_save_and_all_must_have_settled() {
+        let counted = |who: usize| {
+            threads::run(3, |world| {
+                let me = world.rank().0 == who;
+                agree_and_vote(&*world, Ok(()), Votes { stop: me, save: me, settled: !me }).map(|(_, votes)| votes)
+            })
         };
-        assert_eq!(answers(None), [false; 3]);
-        assert_eq!(answers(Some(2)), [true; 3]);
+        assert_eq!(counted(9), [Votes { stop: false, save: false, settled: true }; 3]);
+        assert_eq!(counted(2), [Votes { stop: true, save: true, settled: false }; 3]);
     }
 }

@@ -1,35 +1,40 @@
-//! Checkpoints: full tensors that appear on disk whole or not at all, and are believed only when they prove it.
+//! Checkpoints: full tensors in slices, written by as many ranks as there are, that appear on disk whole or not at all,
+//! and are believed only when they prove it.
 //!
 //! ```text
 //! checkpoints/step-00000100/
-//!   manifest.json          what the run was, and each file's length, checksum and tensors
-//!   model.safetensors      full tensors, in the safetensors format
-//!   optimizer.safetensors
+//!   manifest.json                what the run was, each file's length and checksum, and where each tensor's slices lie
+//!   model-00000.safetensors      the slices of the masters that writer 0 owned, in the safetensors format
+//!   optimizer-00000.safetensors
+//!   model-00001.safetensors      writer 1's, and so on
 //! ```
 //!
-//! The files are written into a hidden folder beside, flushed, and the folder is renamed once, so that a crash, a full
-//! disk or a lost machine leaves the checkpoints that were there and nothing else. Tensors are streamed in both
-//! directions: one is in memory at a time.
+//! The files are written into a hidden folder beside and flushed; when all writers are done one of them joins their
+//! records in a manifest and renames the folder once, so that a crash, a full disk or a lost machine leaves the
+//! checkpoints that were there and nothing else. A reader asks for boxes of full tensors, whoever wrote them.
 //!
 //! # Examples
 //!
 //! ```
-//! use mp_train::checkpoint::{CheckpointStore, DirectoryStore, Dtype, Entry, Verify};
+//! use mp_train::checkpoint::{About, CheckpointStore, DirectoryStore, Dtype, Entry, Section, Slice, Verify};
 //! use mp_train::Config;
 //!
 //! # fn main() -> mp_train::Result<()> {
 //! # let folder = tempfile::tempdir().unwrap();
 //! let store = DirectoryStore::new(folder.path().join("checkpoints"), 2);
-//! let mut writer = store.begin(100)?;
-//! writer.file("model.safetensors", &[Entry::new("norm.weight", Dtype::F32, &[2])])?;
-//! writer.append(&1.0f32.to_le_bytes())?;
-//! writer.append(&2.0f32.to_le_bytes())?;
-//! writer.commit(51_200, &Config::default())?;
+//! let entry = Entry::new("norm.weight", Dtype::F32, &[2]);
+//! for writer in 0..2 {
+//!     let mut shard = store.shard(100, writer)?;
+//!     shard.file(Section::Model, &[Slice { entry: entry.clone(), region: vec![writer..writer + 1] }])?;
+//!     shard.append(&(writer as f32).to_le_bytes())?;
+//!     shard.finish()?;
+//! }
+//! store.commit(2, &About::new(100, &Config::default()))?;
 //!
 //! let reader = store.latest(Verify::Checksums)?.expect("one was written");
-//! assert_eq!((reader.manifest().step, reader.manifest().tokens), (100, 51_200));
-//! let tensor = reader.read("model.safetensors", "norm.weight")?;
-//! assert_eq!((tensor.entry.shape, tensor.bytes.len()), (vec![2], 8));
+//! assert_eq!(reader.manifest().about.step, 100);
+//! let both = reader.read(Section::Model, "norm.weight", &[0..2])?;
+//! assert_eq!(both, [0.0f32.to_le_bytes(), 1.0f32.to_le_bytes()].concat());
 //! # Ok(())
 //! # }
 //! ```
@@ -37,35 +42,89 @@
 mod directory;
 mod manifest;
 mod reader;
+mod shard;
 mod tensor_file;
-mod writer;
 
 use std::fmt;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
+
 pub use directory::DirectoryStore;
-pub use manifest::{FileRecord, Manifest};
+pub use manifest::{About, FileRecord, Manifest, SliceRecord, TensorRecord};
 pub use tensor_file::{Dtype, Entry};
 
+use crate::region::{self, Region};
 use crate::run_folder::CHECKPOINTS;
-use crate::{Config, Error, Result};
+use crate::{Error, Result};
+
+/// What tensors of a checkpoint are for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Section {
+    /// The model's values, in the precision of the masters.
+    Model,
+    /// The optimizer's state.
+    Optimizer,
+}
+
+impl Section {
+    /// Both, in the order in which they are written.
+    pub const ALL: [Section; 2] = [Section::Model, Section::Optimizer];
+
+    /// Returns the word that its files start with.
+    pub fn word(self) -> &'static str {
+        match self {
+            Section::Model => "model",
+            Section::Optimizer => "optimizer",
+        }
+    }
+}
+
+/// A box of a full tensor.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Slice {
+    /// The full tensor.
+    pub entry: Entry,
+    /// The box.
+    pub region: Region,
+}
+
+impl Slice {
+    /// Takes the whole tensor.
+    pub fn whole(entry: Entry) -> Self {
+        let region = region::whole(&entry.shape);
+        Self { entry, region }
+    }
+
+    /// Describes the tensor that it is in a file: under its own name where it is whole, so that any reader of the format
+    /// finds it.
+    fn stored(&self) -> Entry {
+        let Entry { name, dtype, shape } = &self.entry;
+        let name = match self.region == region::whole(shape) {
+            true => name.clone(),
+            false => format!("{name}@{:?}", self.region),
+        };
+        let shape: Vec<usize> = self.region.iter().map(Range::len).collect();
+        Entry::new(name, *dtype, &shape)
+    }
+}
 
 /// How much of a checkpoint is read before it is believed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verify {
     /// Every byte, against the checksums.
     Checksums,
-    /// Lengths and headers.
+    /// Lengths, and every `of`-th file from file `rank` on against its checksum: `of` ranks together read every byte once.
+    Share {
+        /// The first file.
+        rank: usize,
+        /// How many ranks share.
+        of: usize,
+    },
+    /// Lengths.
     Lengths,
-}
-
-/// A tensor's description and elements.
-#[derive(Debug, Clone, PartialEq)]
-pub struct StoredTensor {
-    /// Name, kind and shape.
-    pub entry: Entry,
-    /// The elements, row-major and little-endian.
-    pub bytes: Vec<u8>,
 }
 
 /// Opens the newest checkpoint of a run folder, or the checkpoint whose own folder it is.
@@ -84,25 +143,36 @@ pub fn open(path: &Path, verify: Verify) -> Result<Box<dyn CheckpointReader>> {
     store.latest(verify)?.ok_or_else(none)
 }
 
-/// A place that keeps checkpoints. One process writes; any number read.
-pub trait CheckpointStore: Send + fmt::Debug {
-    /// Starts the checkpoint of a step. Until [`CheckpointWriter::commit`] nobody sees it.
+/// A place that keeps checkpoints. Several write one together, each its shard; any number read.
+pub trait CheckpointStore: Send + Sync + fmt::Debug {
+    /// Starts the shard of one writer, counted from 0. Until [`commit`](Self::commit) no reader sees it.
     ///
     /// # Errors
-    /// [`Error::Write`](crate::Error::Write).
-    fn begin(&self, step: u64) -> Result<Box<dyn CheckpointWriter>>;
+    /// [`Error::Write`].
+    fn shard(&self, step: u64, writer: usize) -> Result<Box<dyn ShardWriter>>;
+
+    /// Makes a checkpoint of the finished shards of writers `0..writers` visible, whole, and then removes the oldest
+    /// beyond those to keep; returns its folder. For one process, when all writers are done.
+    ///
+    /// # Errors
+    /// [`Error::Write`]; [`Error::Checkpoint`] if a shard cannot be seen from here, or the slices are not every tensor
+    /// once.
+    fn commit(&self, writers: usize, about: &About) -> Result<PathBuf>;
+
+    /// Removes the shards of a step that will not be committed.
+    fn abandon(&self, step: u64);
 
     /// Lists the steps that have a checkpoint, least first.
     ///
     /// # Errors
-    /// [`Error::Read`](crate::Error::Read).
+    /// [`Error::Read`].
     fn steps(&self) -> Result<Vec<u64>>;
 
     /// Opens the checkpoint of a step.
     ///
     /// # Errors
-    /// [`Error::Checkpoint`](crate::Error::Checkpoint) naming the file that is missing, cut off, changed or foreign,
-    /// and the newest older checkpoint that is intact.
+    /// [`Error::Checkpoint`] naming the file that is missing, cut off, changed or foreign, and the newest older checkpoint
+    /// that is intact.
     fn open(&self, step: u64, verify: Verify) -> Result<Box<dyn CheckpointReader>>;
 
     /// Opens the newest checkpoint, if there is one.
@@ -113,46 +183,45 @@ pub trait CheckpointStore: Send + fmt::Debug {
         self.steps()?.last().map(|&step| self.open(step, verify)).transpose()
     }
 
-    /// Removes what crashed writers left. For the one process that writes, before its first checkpoint.
+    /// Removes what crashed writers left. For the one process that commits, before its first checkpoint.
     ///
     /// # Errors
-    /// [`Error::Write`](crate::Error::Write).
+    /// [`Error::Write`].
     fn sweep(&self) -> Result<()>;
 }
 
-/// Writes one checkpoint, file after file, tensor after tensor. Dropped before its commit, it leaves nothing.
-pub trait CheckpointWriter: Send + fmt::Debug {
-    /// Starts the next file, and says what will be appended to it, in order.
+/// Writes one shard of a checkpoint, file after file, slice after slice. Dropped before it is finished, it leaves nothing.
+pub trait ShardWriter: Send + fmt::Debug {
+    /// Starts the file of a section, and says which slices will be appended to it, in order.
     ///
     /// # Errors
-    /// [`Error::Write`](crate::Error::Write); also if the file before lacks elements, or the name or an entry's name
-    /// comes twice.
-    fn file(&mut self, name: &str, entries: &[Entry]) -> Result<()>;
+    /// [`Error::Write`]; also if the file before lacks elements, or a section or a slice comes twice.
+    fn file(&mut self, section: Section, slices: &[Slice]) -> Result<()>;
 
     /// Appends elements to the current file, in runs of any length.
     ///
     /// # Errors
-    /// [`Error::Write`](crate::Error::Write); also if these are more than the entries hold.
+    /// [`Error::Write`]; also if these are more than the slices hold.
     fn append(&mut self, bytes: &[u8]) -> Result<()>;
 
-    /// Makes the checkpoint visible, whole, and then removes the oldest beyond those to keep; returns its folder.
+    /// Flushes the files to the disk, and leaves word of them for the commit.
     ///
     /// # Errors
-    /// [`Error::Write`](crate::Error::Write).
-    fn commit(self: Box<Self>, tokens: u64, config: &Config) -> Result<PathBuf>;
+    /// [`Error::Write`].
+    fn finish(self: Box<Self>) -> Result<()>;
 }
 
 /// Reads one checkpoint.
-pub trait CheckpointReader: Send + fmt::Debug {
+pub trait CheckpointReader: Send + Sync + fmt::Debug {
     /// Returns where it lies, for messages.
-    fn path(&self) -> &std::path::Path;
+    fn path(&self) -> &Path;
 
     /// Returns what it holds.
     fn manifest(&self) -> &Manifest;
 
-    /// Reads one tensor.
+    /// Reads a box of a tensor, row-major and little-endian; no more of the files than that.
     ///
     /// # Errors
-    /// [`Error::Checkpoint`](crate::Error::Checkpoint) if there is none of that name, or it cannot be read.
-    fn read(&self, file: &str, name: &str) -> Result<StoredTensor>;
+    /// [`Error::Checkpoint`] if there is no such tensor or box, or a file cannot be read.
+    fn read(&self, section: Section, name: &str, region: &[Range<usize>]) -> Result<Vec<u8>>;
 }

@@ -5,12 +5,14 @@
 //! | `config.rs` | the sections and their defaults, which together are the preset `default` |
 //! | `config/layers.rs` | preset, file and `--set`, laid over each other as TOML tables |
 //! | `config/schema.rs` | from a table to the tree, with errors that name the nearest key or the expected type |
+//! | `config/every.rs` | steps or time between checkpoints |
 //! | `config/check.rs` | values of the right type that cannot be |
 //! | `config/resume.rs` | what a continued run takes from its folder |
 //!
 //! Whether a layout fits a world size is decided in `mp-plan`, whether a text is long enough in `mp-data`.
 
 mod check;
+mod every;
 mod layers;
 pub mod preset;
 mod resume;
@@ -18,6 +20,7 @@ mod schema;
 
 use std::path::{Path, PathBuf};
 
+pub use every::Every;
 use mp_data::Validation;
 use mp_plan::{ModelConfig, ParallelConfig};
 use serde::{Deserialize, Serialize};
@@ -108,6 +111,8 @@ pub struct TrainConfig {
     pub seed: u64,
     /// The gradient's norm is cut down to this; 0: never.
     pub clip_norm: f64,
+    /// Evaluations in a row without a lower loss that end the run; 0: any number is put up with.
+    pub patience: u64,
     /// Where tensors live.
     pub device: DeviceName,
     /// Threads of each rank; 0: the node's cores divided by its ranks.
@@ -127,6 +132,7 @@ impl Default for TrainConfig {
             precision: Precision::Fp32,
             seed: 1,
             clip_norm: 1.0,
+            patience: 0,
             device: DeviceName::Auto,
             threads: 0,
             name: None,
@@ -229,17 +235,21 @@ impl Default for DataConfig {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct CheckpointConfig {
-    /// Steps between checkpoints; 0: only at the end.
-    pub every: u64,
+    /// Steps or time between checkpoints.
+    pub every: Every,
     /// How many of the newest are kept; 0: all.
     pub keep: usize,
+    /// How many of those with the lowest validation losses are kept beside; an evaluation among them is saved at once.
+    pub keep_best: usize,
+    /// Whether checkpoints are written behind the next steps, from a copy in memory.
+    pub asynchronous: bool,
     /// Whether to continue the run that the folder holds.
     pub resume: bool,
 }
 
 impl Default for CheckpointConfig {
     fn default() -> Self {
-        Self { every: 100, keep: 2, resume: false }
+        Self { every: Every::Steps(100), keep: 2, keep_best: 0, asynchronous: true, resume: false }
     }
 }
 
@@ -340,6 +350,8 @@ mod tests {
             "data.path=/a/b.txt",
             "data.validation=/a/c.txt",
             "eval.batches=7",
+            "checkpoint.every=10m",
+            "checkpoint.asynchronous=false",
         ];
         let config = Config::load(None, None, &sets.map(String::from)).unwrap();
         let mut back: Config = toml::from_str(&config.to_toml()).unwrap();

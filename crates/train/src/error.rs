@@ -94,14 +94,14 @@ pub enum Error {
     },
     /// A model that a machine has no room for.
     #[error(
-        "weights, gradients and optimizer state take {} on this machine, {} on each of its {ranks} {}, and {} are free; \
+        "weights, gradients, optimizer state and the copy that checkpoints are written from take {} on this machine, {} on each of its {ranks} {}, and {} are free; \
          make the model smaller, cut it over more machines (`parallel.tp`, `parallel.pp`), or share its state out \
          (`parallel.zero`)",
         gib(rank_bytes.saturating_mul(*ranks as u64)), gib(*rank_bytes), if *ranks == 1 { "rank" } else { "ranks" },
         gib(*free)
     )]
     Memory {
-        /// Bytes that a rank stores between steps.
+        /// Bytes that a rank stores between steps, and for checkpoints.
         rank_bytes: u64,
         /// Ranks on the machine.
         ranks: usize,

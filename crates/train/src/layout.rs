@@ -129,13 +129,17 @@ impl Layout {
         Traffic::of(parameters.partition(), parameters.arrangement(), part, &self.schedule, rank, &workload)
     }
 
-    /// Makes the plan that a run folder keeps.
-    pub fn plan(&self, config: &Config) -> Plan {
-        let moments = match config.optimizer.name {
+    /// Returns how many numbers the optimizer keeps of each element.
+    pub(crate) fn moments(config: &Config) -> usize {
+        match config.optimizer.name {
             OptimizerName::AdamW => 2,
             OptimizerName::Sgd => 1,
-        };
-        let storage = Storage { precision: config.train.precision.planned(), moments };
+        }
+    }
+
+    /// Makes the plan that a run folder keeps.
+    pub fn plan(&self, config: &Config) -> Plan {
+        let storage = Storage { precision: config.train.precision.planned(), moments: Self::moments(config) };
         Plan::new(&self.partition, storage).cut(&self.partition, &self.schedule, self.zero)
     }
 }

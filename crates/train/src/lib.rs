@@ -11,6 +11,7 @@ pub mod records;
 pub mod metrics;
 pub mod run_folder;
 pub mod region;
+pub mod standing;
 pub mod checkpoint;
 mod durable;
 pub mod rates;
@@ -27,6 +28,7 @@ pub mod evaluate;
 pub mod generate;
 pub mod weights;
 pub mod state;
+pub mod saving;
 pub mod run;
 pub mod verify;
 

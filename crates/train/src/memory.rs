@@ -14,7 +14,8 @@ use crate::{Config, Error, Result};
 pub fn check(config: &Config, layout: &Layout, world: &dyn Communicator, device: Device) -> Result<()> {
     // Where the system does not say what is free, the allocator will.
     let Some(free) = device::free_bytes(device) else { return Ok(()) };
-    let (ranks, rank_bytes) = (world.local_size(), rank_bytes(config, layout));
+    let (ranks, rank_bytes) =
+        (world.local_size(), rank_bytes(config, layout) + copy_bytes(config, layout, world.size()));
     match rank_bytes.saturating_mul(ranks as u64) > free {
         true => Err(Error::Memory { rank_bytes, ranks, free }),
         false => Ok(()),
@@ -28,6 +29,17 @@ fn rank_bytes(config: &Config, layout: &Layout) -> u64 {
         0 => plan.rank_bytes.total() as u64,
         ranks => plan.stages.iter().map(|stages| stages.bytes.total() as u64).sum::<u64>() / ranks as u64,
     }
+}
+
+/// Returns the bytes of the copy that checkpoints are written from: each element on one rank.
+fn copy_bytes(config: &Config, layout: &Layout, world: usize) -> u64 {
+    if !config.checkpoint.asynchronous {
+        return 0;
+    }
+    let elements = layout.partition.architecture.parameter_count() as u64;
+    let width = config.train.precision.backend().master().elt_size_in_bytes() as u64;
+    let tensors = 1 + Layout::moments(config) as u64;
+    elements.saturating_mul(width * tensors) / world as u64
 }
 
 #[cfg(test)]

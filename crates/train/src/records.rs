@@ -41,8 +41,10 @@ pub struct EvalRecord {
 pub enum EndReason {
     /// All steps are done.
     Finished,
-    /// SIGTERM or SIGINT asked for the end.
+    /// SIGTERM, SIGINT or SIGUSR1 asked for the end.
     Signal,
+    /// As many evaluations as are put up with brought no lower loss.
+    Patience,
 }
 
 /// The end of a run.

@@ -9,9 +9,9 @@ use mp_data::{split, Corpus, Prefetch, SampleSource, Split, Targets, TextSource,
 use mp_plan::Zero;
 use mp_runtime::{device, Device};
 
-use crate::agree::{agree, agree_and_decide};
+use crate::agree::{agree, agree_and_vote, Votes};
 use crate::assemble::Allocated;
-use crate::checkpoint::{CheckpointStore, DirectoryStore, Verify};
+use crate::checkpoint::{About, CheckpointStore, DirectoryStore, Verify};
 use crate::evaluate::evaluate;
 use crate::generate::{generate, Sampling};
 use crate::layout::Layout;
@@ -20,7 +20,9 @@ use crate::metrics::Metrics;
 use crate::rates::Rates;
 use crate::records::{EndReason, EndRecord, EvalRecord, Observer, Record, Report, Start, StepRecord};
 use crate::run_folder::RunFolder;
-use crate::state::{self, Progress};
+use crate::saving::{Saved, Saver};
+use crate::standing::Standing;
+use crate::state;
 use crate::step::{Trainer, Work};
 use crate::{Config, Error, Result};
 
@@ -47,8 +49,15 @@ pub fn train(
     observer: &mut dyn Observer,
 ) -> Result<Report> {
     let mut run = Run::prepare(config, world, device, observer)?;
-    let reason = run.steps(stop)?;
-    run.end(reason)
+    match run.steps(stop) {
+        Ok(reason) => run.end(reason),
+        // All ranks meet it at the same place: what was being saved before it can be completed.
+        Err(error @ Error::NotFinite { .. }) => {
+            run.complete()?;
+            Err(error)
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// The text of a run.
@@ -87,7 +96,8 @@ struct Run<'a> {
     trainer: Trainer,
     rates: Rates,
     folder: RunFolder,
-    store: DirectoryStore,
+    saver: Saver,
+    standing: Standing,
     /// On rank 0 alone.
     metrics: Option<Metrics>,
     observer: &'a mut dyn Observer,
@@ -116,11 +126,13 @@ impl<'a> Run<'a> {
         let trainer =
             agree(&*world, Allocated::new(config, &layout, &groups, device))?.trainer(config, &layout, groups)?;
 
-        let store = DirectoryStore::new(folder.checkpoints(), config.checkpoint.keep);
+        let (keep, keep_best) = (config.checkpoint.keep, config.checkpoint.keep_best);
+        let store = DirectoryStore::new(folder.checkpoints(), keep).keeping_best(keep_best);
         let first = world.rank() == Rank(0);
         agree(&*world, if first { store.sweep() } else { Ok(()) })?;
         let resumed = agree(&*world, resume(config, &store, &trainer))?;
-        let step = agree(&*world, same_step(&*world, &store, resumed))?;
+        let (step, standing) = resumed.map_or((0, Standing::default()), |about| (about.step, about.standing));
+        let step = agree(&*world, same_step(&*world, &store, step))?;
         let metrics = agree(&*world, opening(config, &layout, &folder, step, first))?;
         let (train_tokens, validation_tokens) =
             (text.split.train.len() as u64, text.split.validation.as_ref().map_or(0, |tokens| tokens.len() as u64));
@@ -149,6 +161,8 @@ impl<'a> Run<'a> {
         let rates = Rates::new(&config.optimizer, config.train.steps);
         let saved = (step > 0).then_some(step);
         let tokenizer = text.tokenizer;
+        let losses = store.losses().into_iter().map(|(loss, _)| loss).take(keep_best).collect();
+        let saver = Saver::new(&config.checkpoint, Arc::new(store), world, losses);
         Ok(Self {
             config,
             layout,
@@ -159,7 +173,8 @@ impl<'a> Run<'a> {
             trainer,
             rates,
             folder,
-            store,
+            saver,
+            standing,
             metrics,
             observer,
             step,
@@ -181,25 +196,49 @@ impl<'a> Run<'a> {
                 true => Ok(Some(self.reader.next_step()?)),
                 false => Ok(None),
             });
-            let (batches, stopped) = agree_and_decide(&*world, ready, stop.load(Ordering::Relaxed))?;
+            let (settled, ready) = match self.saver.settled() {
+                Ok(settled) => (settled, ready),
+                Err(error) => (true, Err(error)),
+            };
+            let votes = Votes { stop: stop.load(Ordering::Relaxed), save: self.saver.is_time(), settled };
+            let (batches, votes) = agree_and_vote(&*world, ready, votes)?;
+            let saved = self.saver.advance(votes.settled);
+            self.tell_saved(saved);
             let Some(batches) = batches else { return Ok(EndReason::Finished) };
-            if stopped {
+            if votes.stop {
                 return Ok(EndReason::Signal);
+            }
+            if votes.save {
+                self.save(None)?;
             }
             let record = self.one(&batches)?;
             written = self.tell(Record::Step(record.clone()));
             if self.metrics.is_some() {
                 self.observer.step(&record);
             }
+            let mut loss = None;
             if due(self.config.eval.every, self.step) && self.step < self.config.train.steps {
-                let (_, told) = self.evaluate(self.config.eval.batches)?;
+                let (measured, told) = self.evaluate(self.config.eval.batches)?;
                 written = written.and(told);
+                loss = self.judge(measured)?;
             }
-            if due(self.config.checkpoint.every, self.step) {
-                agree(&*world, std::mem::replace(&mut written, Ok(())))?;
-                self.save()?;
+            if self.saver.is_due(self.step) || loss.is_some_and(|loss| self.saver.is_among_best(loss)) {
+                self.save(loss)?;
+            }
+            if self.standing.exhausts(self.config.train.patience) {
+                agree(&*world, written)?;
+                return Ok(EndReason::Patience);
             }
         }
+    }
+
+    /// Takes rank 0's measurement for all, and lets it count.
+    fn judge(&mut self, measured: Option<f64>) -> Result<Option<f64>> {
+        let Some(loss) = measured else { return Ok(None) };
+        let mut loss = [loss];
+        self.world().broadcast(BufferMut::new(&mut loss), Rank(0))?;
+        self.standing.hear(loss[0]);
+        Ok(Some(loss[0]))
     }
 
     fn one(&mut self, batches: &[mp_data::Batch]) -> Result<StepRecord> {
@@ -258,26 +297,42 @@ impl<'a> Run<'a> {
         Ok((Some(loss), told))
     }
 
-    fn save(&mut self) -> Result<()> {
+    /// Begins to save the state after this step, where it has not been; `validation_loss` is what was measured at it.
+    fn save(&mut self, validation_loss: Option<f64>) -> Result<()> {
         if self.saved == Some(self.step) {
             return Ok(());
         }
-        let progress = Progress { step: self.step, tokens: self.tokens(), config: self.config };
-        let path = state::save(&self.trainer, &self.store, &progress)?;
+        let about = About { validation_loss, standing: self.standing, ..About::new(self.step, self.config) };
+        let earlier = self.saver.begin(&self.trainer, about)?;
+        self.tell_saved(earlier);
         self.saved = Some(self.step);
-        if let Some(path) = path {
-            self.observer.checkpoint(self.step, &path);
+        match self.config.checkpoint.asynchronous {
+            true => Ok(()),
+            false => self.complete(),
         }
+    }
+
+    /// Completes the save under way. Collective.
+    fn complete(&mut self) -> Result<()> {
+        let saved = self.saver.finish()?;
+        self.tell_saved(saved);
         Ok(())
+    }
+
+    fn tell_saved(&mut self, saved: Option<Saved>) {
+        if let Some(Saved { step, path: Some(path) }) = saved {
+            self.observer.checkpoint(step, &path);
+        }
     }
 
     /// Saves, measures the whole validation part and lets the model write.
     fn end(mut self, reason: EndReason) -> Result<Report> {
         let world = self.world();
-        self.save()?;
+        self.save(None)?;
+        self.complete()?;
         let validation_loss = match reason {
             EndReason::Signal => None,
-            EndReason::Finished => {
+            EndReason::Finished | EndReason::Patience => {
                 let (loss, told) = self.evaluate(0)?;
                 agree(&*world, told)?;
                 loss
@@ -285,7 +340,7 @@ impl<'a> Run<'a> {
         };
         let sample = match reason {
             EndReason::Signal => None,
-            EndReason::Finished => Some(self.sample()?),
+            EndReason::Finished | EndReason::Patience => Some(self.sample()?),
         };
         let told = self.tell(Record::End(EndRecord { step: self.step, reason }));
         let kept = match (&sample, self.metrics.is_some()) {
@@ -324,15 +379,16 @@ fn due(every: u64, step: u64) -> bool {
     every > 0 && step.is_multiple_of(every)
 }
 
-/// Continues from the newest checkpoint where the configuration says so; returns the finished updates.
-fn resume(config: &Config, store: &DirectoryStore, trainer: &Trainer) -> Result<u64> {
+/// Continues from the newest checkpoint where the configuration says so; returns what it says of the run.
+fn resume(config: &Config, store: &DirectoryStore, trainer: &Trainer) -> Result<Option<About>> {
     if !config.checkpoint.resume {
-        return Ok(0);
+        return Ok(None);
     }
-    let Some(reader) = store.latest(Verify::Checksums)? else { return Ok(0) };
-    let step = reader.manifest().step;
+    let world = &trainer.groups().world;
+    let Some(reader) = store.latest(Verify::Share { rank: world.rank().0, of: world.size() })? else { return Ok(None) };
+    let about = reader.manifest().about.clone();
     state::restore(trainer, reader)?;
-    Ok(step)
+    Ok(Some(about))
 }
 
 /// Refuses to go on where ranks found different checkpoints, as nodes with folders of their own do. Collective.

@@ -1,166 +1,202 @@
-//! A trainer's state into a checkpoint, and back: full tensors, whatever the layout that wrote them.
+//! A trainer's state into a checkpoint, and back, whatever the layouts of the two.
 //!
-//! `model.safetensors` holds the masters under the parameters' names; `optimizer.safetensors` holds each of the
-//! optimizer's flat buffers, `first_moment.<parameter>` for instance.
+//! Of every element that several ranks hold, one writes it: of a tied table the first stage's rank; of what data ranks
+//! share out its owner; of what they and tensor ranks all hold, each its part of a matrix, and small tensors in turn.
 
-use std::path::PathBuf;
+use std::ops::Range;
+use std::sync::Arc;
 
-use mp_comm::{Rank, Tag};
-use mp_model::collective::{start_receive, start_send};
-use mp_model::{shard, Parameters};
-use mp_plan::{ParameterSpec, Partition, Tie, Zero};
+use mp_model::Parameters;
+use mp_plan::{PartitionedParameter, Tie, Zero};
 use mp_runtime::flat::Flat;
-use mp_runtime::{bytes, Kind, Tensor};
+use mp_runtime::{bytes, Kind};
 
-use crate::agree::agree;
-use crate::checkpoint::{CheckpointReader, CheckpointStore, CheckpointWriter, Dtype, Entry};
+use crate::checkpoint::{CheckpointReader, Dtype, Entry, Section, ShardWriter, Slice};
+use crate::optimizer::Optimizer;
+use crate::region::{self, Piece};
 use crate::step::Trainer;
-use crate::weights::{self, CheckpointWeights};
-use crate::{Config, Error, Result};
+use crate::weights::{self, Stored, WeightSource};
+use crate::Result;
 
-pub(crate) const MODEL: &str = "model.safetensors";
-const OPTIMIZER: &str = "optimizer.safetensors";
-/// Carries tensors to the rank that writes; no schedule is under way meanwhile.
-const TENSORS: Tag = Tag(u16::MAX);
+/// Elements from which a tensor that several ranks hold is written in parts.
+const SPLIT_ELEMENTS: usize = 4096;
 
-/// One flat buffer with the file and the prefix that its tensors are saved under.
+/// One flat buffer with the section and the prefix that its tensors are saved under.
 struct Part<'a> {
-    file: &'static str,
+    section: Section,
     prefix: String,
     flat: &'a Flat,
 }
 
-fn parts<'a>(trainer: &'a Trainer, parameters: &'a Parameters) -> Vec<Part<'a>> {
-    let mut parts = vec![Part { file: MODEL, prefix: String::new(), flat: parameters.masters() }];
-    for (name, flat) in trainer.optimizer().state() {
-        parts.push(Part { file: OPTIMIZER, prefix: format!("{name}."), flat });
+fn parts<'a>(parameters: &'a Parameters, optimizer: &'a dyn Optimizer) -> Vec<Part<'a>> {
+    let mut parts = vec![Part { section: Section::Model, prefix: String::new(), flat: parameters.masters() }];
+    for (name, flat) in optimizer.state() {
+        parts.push(Part { section: Section::Optimizer, prefix: format!("{name}."), flat });
     }
     parts
 }
 
-/// What a checkpoint says beside the tensors.
-#[derive(Debug, Clone, Copy)]
-pub struct Progress<'a> {
-    /// Finished updates.
-    pub step: u64,
-    /// Target tokens trained on so far.
-    pub tokens: u64,
-    /// The run's configuration.
-    pub config: &'a Config,
+/// What one rank writes of a checkpoint: its slices, and where they lie in its flat buffers. The same in every save.
+#[derive(Debug)]
+pub struct Shard {
+    files: Vec<ShardFile>,
+    bytes: usize,
 }
 
-/// Saves a trainer. Collective over the world: each stage's first tensor group gathers (those of all data ranks where
-/// they share out), rank 0 writes; returns the checkpoint's folder on rank 0.
-///
-/// # Errors
-/// [`Error::Write`] on rank 0 where the disk refuses, [`Error::Peer`] on the others; earlier checkpoints are intact.
-pub fn save(trainer: &Trainer, store: &dyn CheckpointStore, progress: &Progress<'_>) -> Result<Option<PathBuf>> {
-    let _span = tracing::info_span!("save", step = progress.step).entered();
-    let groups = trainer.groups();
-    let mut written = Ok(None);
-    let shared = trainer.parameters().sharing().zero != Zero::Replicated;
-    if shared || groups.data.rank() == Rank(0) {
-        let mut scribe = (groups.world.rank() == Rank(0)).then(|| Scribe::new(store, progress.step));
-        gather(trainer, scribe.as_mut())?;
-        written = scribe.map(|scribe| scribe.commit(progress)).transpose();
-    }
-    agree(&*groups.world, written)
+/// One file of it.
+#[derive(Debug)]
+struct ShardFile {
+    section: Section,
+    slices: Vec<Slice>,
+    /// Each slice's buffer, counted as [`parts`] lists them, and elements.
+    places: Vec<(usize, Range<usize>)>,
 }
 
-/// Writes until the disk refuses, and remembers why: the gathering goes on, for the other ranks take part in it.
-struct Scribe {
-    writer: Result<Box<dyn CheckpointWriter>>,
-}
-
-impl Scribe {
-    fn new(store: &dyn CheckpointStore, step: u64) -> Self {
-        Self { writer: store.begin(step) }
-    }
-
-    fn attempt(&mut self, write: impl FnOnce(&mut dyn CheckpointWriter) -> Result<()>) {
-        if let Ok(writer) = &mut self.writer {
-            if let Err(error) = write(&mut **writer) {
-                self.writer = Err(error);
+impl Shard {
+    /// Finds what this rank writes. Local to each rank.
+    ///
+    /// # Errors
+    /// [`Error::Model`](crate::Error::Model) for buffers of a kind that is not saved.
+    pub fn new(trainer: &Trainer) -> Result<Self> {
+        let (parameters, data) = (trainer.parameters(), &trainer.groups().data);
+        let mut files: Vec<ShardFile> = Vec::new();
+        let mut bytes = 0;
+        for (index, part) in parts(parameters, trainer.optimizer()).iter().enumerate() {
+            let dtype = dtype(part.flat.all().kind())?;
+            let mut slices = Vec::new();
+            let mut places = Vec::new();
+            for (piece, name, shape, start) in own(parameters, data.rank().0, data.size()) {
+                let entry = Entry::new(format!("{}{name}", part.prefix), dtype, &shape);
+                bytes += piece.local.len() * dtype.bytes();
+                slices.push(Slice { entry, region: piece.region });
+                places.push((index, start + piece.local.start..start + piece.local.end));
             }
-        }
-    }
-
-    fn commit(self, progress: &Progress<'_>) -> Result<PathBuf> {
-        self.writer?.commit(progress.tokens, progress.config)
-    }
-}
-
-/// Gathers one tensor after the other on the first rank of the pipeline, and hands each to the scribe where there is one.
-fn gather(trainer: &Trainer, mut scribe: Option<&mut Scribe>) -> Result<()> {
-    let parameters = trainer.parameters();
-    let parts = parts(trainer, parameters);
-    let owners = owners(trainer);
-    for file in [MODEL, OPTIMIZER] {
-        let own: Vec<&Part<'_>> = parts.iter().filter(|part| part.file == file).collect();
-        let entries = entries(trainer.whole(), &own)?;
-        if let Some(scribe) = &mut scribe {
-            scribe.attempt(|writer| writer.file(file, &entries));
-        }
-        for part in own {
-            for (parameter, &owner) in trainer.whole().parameters.iter().zip(&owners) {
-                let full = one(trainer, &parameter.spec, owner, part.flat)?;
-                if let (Some(scribe), Some(full)) = (&mut scribe, full) {
-                    let elements = bytes::view(&full)?;
-                    scribe.attempt(|writer| writer.append(elements));
+            match files.last_mut().filter(|file| file.section == part.section) {
+                Some(file) => {
+                    file.slices.append(&mut slices);
+                    file.places.append(&mut places);
                 }
+                None => files.push(ShardFile { section: part.section, slices, places }),
+            }
+        }
+        files.retain(|file| !file.slices.is_empty());
+        Ok(Self { files, bytes })
+    }
+
+    /// Returns the bytes of all elements.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Copies the elements, so that the trainer may go on; `into` is overwritten, and keeps its memory from save to save.
+    ///
+    /// # Errors
+    /// [`Error::Runtime`](crate::Error::Runtime) for tensors that are not in host memory.
+    pub fn copy(&self, trainer: &Trainer, into: &mut Vec<u8>) -> Result<()> {
+        into.clear();
+        into.reserve_exact(self.bytes);
+        self.each(trainer, &mut |_, elements| {
+            into.extend_from_slice(elements);
+            Ok(())
+        })
+    }
+
+    /// Writes the elements straight from the trainer.
+    ///
+    /// # Errors
+    /// [`Error::Write`](crate::Error::Write).
+    pub fn write(&self, trainer: &Trainer, mut writer: Box<dyn ShardWriter>) -> Result<()> {
+        self.each(trainer, &mut |begins, elements| {
+            if let Some(file) = begins {
+                writer.file(file.section, &file.slices)?;
+            }
+            writer.append(elements)
+        })?;
+        writer.finish()
+    }
+
+    /// Writes what was [copied](Self::copy).
+    ///
+    /// # Errors
+    /// [`Error::Write`](crate::Error::Write).
+    pub fn write_copy(&self, mut copied: &[u8], mut writer: Box<dyn ShardWriter>) -> Result<()> {
+        for file in &self.files {
+            writer.file(file.section, &file.slices)?;
+            let elements = file.slices.iter().map(|slice| region::volume(&slice.region) * slice.entry.dtype.bytes());
+            let (own, rest) = copied.split_at(elements.sum());
+            writer.append(own)?;
+            copied = rest;
+        }
+        writer.finish()
+    }
+
+    /// Visits the elements of all slices in order.
+    fn each(&self, trainer: &Trainer, visit: &mut Visit<'_>) -> Result<()> {
+        let parts = parts(trainer.parameters(), trainer.optimizer());
+        for file in &self.files {
+            let mut begins = Some(file);
+            for (part, elements) in &file.places {
+                let tensor = parts[*part].flat.range(elements.clone())?;
+                visit(begins.take(), bytes::view(&tensor)?)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Takes the elements of a slice; the first of a file comes with that file.
+type Visit<'a> = dyn FnMut(Option<&ShardFile>, &[u8]) -> Result<()> + 'a;
+
+/// A piece of a parameter that this rank writes, with the parameter's name and shape and where it begins in flat buffers.
+type Own = (Piece, String, Vec<usize>, usize);
+
+/// Lists what this rank writes of every flat buffer.
+fn own(parameters: &Parameters, data_rank: usize, data_size: usize) -> Vec<Own> {
+    let mut own = Vec::new();
+    let layout = parameters.masters().layout();
+    for (index, parameter) in parameters.partition().parameters.iter().enumerate() {
+        if parameter.tie == Tie::Copy {
+            continue;
+        }
+        let range = layout.range(index);
+        // Ranks of one tensor group hold the same where it is replicated, those of the data group where all is.
+        let replicas = parameter.replicas();
+        let (mut holder, mut holders) = (parameters.tp_rank() % replicas, replicas);
+        if parameters.sharing().zero == Zero::Replicated {
+            (holder, holders) = (data_rank * replicas + holder, data_size * replicas);
+        }
+        for owned in parameters.owned_of(range.clone()) {
+            let within = owned.start - range.start..owned.end - range.start;
+            let Some(within) = written(parameter, within, index, holder, holders) else { continue };
+            for piece in region::pieces(parameter, parameters.tp_rank(), within) {
+                own.push((piece, parameter.spec.name.clone(), parameter.spec.shape.clone(), range.start));
             }
         }
     }
-    Ok(())
+    own
 }
 
-/// Gathers one parameter where it lies and brings it to the first rank of the pipeline; returns it there, on the first
-/// tensor rank of the first data rank at least.
-fn one(trainer: &Trainer, spec: &ParameterSpec, owner: usize, flat: &Flat) -> Result<Option<Tensor>> {
-    let (groups, parameters) = (trainer.groups(), trainer.parameters());
-    let here = groups.pp.rank().0;
-    let full = match here == owner {
-        true => Some(shard::gather(parameters, parameters.index(&spec.name)?, flat, &*groups.tp)?),
-        false => None,
-    };
-    let full = full.map(|full| full.f_contiguous()).transpose().map_err(mp_runtime::Error::from)?;
-    let carries = groups.tp.rank() == Rank(0) && groups.data.rank() == Rank(0);
-    match (owner, full) {
-        (0, full) => Ok(full),
-        (_, Some(full)) if carries => {
-            let _over = start_send(&*groups.pp, &full, Rank(0), TENSORS)?.wait()?;
-            Ok(None)
-        }
-        (owner, None) if carries && here == 0 => {
-            let shape: Vec<i64> = spec.shape.iter().map(|&n| n as i64).collect();
-            let place = Tensor::f_empty(&shape[..], (flat.all().kind(), flat.all().device()));
-            let place = place.map_err(mp_runtime::Error::from)?;
-            Ok(Some(start_receive(&*groups.pp, place, Rank(owner), TENSORS)?.wait()?))
-        }
-        _ => Ok(None),
+/// Chooses what one of several holders of the same elements writes: large tensors in parts that begin with rows, small ones
+/// in turn.
+fn written(
+    parameter: &PartitionedParameter,
+    within: Range<usize>,
+    index: usize,
+    holder: usize,
+    holders: usize,
+) -> Option<Range<usize>> {
+    if within.len() < SPLIT_ELEMENTS {
+        return (index % holders == holder).then_some(within);
     }
-}
-
-/// Finds the pipeline rank that each parameter of the whole model is saved from.
-fn owners(trainer: &Trainer) -> Vec<usize> {
-    let stages = trainer.line().stages;
-    let held: Vec<Partition> = (0..stages.pp()).map(|rank| trainer.whole().of_rank(stages, rank)).collect();
-    let owner = |name: &str| {
-        let owns = |held: &Partition| held.get(name).is_some_and(|parameter| parameter.tie != Tie::Copy);
-        held.iter().position(owns).expect("each parameter lies on some rank")
+    let shape = parameter.local_shape();
+    let row: usize = shape.iter().skip(1).product();
+    let bound = |part: usize| match part {
+        0 => within.start,
+        part if part == holders => within.end,
+        part => (within.start + within.len() * part / holders).next_multiple_of(row.max(1)).min(within.end),
     };
-    trainer.whole().parameters.iter().map(|parameter| owner(&parameter.spec.name)).collect()
-}
-
-fn entries(whole: &Partition, parts: &[&Part<'_>]) -> Result<Vec<Entry>> {
-    let mut entries = Vec::new();
-    for part in parts {
-        let dtype = dtype(part.flat.all().kind())?;
-        for parameter in &whole.parameters {
-            entries.push(Entry::new(format!("{}{}", part.prefix, parameter.spec.name), dtype, &parameter.spec.shape));
-        }
-    }
-    Ok(entries)
+    let own = bound(holder)..bound(holder + 1);
+    (!own.is_empty()).then_some(own)
 }
 
 fn dtype(kind: Kind) -> Result<Dtype> {
@@ -171,27 +207,35 @@ fn dtype(kind: Kind) -> Result<Dtype> {
     }
 }
 
-/// Puts a checkpoint's tensors into a trainer's buffers, each rank its own shards. Local to each rank.
+/// Puts a checkpoint's tensors into a trainer's buffers, each rank what it keeps of them. Local to each rank.
 ///
 /// # Errors
-/// [`Error::Checkpoint`] if a tensor is missing or of another shape.
+/// [`Error::Checkpoint`](crate::Error::Checkpoint) if a tensor is missing or of another shape.
 pub fn restore(trainer: &Trainer, reader: Box<dyn CheckpointReader>) -> Result<()> {
     let _span = tracing::info_span!("restore").entered();
     let parameters = trainer.parameters();
-    for part in parts(trainer, parameters).into_iter().filter(|part| part.file != MODEL) {
-        for (index, parameter) in parameters.partition().parameters.iter().enumerate() {
-            let name = format!("{}{}", part.prefix, parameter.spec.name);
-            let stored = reader.read(part.file, &name)?;
-            if stored.entry.shape != parameter.spec.shape {
-                let (got, wanted) = (&stored.entry.shape, &parameter.spec.shape);
-                let problem = format!("`{name}` has shape {got:?} where the model has {wanted:?}");
-                return Err(Error::Checkpoint { path: reader.path().into(), problem });
+    let reader: Arc<dyn CheckpointReader> = reader.into();
+    for part in parts(parameters, trainer.optimizer()).into_iter().filter(|part| part.section == Section::Optimizer) {
+        let source = Stored::new(Arc::clone(&reader), Section::Optimizer, part.prefix);
+        scatter(parameters, &source, part.flat)?;
+    }
+    weights::load(parameters, &Stored::new(reader, Section::Model, String::new()))
+}
+
+/// Fills what a flat buffer holds of every parameter.
+fn scatter(parameters: &Parameters, source: &dyn WeightSource, into: &Flat) -> Result<()> {
+    for (index, parameter) in parameters.partition().parameters.iter().enumerate() {
+        let range = into.layout().range(index);
+        let entry = weights::expect(source, &parameter.spec.name, &parameter.spec.shape)?;
+        for (held, place) in into.pieces(range.clone())? {
+            let within = held.start - range.start..held.end - range.start;
+            for piece in region::pieces(parameter, parameters.tp_rank(), within.clone()) {
+                let elements = weights::tensor(source, &entry, &piece.region)?;
+                let start = (piece.local.start - within.start) as i64;
+                let narrowed = place.f_narrow(0, start, piece.local.len() as i64).map_err(mp_runtime::Error::from)?;
+                narrowed.shallow_clone().f_copy_(&elements).map_err(mp_runtime::Error::from)?;
             }
-            let kind = stored.entry.dtype.kind();
-            let shape: Vec<i64> = stored.entry.shape.iter().map(|&n| n as i64).collect();
-            let full = bytes::tensor(&stored.bytes, &shape, kind)?;
-            shard::scatter(parameters, index, &full, part.flat)?;
         }
     }
-    weights::load(parameters, &CheckpointWeights::new(reader))
+    Ok(())
 }

@@ -4,13 +4,14 @@
 use std::fmt::Debug;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use mp_model::Parameters;
 use mp_runtime::{bytes, Tensor};
 
-use crate::checkpoint::{self, CheckpointReader, Entry, Verify};
+use crate::checkpoint::{self, CheckpointReader, Entry, Section, Verify};
 use crate::region;
-use crate::{state, Error, Result};
+use crate::{Error, Result};
 
 /// Full tensors under our parameters' names.
 pub trait WeightSource: Send + Debug {
@@ -83,45 +84,39 @@ pub fn tensor(source: &dyn WeightSource, entry: &Entry, region: &[Range<usize>])
 /// # Errors
 /// [`Error::Checkpoint`] if there is none, or it is not intact.
 pub fn open(path: &Path) -> Result<Box<dyn WeightSource>> {
-    Ok(Box::new(CheckpointWeights::new(checkpoint::open(path, Verify::Lengths)?)))
+    let reader = checkpoint::open(path, Verify::Lengths)?;
+    Ok(Box::new(Stored::new(reader.into(), Section::Model, String::new())))
 }
 
-/// The model part of a checkpoint.
+/// The tensors of a checkpoint whose names start alike: the model, or one part of the optimizer's state.
 #[derive(Debug)]
-pub struct CheckpointWeights {
+pub struct Stored {
     origin: PathBuf,
-    reader: Box<dyn CheckpointReader>,
+    reader: Arc<dyn CheckpointReader>,
+    section: Section,
+    prefix: String,
 }
 
-impl CheckpointWeights {
-    /// Takes a checkpoint that was opened.
-    pub fn new(reader: Box<dyn CheckpointReader>) -> Self {
-        Self { origin: reader.path().into(), reader }
+impl Stored {
+    /// Takes the tensors of a section whose names start with `prefix`, under what follows it.
+    pub fn new(reader: Arc<dyn CheckpointReader>, section: Section, prefix: String) -> Self {
+        Self { origin: reader.path().into(), reader, section, prefix }
     }
 }
 
-impl WeightSource for CheckpointWeights {
+impl WeightSource for Stored {
     fn names(&self) -> Vec<String> {
-        let model = self.reader.manifest().files.iter().filter(|file| file.name == state::MODEL);
-        model.flat_map(|file| file.tensors.iter().map(|entry| entry.name.clone())).collect()
+        let all = self.reader.manifest().section(self.section).keys();
+        all.filter_map(|name| name.strip_prefix(&self.prefix).map(str::to_string)).collect()
     }
 
     fn entry(&self, name: &str) -> Option<Entry> {
-        let model = self.reader.manifest().files.iter().find(|file| file.name == state::MODEL)?;
-        model.tensors.iter().find(|entry| entry.name == name).cloned()
+        let entry = self.reader.manifest().entry(self.section, &format!("{}{name}", self.prefix))?;
+        Some(Entry { name: name.into(), ..entry })
     }
 
     fn read(&self, name: &str, region: &[Range<usize>]) -> Result<Vec<u8>> {
-        let stored = self.reader.read(state::MODEL, name)?;
-        let full = region::whole(&stored.entry.shape);
-        if region.len() != full.len() || region::common(region, &full).as_deref() != Some(region) {
-            let problem = format!("`{name}` of shape {:?} has no box {region:?}", stored.entry.shape);
-            return Err(Error::Checkpoint { path: self.origin.clone(), problem });
-        }
-        let width = stored.entry.dtype.bytes();
-        let mut elements = vec![0; region::volume(region) * width];
-        region::copy(&stored.bytes, &full, &mut elements, region, width);
-        Ok(elements)
+        self.reader.read(self.section, &format!("{}{name}", self.prefix), region)
     }
 
     fn origin(&self) -> &Path {

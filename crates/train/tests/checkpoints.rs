@@ -1,13 +1,15 @@
 //! Checkpoints as a run uses them: what comes back, what a crash leaves, and what is refused.
+// A box of one dim is one range.
+#![allow(clippy::single_range_in_vec_init)]
 
 use std::fs;
 use std::path::Path;
 
-use mp_train::checkpoint::{CheckpointStore, DirectoryStore, Dtype, Entry, Verify};
+use mp_train::checkpoint::{About, CheckpointStore, DirectoryStore, Dtype, Entry, Section, Slice, Verify};
 use mp_train::{Config, Error, Result};
 
-const MODEL: &str = "model.safetensors";
-const OPTIMIZER: &str = "optimizer.safetensors";
+const MODEL: &str = "model-00000.safetensors";
+const OPTIMIZER: &str = "optimizer-00000.safetensors";
 
 /// A store in a folder that is yet to be made.
 fn store(folder: &tempfile::TempDir, keep: usize) -> DirectoryStore {
@@ -19,16 +21,29 @@ fn elements(step: u64, count: usize) -> Vec<u8> {
     (0..count).flat_map(|i| (step as f32 + i as f32).to_le_bytes()).collect()
 }
 
+fn about(step: u64) -> About {
+    About::new(step, &Config::default())
+}
+
+fn whole(name: &str, dtype: Dtype, shape: &[usize]) -> Slice {
+    Slice::whole(Entry::new(name, dtype, shape))
+}
+
 /// Writes a checkpoint of two files, and returns its folder.
 fn save(store: &DirectoryStore, step: u64) -> Result<std::path::PathBuf> {
-    let mut writer = store.begin(step)?;
-    writer.file(MODEL, &[Entry::new("b", Dtype::F32, &[2, 3]), Entry::new("a", Dtype::BF16, &[4])])?;
-    writer.append(&elements(step, 6))?;
+    save_with(store, about(step))
+}
+
+fn save_with(store: &DirectoryStore, about: About) -> Result<std::path::PathBuf> {
+    let mut writer = store.shard(about.step, 0)?;
+    writer.file(Section::Model, &[whole("b", Dtype::F32, &[2, 3]), whole("a", Dtype::BF16, &[4])])?;
+    writer.append(&elements(about.step, 6))?;
     writer.append(&[1, 2, 3])?;
     writer.append(&[4, 5, 6, 7, 8])?;
-    writer.file(OPTIMIZER, &[Entry::new("b", Dtype::F64, &[1]), Entry::new("none", Dtype::F32, &[0])])?;
+    writer.file(Section::Optimizer, &[whole("b", Dtype::F64, &[1]), whole("none", Dtype::F32, &[0])])?;
     writer.append(&1.5f64.to_le_bytes())?;
-    writer.commit(step * 100, &Config::default())
+    writer.finish()?;
+    store.commit(1, &about)
 }
 
 #[test]
@@ -40,15 +55,85 @@ fn tensors_come_back_and_so_does_the_run() {
     assert!(path.ends_with("checkpoints/step-00000007"));
 
     let reader = store.latest(Verify::Checksums).unwrap().unwrap();
-    let manifest = reader.manifest();
-    assert_eq!((manifest.step, manifest.tokens, manifest.seed), (7, 700, Config::default().train.seed));
-    assert_eq!(serde_json::from_value::<Config>(manifest.config.clone()).unwrap(), Config::default());
-    let tensor = reader.read(MODEL, "b").unwrap();
-    assert_eq!((tensor.entry, tensor.bytes), (Entry::new("b", Dtype::F32, &[2, 3]), elements(7, 6)));
-    assert_eq!(reader.read(MODEL, "a").unwrap().bytes, [1, 2, 3, 4, 5, 6, 7, 8]);
-    assert_eq!(reader.read(OPTIMIZER, "b").unwrap().bytes, 1.5f64.to_le_bytes());
-    assert!(reader.read(OPTIMIZER, "none").unwrap().bytes.is_empty());
-    assert!(reader.read(OPTIMIZER, "a").unwrap_err().to_string().contains("holds no tensor `a`"));
+    let kept = &reader.manifest().about;
+    assert_eq!(*kept, about(7));
+    assert_eq!((kept.samples, kept.tokens), (7 * 16, 7 * 16 * 128));
+    assert_eq!(serde_json::from_value::<Config>(kept.config.clone()).unwrap(), Config::default());
+    assert_eq!(reader.manifest().entry(Section::Model, "b"), Some(Entry::new("b", Dtype::F32, &[2, 3])));
+    assert_eq!(reader.read(Section::Model, "b", &[0..2, 0..3]).unwrap(), elements(7, 6));
+    assert_eq!(reader.read(Section::Model, "b", &[1..2, 1..3]).unwrap(), elements(7, 6)[16..]);
+    assert_eq!(reader.read(Section::Model, "a", &[0..4]).unwrap(), [1, 2, 3, 4, 5, 6, 7, 8]);
+    assert_eq!(reader.read(Section::Optimizer, "b", &[0..1]).unwrap(), 1.5f64.to_le_bytes());
+    assert!(reader.read(Section::Optimizer, "none", &[0..0]).unwrap().is_empty());
+    let refused = |section, name, region: &[_]| reader.read(section, name, region).unwrap_err().to_string();
+    assert!(refused(Section::Optimizer, "a", &[0..1]).contains("optimizer part holds no tensor `a`"));
+    assert!(refused(Section::Model, "b", &[0..3, 0..3]).contains("`b` of shape [2, 3] has no box [0..3, 0..3]"));
+    assert!(refused(Section::Model, "b", &[0..2]).contains("has no box"));
+}
+
+#[test]
+fn slices_of_several_writers_are_one_tensor() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = store(&folder, 0);
+    let entry = Entry::new("a", Dtype::F32, &[3, 4]);
+    let boxes = [vec![0..3, 0..1], vec![0..1, 1..4], vec![1..3, 1..4]];
+    let write = |writer: usize, region: &[std::ops::Range<usize>]| {
+        let mut shard = store.shard(4, writer).unwrap();
+        shard.file(Section::Model, &[Slice { entry: entry.clone(), region: region.to_vec() }]).unwrap();
+        for row in region[0].clone() {
+            for column in region[1].clone() {
+                shard.append(&((row * 4 + column) as f32).to_le_bytes()).unwrap();
+            }
+        }
+        shard.finish().unwrap();
+    };
+    (0..3).for_each(|writer| write(writer, &boxes[writer]));
+    store.commit(3, &about(4)).unwrap();
+    let reader = store.open(4, Verify::Checksums).unwrap();
+    let expected: Vec<u8> = (0..12).flat_map(|i| (i as f32).to_le_bytes()).collect();
+    assert_eq!(reader.read(Section::Model, "a", &[0..3, 0..4]).unwrap(), expected);
+    let middle: Vec<u8> = [5, 6, 9, 10].iter().flat_map(|&i| (i as f32).to_le_bytes()).collect();
+    assert_eq!(reader.read(Section::Model, "a", &[1..3, 1..3]).unwrap(), middle);
+
+    // A writer that is missing, or wrote what another did.
+    write(0, &boxes[0]);
+    assert!(store.commit(2, &about(4)).unwrap_err().to_string().contains("writer 1's record is not there"));
+    store.abandon(4);
+    (0..3).for_each(|writer| write(writer, &boxes[writer.min(1)]));
+    assert!(store
+        .commit(3, &about(4))
+        .unwrap_err()
+        .to_string()
+        .contains("its slices of `a` are not all of [3, 4] once"));
+    store.open(4, Verify::Checksums).unwrap();
+}
+
+#[test]
+fn ranks_that_share_the_checking_see_every_byte() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = store(&folder, 0);
+    let path = save(&store, 1).unwrap();
+    for (file, guilty) in [(MODEL, 0), (OPTIMIZER, 1)] {
+        let whole = fs::read(path.join(file)).unwrap();
+        change(&path.join(file), |bytes| *bytes.last_mut().unwrap() ^= 1);
+        for rank in 0..3 {
+            let opened = store.open(1, Verify::Share { rank, of: 3 });
+            assert_eq!(opened.is_err(), rank == guilty, "{file}, rank {rank}");
+        }
+        fs::write(path.join(file), whole).unwrap();
+    }
+}
+
+#[test]
+fn the_best_stay_beside_the_newest() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = store(&folder, 1).keeping_best(2);
+    for (step, validation_loss) in
+        [(1, Some(3.0)), (2, Some(1.0)), (3, None), (4, Some(2.0)), (5, Some(2.5)), (6, None)]
+    {
+        save_with(&store, About { validation_loss, ..about(step) }).unwrap();
+    }
+    assert_eq!(store.steps().unwrap(), [2, 4, 6]);
 }
 
 #[test]
@@ -81,30 +166,31 @@ fn a_writer_that_is_dropped_leaves_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let store = store(&folder, 0);
     save(&store, 1).unwrap();
-    let mut writer = store.begin(2).unwrap();
-    writer.file(MODEL, &[Entry::new("a", Dtype::F32, &[2])]).unwrap();
+    let mut writer = store.shard(2, 0).unwrap();
+    writer.file(Section::Model, &[whole("a", Dtype::F32, &[2])]).unwrap();
     writer.append(&[0; 4]).unwrap();
     drop(writer);
     assert_eq!(fs::read_dir(folder.path().join("checkpoints")).unwrap().count(), 1);
-    assert_eq!(store.latest(Verify::Checksums).unwrap().unwrap().manifest().step, 1);
+    assert_eq!(store.latest(Verify::Checksums).unwrap().unwrap().manifest().about.step, 1);
 }
 
 #[test]
 fn elements_must_be_as_many_as_were_announced() {
     let folder = tempfile::tempdir().unwrap();
     let store = store(&folder, 0);
-    let entries = [Entry::new("a", Dtype::F32, &[2])];
-    let mut writer = store.begin(1).unwrap();
+    let slices = [whole("a", Dtype::F32, &[2])];
+    let mut writer = store.shard(1, 0).unwrap();
     assert!(writer.append(&[0; 4]).is_err());
-    writer.file(MODEL, &entries).unwrap();
+    writer.file(Section::Model, &slices).unwrap();
     assert!(writer.append(&[0; 12]).unwrap_err().to_string().contains("12 bytes came where 8 are missing"));
-    let mut writer = store.begin(1).unwrap();
-    writer.file(MODEL, &entries).unwrap();
+    let mut writer = store.shard(1, 0).unwrap();
+    writer.file(Section::Model, &slices).unwrap();
     writer.append(&[0; 4]).unwrap();
-    assert!(writer.commit(0, &Config::default()).unwrap_err().to_string().contains("4 bytes of elements are missing"));
-    let mut writer = store.begin(1).unwrap();
-    assert!(writer.file("../outside", &entries).is_err());
-    assert!(writer.file("manifest.json", &entries).is_err());
+    assert!(writer.finish().unwrap_err().to_string().contains("4 bytes of elements are missing"));
+    let mut writer = store.shard(1, 0).unwrap();
+    writer.file(Section::Model, &slices).unwrap();
+    writer.append(&[0; 8]).unwrap();
+    assert!(writer.file(Section::Model, &slices).unwrap_err().to_string().contains("it was written already"));
     drop(writer);
     assert!(store.steps().unwrap().is_empty());
 }
@@ -189,24 +275,26 @@ fn damage_is_named() {
         }
     };
     let cut = damaged(|path| change(&path.join(MODEL), |bytes| bytes.truncate(bytes.len() - 1)));
-    assert!(cut.contains("`model.safetensors` has") && cut.contains("bytes instead of"), "{cut}");
+    assert!(cut.contains("`model-00000.safetensors` has") && cut.contains("bytes instead of"), "{cut}");
     let longer = damaged(|path| change(&path.join(OPTIMIZER), |bytes| bytes.push(0)));
-    assert!(longer.contains("`optimizer.safetensors` has"), "{longer}");
+    assert!(longer.contains("`optimizer-00000.safetensors` has"), "{longer}");
     let missing = damaged(|path| fs::remove_file(path.join(OPTIMIZER)).unwrap());
-    assert!(missing.contains("`optimizer.safetensors` cannot be read"), "{missing}");
+    assert!(missing.contains("`optimizer-00000.safetensors` cannot be read"), "{missing}");
     let bare = damaged(|path| fs::remove_file(path.join("manifest.json")).unwrap());
     assert!(bare.contains("`manifest.json` cannot be read"), "{bare}");
     let half = damaged(|path| change(&path.join("manifest.json"), |bytes| bytes.truncate(bytes.len() / 2)));
     assert!(half.contains("`manifest.json` is no JSON"), "{half}");
     let foreign = damaged(manifest("mp-checkpoint", "other"));
     assert!(foreign.contains("is of the format \"other\" instead of \"mp-checkpoint\""), "{foreign}");
-    let newer = damaged(manifest("\"version\": 1", "\"version\": 9"));
-    assert!(newer.contains("is of version 9, this program reads 1"), "{newer}");
-    let moved = damaged(manifest("\"step\": 2", "\"step\": 3"));
+    let newer = damaged(manifest("\"version\":2", "\"version\":9"));
+    assert!(newer.contains("is of version 9, this program reads 2"), "{newer}");
+    let moved = damaged(manifest("\"step\":2", "\"step\":3"));
     assert!(moved.contains("is of step 3 in a folder of step 2"), "{moved}");
-    let renamed = damaged(manifest("\"name\": \"a\"", "\"name\": \"c\""));
+    let renamed = damaged(manifest("\"a\":{", "\"c\":{"));
     assert!(renamed.contains("holds other tensors than the 2 of the manifest"), "{renamed}");
-    let outside = damaged(manifest("\"name\": \"model.safetensors\"", "\"name\": \"../model.safetensors\""));
+    let torn = damaged(manifest("\"region\":[[0,2],[0,3]]", "\"region\":[[0,1],[0,3]]"));
+    assert!(torn.contains("its slices of `b` are not all of [2, 3] once"), "{torn}");
+    let outside = damaged(manifest("\"model-00000.safetensors\"", "\"../model-00000.safetensors\""));
     assert!(outside.contains("is no file's name"), "{outside}");
 }
 

@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::process::Command;
 
-use mp_train::checkpoint::{CheckpointStore, DirectoryStore, Dtype, Entry, Verify};
+use mp_train::checkpoint::{About, CheckpointStore, DirectoryStore, Dtype, Entry, Section, Slice, Verify};
 use mp_train::{Config, Error};
 
 /// Tells the child where to write.
@@ -12,10 +12,12 @@ const FOLDER: &str = "MP_TEST_CHECKPOINTS";
 
 /// Writes a checkpoint of one tensor of `elements`.
 fn save(folder: &Path, step: u64, elements: usize) -> mp_train::Result<()> {
-    let mut writer = DirectoryStore::new(folder, 1).begin(step)?;
-    writer.file("model.safetensors", &[Entry::new("a", Dtype::F32, &[elements])])?;
+    let store = DirectoryStore::new(folder, 1);
+    let mut writer = store.shard(step, 0)?;
+    writer.file(Section::Model, &[Slice::whole(Entry::new("a", Dtype::F32, &[elements]))])?;
     writer.append(&vec![0; 4 * elements])?;
-    writer.commit(0, &Config::default()).map(|_| ())
+    writer.finish()?;
+    store.commit(1, &About::new(step, &Config::default())).map(|_| ())
 }
 
 #[test]
@@ -23,7 +25,7 @@ fn save(folder: &Path, step: u64, elements: usize) -> mp_train::Result<()> {
 fn child_writes_more_than_fits() {
     let Some(folder) = std::env::var_os(FOLDER) else { return };
     let error = save(Path::new(&folder), 2, 1 << 20).unwrap_err();
-    assert!(matches!(&error, Error::Write { path, .. } if path.ends_with("model.safetensors")), "{error}");
+    assert!(matches!(&error, Error::Write { path, .. } if path.ends_with("model-00000.safetensors")), "{error}");
     assert!(!error.is_input());
 }
 
@@ -39,7 +41,7 @@ fn a_full_disk_leaves_the_previous_checkpoint() {
     assert!(output.status.success() && text.contains("1 passed"), "{text}");
 
     let store = DirectoryStore::new(folder.path(), 1);
-    assert_eq!(store.latest(Verify::Checksums).unwrap().unwrap().manifest().step, 1);
+    assert_eq!(store.latest(Verify::Checksums).unwrap().unwrap().manifest().about.step, 1);
     let names: Vec<_> = std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(names, ["step-00000001"], "nothing half is left");
 }

@@ -24,6 +24,11 @@ fn inspect(args: &Inspect) -> Result<(), Failure> {
     let reader = checkpoint::open(&args.checkpoint, Verify::Lengths)?;
     let mut screen = Screen::open(&args.output, true)?;
     let manifest = reader.manifest();
-    screen.line(&format!("{}: step {}, {} tokens", reader.path().display(), manifest.step, manifest.tokens));
+    screen.line(&format!(
+        "{}: step {}, {} tokens",
+        reader.path().display(),
+        manifest.about.step,
+        manifest.about.tokens
+    ));
     Ok(screen.result(manifest)?)
 }

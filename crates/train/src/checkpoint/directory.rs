@@ -1,12 +1,15 @@
 //! A folder of checkpoints, one folder each.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-use super::reader::DirectoryReader;
-use super::writer::DirectoryWriter;
-use super::{CheckpointReader, CheckpointStore, CheckpointWriter, Verify};
+use super::manifest::{self, About, Manifest};
+use super::reader::{self, DirectoryReader};
+use super::shard::{self, DirectoryShard};
+use super::{CheckpointReader, CheckpointStore, ShardWriter, Verify};
+use crate::durable::{self, sync_folder};
 use crate::{Error, Result};
 
 /// Keeps checkpoints in folders `step-00000100` of one folder, which is made when it is first written to.
@@ -14,6 +17,7 @@ use crate::{Error, Result};
 pub struct DirectoryStore {
     root: PathBuf,
     keep: usize,
+    keep_best: usize,
 }
 
 /// Why a folder stands aside, under a name that readers do not look at.
@@ -58,17 +62,18 @@ pub(super) fn own_folder(path: &Path) -> Option<(DirectoryStore, u64)> {
 impl DirectoryStore {
     /// Names a folder, and how many of the newest checkpoints stay; 0: all.
     pub fn new(root: impl Into<PathBuf>, keep: usize) -> Self {
-        Self { root: root.into(), keep }
+        Self { root: root.into(), keep, keep_best: 0 }
+    }
+
+    /// Lets those of the lowest validation losses stay too, so many; 0: none for that reason.
+    #[must_use]
+    pub fn keeping_best(self, keep_best: usize) -> Self {
+        Self { keep_best, ..self }
     }
 
     /// Returns the folder of all checkpoints.
     pub(crate) fn root(&self) -> &Path {
         &self.root
-    }
-
-    /// Returns how many stay; 0: all.
-    pub(super) fn keep(&self) -> usize {
-        self.keep
     }
 
     /// Returns the folder of a step.
@@ -79,6 +84,62 @@ impl DirectoryStore {
     /// Returns the hidden folder of a step.
     pub(super) fn aside(&self, step: u64, why: Aside) -> PathBuf {
         self.root.join(format!(".{}.{}", folder_name(step), why.word()))
+    }
+
+    /// Gives a hidden folder its name. A checkpoint of the same step steps aside first.
+    fn publish(&self, step: u64) -> Result<PathBuf> {
+        let (path, aside) = (self.folder(step), self.aside(step, Aside::Replaced));
+        let rename =
+            |from: &Path, to: &Path| fs::rename(from, to).map_err(|source| Error::Write { path: to.into(), source });
+        if path.exists() {
+            rename(&path, &aside)?;
+        }
+        rename(&self.aside(step, Aside::Partial), &path)?;
+        sync_folder(&self.root)?;
+        if let Err(error) = fs::remove_dir_all(&aside) {
+            if error.kind() != ErrorKind::NotFound {
+                tracing::warn!(path = %aside.display(), %error, "a replaced checkpoint stays");
+            }
+        }
+        Ok(path)
+    }
+
+    /// Removes the oldest checkpoints beyond those to keep. Not being able to is no reason to end a run.
+    fn forget_oldest(&self, newest: u64) {
+        if self.keep == 0 {
+            return;
+        }
+        let older: Vec<u64> = self.steps().unwrap_or_default().into_iter().filter(|&step| step < newest).collect();
+        let surplus = older.len().saturating_sub(self.keep - 1);
+        let best = self.best();
+        for &step in older[..surplus].iter().filter(|step| !best.contains(step)) {
+            // The name goes first, so that no half of it is ever taken for a checkpoint.
+            let aside = self.aside(step, Aside::Removed);
+            let removed = fs::rename(self.folder(step), &aside).and_then(|()| fs::remove_dir_all(&aside));
+            if let Err(error) = removed {
+                tracing::warn!(checkpoint = folder_name(step), %error, "an old checkpoint stays");
+            }
+        }
+    }
+
+    /// Lists the validation losses of the checkpoints where one was measured, lowest first, with their steps; none where
+    /// no checkpoint is kept for its loss.
+    pub(crate) fn losses(&self) -> Vec<(f64, u64)> {
+        if self.keep_best == 0 {
+            return Vec::new();
+        }
+        let loss = |step: u64| {
+            let manifest = reader::read_manifest(&self.folder(step)).ok()?;
+            manifest.about.validation_loss.map(|loss| (loss, step))
+        };
+        let mut losses: Vec<(f64, u64)> = self.steps().unwrap_or_default().into_iter().filter_map(loss).collect();
+        losses.sort_by(|a, b| a.0.total_cmp(&b.0));
+        losses
+    }
+
+    /// Lists the steps that are kept for their loss.
+    fn best(&self) -> Vec<u64> {
+        self.losses().into_iter().take(self.keep_best).map(|(_, step)| step).collect()
     }
 
     /// Names the newest checkpoint below `step` that proves to be intact.
@@ -101,8 +162,32 @@ impl DirectoryStore {
 }
 
 impl CheckpointStore for DirectoryStore {
-    fn begin(&self, step: u64) -> Result<Box<dyn CheckpointWriter>> {
-        Ok(Box::new(DirectoryWriter::new(self, step)?))
+    fn shard(&self, step: u64, writer: usize) -> Result<Box<dyn ShardWriter>> {
+        Ok(Box::new(DirectoryShard::new(self.aside(step, Aside::Partial), writer)?))
+    }
+
+    fn commit(&self, writers: usize, about: &About) -> Result<PathBuf> {
+        let _span = tracing::info_span!("commit", step = about.step).entered();
+        let partial = self.aside(about.step, Aside::Partial);
+        let mut manifest = Manifest {
+            format: manifest::FORMAT.into(),
+            version: manifest::VERSION,
+            about: about.clone(),
+            files: Vec::new(),
+            model: BTreeMap::new(),
+            optimizer: BTreeMap::new(),
+        };
+        shard::join(&partial, writers, &mut manifest)?;
+        let json = serde_json::to_vec(&manifest).expect("a manifest is JSON");
+        durable::write(&partial.join(manifest::NAME), &json)?;
+        let path = self.publish(about.step)?;
+        self.forget_oldest(about.step);
+        Ok(path)
+    }
+
+    fn abandon(&self, step: u64) {
+        // A sweep finds what stays.
+        let _ = fs::remove_dir_all(self.aside(step, Aside::Partial));
     }
 
     fn steps(&self) -> Result<Vec<u64>> {

@@ -1,8 +1,14 @@
-//! `manifest.json`: what a checkpoint holds, and how to tell that it still does.
+//! `manifest.json`: what a checkpoint holds, where each element of each tensor lies, and how to tell that it still does.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
-use super::Entry;
+use super::{Dtype, Entry, Section};
+use crate::region::{self, Region};
+use crate::standing::Standing;
+use crate::Config;
 
 /// The manifest's file name. It is written last.
 pub(super) const NAME: &str = "manifest.json";
@@ -11,7 +17,45 @@ pub(super) const NAME: &str = "manifest.json";
 pub(super) const FORMAT: &str = "mp-checkpoint";
 
 /// The version of the layout that this code writes and reads.
-pub(super) const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 2;
+
+/// What a checkpoint says of its run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct About {
+    /// Finished updates.
+    pub step: u64,
+    /// Target tokens trained on so far.
+    pub tokens: u64,
+    /// Samples trained on so far: where the order of samples goes on.
+    pub samples: u64,
+    /// The run's seed, the key of every random number.
+    pub seed: u64,
+    /// The validation loss at this step, where it was measured.
+    pub validation_loss: Option<f64>,
+    /// How the run's evaluations stand.
+    pub standing: Standing,
+    /// The whole configuration, as JSON.
+    pub config: serde_json::Value,
+    /// The release of the code that wrote it.
+    pub code_version: String,
+}
+
+impl About {
+    /// Describes a run after `step` updates; nothing has been evaluated.
+    pub fn new(step: u64, config: &Config) -> Self {
+        let samples = step * config.train.global_batch as u64;
+        Self {
+            step,
+            tokens: samples * config.train.seq as u64,
+            samples,
+            seed: config.train.seed,
+            validation_loss: None,
+            standing: Standing::default(),
+            config: serde_json::to_value(config).expect("a tree of plain values is JSON"),
+            code_version: env!("CARGO_PKG_VERSION").into(),
+        }
+    }
+}
 
 /// What a checkpoint holds.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -20,18 +64,15 @@ pub struct Manifest {
     pub format: String,
     /// The version of the layout.
     pub version: u32,
-    /// Finished updates.
-    pub step: u64,
-    /// Target tokens trained on so far.
-    pub tokens: u64,
-    /// The run's seed.
-    pub seed: u64,
-    /// The whole configuration, as JSON.
-    pub config: serde_json::Value,
-    /// The release of the code that wrote it.
-    pub code_version: String,
+    /// What it says of its run.
+    #[serde(flatten)]
+    pub about: About,
     /// The files beside the manifest.
     pub files: Vec<FileRecord>,
+    /// The masters, by parameter.
+    pub model: BTreeMap<String, TensorRecord>,
+    /// The optimizer's state, `first_moment.<parameter>` for instance.
+    pub optimizer: BTreeMap<String, TensorRecord>,
 }
 
 /// A file of tensors.
@@ -43,6 +84,127 @@ pub struct FileRecord {
     pub bytes: u64,
     /// The BLAKE3 checksum of all its bytes, in hexadecimal digits.
     pub blake3: String,
-    /// Its tensors, in the order of their elements.
-    pub tensors: Vec<Entry>,
+}
+
+/// A full tensor, and where its elements lie.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TensorRecord {
+    /// Its element kind.
+    pub dtype: Dtype,
+    /// Its dims.
+    pub shape: Vec<usize>,
+    /// Boxes that together are the tensor, each element in one of them.
+    pub slices: Vec<SliceRecord>,
+}
+
+/// A box of a tensor that lies in one run in a file, row-major.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SliceRecord {
+    /// The file, counted from 0 in the manifest's list.
+    pub file: usize,
+    /// The first byte.
+    pub start: u64,
+    /// Start and end in each dim.
+    pub region: Vec<[usize; 2]>,
+}
+
+impl SliceRecord {
+    /// Returns the box.
+    pub fn region(&self) -> Region {
+        self.region.iter().map(|&[start, end]| start..end).collect()
+    }
+}
+
+/// Writes a box as a manifest does.
+pub(super) fn bounds(region: &[Range<usize>]) -> Vec<[usize; 2]> {
+    region.iter().map(|range| [range.start, range.end]).collect()
+}
+
+impl Manifest {
+    /// Returns the tensors of a section.
+    pub fn section(&self, section: Section) -> &BTreeMap<String, TensorRecord> {
+        match section {
+            Section::Model => &self.model,
+            Section::Optimizer => &self.optimizer,
+        }
+    }
+
+    /// Returns the tensors of a section, to add to.
+    pub(super) fn section_mut(&mut self, section: Section) -> &mut BTreeMap<String, TensorRecord> {
+        match section {
+            Section::Model => &mut self.model,
+            Section::Optimizer => &mut self.optimizer,
+        }
+    }
+
+    /// Describes a tensor, if there is one of that name.
+    pub fn entry(&self, section: Section, name: &str) -> Option<Entry> {
+        self.section(section).get(name).map(|record| Entry::new(name, record.dtype, &record.shape))
+    }
+
+    /// Returns the length of all files.
+    pub fn bytes(&self) -> u64 {
+        self.files.iter().map(|file| file.bytes).sum()
+    }
+
+    /// Names the first tensor that its slices do not make up, or make up twice.
+    pub(super) fn uncovered(&self) -> Option<String> {
+        let all = self.model.iter().chain(&self.optimizer);
+        all.into_iter().find_map(|(name, record)| {
+            let regions: Vec<Region> = record.slices.iter().map(SliceRecord::region).collect();
+            let full = region::whole(&record.shape);
+            let inside = |region: &Region| {
+                let fits = |(part, all): (&Range<usize>, &Range<usize>)| part.start <= part.end && part.end <= all.end;
+                region.len() == full.len() && region.iter().zip(&full).all(fits)
+            };
+            let covered: usize = regions.iter().map(|region| region::volume(region)).sum();
+            let fault = !regions.iter().all(inside) || covered != region::volume(&full) || overlapping(&regions);
+            fault.then(|| format!("its slices of `{name}` are not all of {:?} once", record.shape))
+        })
+    }
+}
+
+/// Says whether two of some boxes share elements. Most tensors are cut along one dim, so neighbours in order are compared.
+fn overlapping(regions: &[Region]) -> bool {
+    let mut sorted: Vec<&Region> = regions.iter().filter(|region| region::volume(region) > 0).collect();
+    sorted.sort_by(|a, b| a.iter().map(|range| range.start).cmp(b.iter().map(|range| range.start)));
+    sorted.iter().enumerate().any(|(index, region)| {
+        // Once the first dim has ended no later box can share anything.
+        let later = sorted[index + 1..].iter();
+        let reached = |other: &&&Region| match (region.first(), other.first()) {
+            (Some(own), Some(other)) => other.start < own.end,
+            _ => true,
+        };
+        later.take_while(reached).any(|other| region::common(region, other).is_some())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slices_must_make_up_the_tensor_once() {
+        let fault = |slices: &[&[[usize; 2]]]| {
+            let slice = |region: &&[[usize; 2]]| SliceRecord { file: 0, start: 0, region: region.to_vec() };
+            let record =
+                TensorRecord { dtype: Dtype::F32, shape: vec![4, 3], slices: slices.iter().map(slice).collect() };
+            let manifest = Manifest {
+                format: FORMAT.into(),
+                version: VERSION,
+                about: About::new(1, &Config::default()),
+                files: Vec::new(),
+                model: BTreeMap::from([("a".to_string(), record)]),
+                optimizer: BTreeMap::new(),
+            };
+            manifest.uncovered().is_some()
+        };
+        assert!(!fault(&[&[[0, 4], [0, 3]]]));
+        assert!(!fault(&[&[[2, 4], [0, 3]], &[[0, 2], [0, 1]], &[[0, 2], [1, 3]]]));
+        assert!(fault(&[]));
+        assert!(fault(&[&[[0, 3], [0, 3]]]));
+        assert!(fault(&[&[[0, 2], [0, 3]], &[[1, 3], [0, 3]]]));
+        assert!(fault(&[&[[0, 2], [0, 3]], &[[2, 5], [0, 2]]]));
+        assert!(fault(&[&[[0, 4]]]));
+    }
 }

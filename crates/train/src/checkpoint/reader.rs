@@ -1,13 +1,16 @@
 //! Reading one checkpoint: what it says of itself is compared with what is there before anything is used.
 
 use std::fs::{self, File};
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use mp_data::Mapping;
 
 use super::manifest::{self, FileRecord, Manifest};
-use super::writer::is_plain;
-use super::{tensor_file, CheckpointReader, Entry, StoredTensor, Verify};
+use super::{tensor_file, CheckpointReader, Entry, Section, Slice, Verify};
+use crate::region;
 use crate::{Error, Result};
 
 /// Something that was checked, or what is wrong with it.
@@ -18,14 +21,8 @@ type Checked<T> = std::result::Result<T, String>;
 pub(super) struct DirectoryReader {
     path: PathBuf,
     manifest: Manifest,
-    files: Vec<TensorFile>,
-}
-
-/// A file, and where in it each tensor lies.
-#[derive(Debug)]
-struct TensorFile {
-    name: String,
-    tensors: Vec<(Entry, Range<u64>)>,
+    /// The files as memory, each from when it is first read.
+    mapped: Vec<OnceLock<Mapping>>,
 }
 
 impl DirectoryReader {
@@ -35,19 +32,95 @@ impl DirectoryReader {
     /// Which file differs in what.
     pub(super) fn open(path: PathBuf, step: u64, verify: Verify) -> Checked<Self> {
         let manifest = read_manifest(&path)?;
-        if manifest.step != step {
-            return Err(format!("`{}` is of step {} in a folder of step {step}", manifest::NAME, manifest.step));
+        if manifest.about.step != step {
+            let name = manifest::NAME;
+            return Err(format!("`{name}` is of step {} in a folder of step {step}", manifest.about.step));
         }
-        let check =
-            |record| check_file(&path, record, verify).map_err(|problem| format!("`{}` {problem}", record.name));
-        let files = manifest.files.iter().map(check).collect::<Checked<_>>()?;
-        Ok(Self { path, manifest, files })
+        for record in &manifest.files {
+            check_length(&path, record).map_err(|problem| format!("`{}` {problem}", record.name))?;
+        }
+        let mapped = manifest.files.iter().map(|_| OnceLock::new()).collect();
+        let reader = Self { path, manifest, mapped };
+        let (first, of) = match verify {
+            Verify::Checksums => (0, 1),
+            Verify::Share { rank, of } => (rank, of),
+            Verify::Lengths => return Ok(reader),
+        };
+        if first == 0 {
+            reader.manifest.uncovered().map_or(Ok(()), Err)?;
+        }
+        for index in (first..reader.manifest.files.len()).step_by(of) {
+            reader.check_file(index).map_err(|problem| format!("`{}` {problem}", reader.manifest.files[index].name))?;
+        }
+        Ok(reader)
     }
 
-    /// Finds a tensor's file and place.
-    fn find(&self, file: &str, name: &str) -> Option<&(Entry, Range<u64>)> {
-        let file = self.files.iter().find(|known| known.name == file)?;
-        file.tensors.iter().find(|(entry, _)| entry.name == name)
+    /// Compares a file's bytes and header with what the manifest says of them.
+    fn check_file(&self, index: usize) -> Checked<()> {
+        let record = &self.manifest.files[index];
+        let bytes = self.mapped(index).map_err(|error| format!("cannot be read: {error}"))?;
+        let found = blake3::hash(bytes).to_hex();
+        if *found != *record.blake3 {
+            return Err(format!("has the checksum {} instead of {}", short(&found), short(&record.blake3)));
+        }
+        let mut expected = Vec::new();
+        for section in Section::ALL {
+            for (name, tensor) in self.manifest.section(section) {
+                for slice in tensor.slices.iter().filter(|slice| slice.file == index) {
+                    let entry = Entry::new(name, tensor.dtype, &tensor.shape);
+                    expected.push((Slice { entry, region: slice.region() }.stored(), slice.start));
+                }
+            }
+        }
+        let mut held = header(bytes)?;
+        // Tensors without elements share a place, so the file's order says nothing about them.
+        held.sort_by(|a, b| a.0.name.cmp(&b.0.name));
+        expected.sort_by(|a, b| a.0.name.cmp(&b.0.name));
+        match held == expected {
+            true => Ok(()),
+            false => Err(format!("holds other tensors than the {} of the manifest", expected.len())),
+        }
+    }
+
+    /// Returns a file as memory.
+    fn mapped(&self, index: usize) -> mp_data::Result<&[u8]> {
+        let cell = &self.mapped[index];
+        if let Some(mapping) = cell.get() {
+            return Ok(mapping.bytes());
+        }
+        let mapping = Mapping::open(&self.path.join(&self.manifest.files[index].name))?;
+        Ok(cell.get_or_init(|| mapping).bytes())
+    }
+
+    /// Returns the elements of a slice.
+    fn elements(&self, index: usize, range: Range<u64>) -> Checked<&[u8]> {
+        let name = |index: usize| self.manifest.files.get(index).map_or("?", |file| file.name.as_str());
+        if index >= self.mapped.len() {
+            return Err(format!("`{}` has no file {index}", manifest::NAME));
+        }
+        let bytes = self.mapped(index).map_err(|error| format!("`{}` cannot be read: {error}", name(index)))?;
+        let cut = || format!("`{}` has no bytes {} to {}", name(index), range.start, range.end);
+        bytes.get(range.start as usize..range.end as usize).ok_or_else(cut)
+    }
+
+    fn gathered(&self, section: Section, name: &str, region: &[Range<usize>]) -> Checked<Vec<u8>> {
+        let tensor = self.manifest.section(section).get(name);
+        let tensor = tensor.ok_or_else(|| format!("its {} part holds no tensor `{name}`", section.word()))?;
+        let width = tensor.dtype.bytes();
+        let mut gathered = vec![0; region::volume(region) * width];
+        let mut found = 0;
+        for slice in &tensor.slices {
+            let held = slice.region();
+            let shared = if held.len() == region.len() { region::common(&held, region) } else { None };
+            let Some(shared) = shared else { continue };
+            let end = slice.start + (region::volume(&held) * width) as u64;
+            region::copy(self.elements(slice.file, slice.start..end)?, &held, &mut gathered, region, width);
+            found += region::volume(&shared);
+        }
+        match found == region::volume(region) {
+            true => Ok(gathered),
+            false => Err(format!("`{name}` of shape {:?} has no box {region:?}", tensor.shape)),
+        }
     }
 }
 
@@ -60,27 +133,14 @@ impl CheckpointReader for DirectoryReader {
         &self.manifest
     }
 
-    fn read(&self, file: &str, name: &str) -> Result<StoredTensor> {
+    fn read(&self, section: Section, name: &str, region: &[Range<usize>]) -> Result<Vec<u8>> {
         let refused = |problem| Error::Checkpoint { path: self.path.clone(), problem };
-        let (entry, range) =
-            self.find(file, name).ok_or_else(|| refused(format!("`{file}` holds no tensor `{name}`")))?;
-        let path = self.path.join(file);
-        let bytes = read_range(&path, range).map_err(|source| Error::Read { path, source })?;
-        Ok(StoredTensor { entry: entry.clone(), bytes })
+        self.gathered(section, name, region).map_err(refused)
     }
 }
 
-/// Reads a run of a file's bytes.
-fn read_range(path: &Path, range: &Range<u64>) -> io::Result<Vec<u8>> {
-    let mut file = File::open(path)?;
-    file.seek(SeekFrom::Start(range.start))?;
-    let mut bytes = vec![0; (range.end - range.start) as usize];
-    file.read_exact(&mut bytes)?;
-    Ok(bytes)
-}
-
 /// Reads what a checkpoint says of itself.
-fn read_manifest(folder: &Path) -> Checked<Manifest> {
+pub(super) fn read_manifest(folder: &Path) -> Checked<Manifest> {
     let name = manifest::NAME;
     let text = fs::read_to_string(folder.join(name)).map_err(|error| format!("`{name}` cannot be read: {error}"))?;
     let json: serde_json::Value =
@@ -95,51 +155,33 @@ fn read_manifest(folder: &Path) -> Checked<Manifest> {
     serde_json::from_value(json).map_err(|error| format!("`{name}` is not understood ({error})"))
 }
 
-/// Compares a file with what the manifest says of it.
-fn check_file(folder: &Path, record: &FileRecord, verify: Verify) -> Checked<TensorFile> {
+/// Compares a file's length with what the manifest says of it.
+fn check_length(folder: &Path, record: &FileRecord) -> Checked<()> {
     if !is_plain(&record.name) {
         return Err("is no file's name".into());
     }
     let unreadable = |error: io::Error| format!("cannot be read: {error}");
-    let mut file = File::open(folder.join(&record.name)).map_err(unreadable)?;
+    let file = File::open(folder.join(&record.name)).map_err(unreadable)?;
     let bytes = file.metadata().map_err(unreadable)?.len();
-    if bytes != record.bytes {
-        return Err(format!("has {bytes} bytes instead of {}", record.bytes));
+    match bytes == record.bytes {
+        true => Ok(()),
+        false => Err(format!("has {bytes} bytes instead of {}", record.bytes)),
     }
-    if verify == Verify::Checksums {
-        let mut checksum = blake3::Hasher::new();
-        checksum.update_reader(&mut file).map_err(unreadable)?;
-        let found = checksum.finalize().to_hex();
-        if *found != *record.blake3 {
-            return Err(format!("has the checksum {} instead of {}", short(&found), short(&record.blake3)));
-        }
-        file.rewind().map_err(unreadable)?;
-    }
-    let tensors = read_header(&mut file, bytes)?;
-    if !by_name(tensors.iter().map(|(entry, _)| entry)).eq(&by_name(&record.tensors)) {
-        return Err(format!("holds other tensors than the {} of the manifest", record.tensors.len()));
-    }
-    Ok(TensorFile { name: record.name.clone(), tensors })
 }
 
-/// Sorts descriptions: tensors without elements share a place, so the file's order says nothing about them.
-fn by_name<'a>(entries: impl IntoIterator<Item = &'a Entry>) -> Vec<&'a Entry> {
-    let mut entries: Vec<&Entry> = entries.into_iter().collect();
-    entries.sort_by(|a, b| a.name.cmp(&b.name));
-    entries
+/// Says whether a name stays in its folder.
+fn is_plain(name: &str) -> bool {
+    !name.is_empty() && !name.starts_with('.') && !name.contains(['/', '\\'])
 }
 
-/// Reads where each tensor lies in a file.
-fn read_header(file: &mut File, bytes: u64) -> Checked<Vec<(Entry, Range<u64>)>> {
-    let unreadable = |error: io::Error| format!("is no safetensors file: {error}");
-    let mut first = [0; 8];
-    file.read_exact(&mut first).map_err(unreadable)?;
-    let length = tensor_file::header_bytes(first, bytes)?;
-    let mut header = vec![0; length as usize];
-    file.read_exact(&mut header).map_err(unreadable)?;
+/// Reads which tensors a file holds, and where each begins.
+fn header(bytes: &[u8]) -> Checked<Vec<(Entry, u64)>> {
+    let first = bytes.get(..8).and_then(|first| first.try_into().ok());
+    let first = first.ok_or_else(|| format!("is no safetensors file: it has {} bytes", bytes.len()))?;
+    let length = tensor_file::header_bytes(first, bytes.len() as u64)?;
     let start = 8 + length;
-    let tensors = tensor_file::parse(&header, bytes - start)?;
-    Ok(tensors.into_iter().map(|(entry, range)| (entry, start + range.start..start + range.end)).collect())
+    let tensors = tensor_file::parse(&bytes[8..start as usize], bytes.len() as u64 - start)?;
+    Ok(tensors.into_iter().map(|(entry, range)| (entry, start + range.start)).collect())
 }
 
 /// Returns the first digits of a checksum, enough to tell two apart.

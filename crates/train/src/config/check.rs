@@ -14,6 +14,10 @@ pub(super) fn all(config: &Config) -> Result<()> {
     optimizer(&config.optimizer, config.train.steps)?;
     let dropout = config.model.dropout;
     require((0.0..1.0).contains(&dropout), "model.dropout", dropout, "must be in [0, 1); 0 drops nothing")?;
+    let evaluates = config.eval.every > 0;
+    let rule = "needs evaluations: set `eval.every` above 0";
+    require(evaluates || config.train.patience == 0, "train.patience", config.train.patience, rule)?;
+    require(evaluates || config.checkpoint.keep_best == 0, "checkpoint.keep_best", config.checkpoint.keep_best, rule)?;
     positive("model.norm_eps", config.model.norm_eps)?;
     positive("model.rope_theta", config.model.rope_theta)?;
     if let Validation::Fraction(fraction) = config.data.validation {
@@ -112,6 +116,15 @@ mod tests {
             let (key, _) = set.split_once('=').unwrap();
             assert!(matches!(&error, Error::Config { key: found, .. } if *found == key), "{set}: {error}");
             assert!(error.is_input());
+        }
+    }
+
+    #[test]
+    fn what_follows_from_evaluations_needs_some() {
+        for set in ["train.patience=2", "checkpoint.keep_best=1"] {
+            let error = Config::load(None, None, &["eval.every=0".into(), set.into()]).unwrap_err();
+            assert!(error.to_string().contains("needs evaluations: set `eval.every` above 0"), "{error}");
+            Config::load(None, None, &["eval.every=1".into(), set.into()]).unwrap();
         }
     }
 

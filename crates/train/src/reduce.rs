@@ -8,6 +8,7 @@ use mp_model::gradient::Completion;
 use mp_model::regions::TensorGroup;
 use mp_model::Parameters;
 use mp_plan::{Tie, Zero};
+use mp_runtime::kernels::norm::sum_of_squares;
 
 use crate::groups::Groups;
 use crate::Result;
@@ -51,9 +52,7 @@ impl Reducer {
     pub fn norm(&self, parameters: &Parameters, groups: &Groups) -> Result<f64> {
         let mut squares = [0.0f64];
         for range in &self.counted {
-            let part = parameters.gradients().range(range.clone())?;
-            let norm = part.f_norm().map_err(mp_runtime::Error::from)?.double_value(&[]);
-            squares[0] += norm * norm;
+            squares[0] += sum_of_squares(&parameters.gradients().range(range.clone())?)?;
         }
         groups.tp.all_reduce(BufferMut::new(&mut squares), ReduceOp::Sum)?;
         if parameters.sharing().zero != Zero::Replicated {

@@ -71,15 +71,6 @@ impl Batch {
         self.batch += 1;
         Ok(())
     }
-
-    /// Appends a row from at most `seq + 1` consecutive tokens, at least one; the rest of the row is padding.
-    pub(crate) fn push_window(&mut self, window: &[i64]) {
-        self.batch += 1;
-        self.tokens.extend_from_slice(&window[..window.len() - 1]);
-        self.tokens.resize(self.batch * self.seq, 0);
-        self.targets.extend_from_slice(&window[1..]);
-        self.targets.resize(self.batch * self.seq, IGNORED);
-    }
 }
 
 /// Appends a row to a list that rows may lack; one that does has zeros: a single segment, the first type.
@@ -186,16 +177,6 @@ mod tests {
         assert!(matches!(BatchPlan::new(0, 1, 1), Err(Error::Zero { what: "train.global_batch" })));
         assert!(matches!(BatchPlan::new(1, 0, 1), Err(Error::Zero { what: "parallel.micro_batch" })));
         assert!(matches!(BatchPlan::new(1, 1, 0), Err(Error::Zero { what: "parallel.dp" })));
-    }
-
-    #[test]
-    fn a_short_row_is_padded() {
-        let mut batch = Batch::with_capacity(2, 3);
-        batch.push_window(&[1, 2, 3, 4]);
-        batch.push_window(&[5, 6]);
-        assert_eq!(batch.tokens, [1, 2, 3, 5, 0, 0]);
-        assert_eq!(batch.targets, [2, 3, 4, 6, IGNORED, IGNORED]);
-        assert_eq!(batch.target_count(), 4);
     }
 
     #[test]

@@ -1,6 +1,8 @@
-//! Text to train on: the embedded corpus, or a UTF-8 file. What the text means as tokens is in [`crate::tokenizer`].
+//! Text to train on: the embedded corpus, a UTF-8 file, or a folder of them. What the text means as tokens is in
+//! [`crate::tokenizer`].
 
 use std::borrow::Cow;
+use std::ops::Range;
 use std::path::Path;
 
 use crate::{file, Error, Result, Tokenizer, Tokens};
@@ -35,37 +37,52 @@ const EMBEDDED: &[(&str, &str)] = embed![
     "18-parables.txt",
 ];
 
-/// A text, and where it comes from.
+/// A text of one document or several, and where it comes from.
 #[derive(Debug, Clone)]
 pub struct Corpus {
     origin: String,
     text: Cow<'static, str>,
+    /// The byte after each document.
+    ends: Vec<usize>,
 }
 
 impl Corpus {
     /// Returns the corpus that comes with the crate: English prose about training one model on many machines.
     pub fn embedded() -> Self {
         let texts: Vec<&str> = EMBEDDED.iter().map(|(_, text)| *text).collect();
-        Self { origin: "the embedded corpus".into(), text: texts.join("\n").into() }
+        Self::from_text("the embedded corpus", texts.join("\n"))
     }
 
-    /// Reads a file of UTF-8 text, whole.
+    /// Reads a file of UTF-8 text, whole, as one document; or all files below a folder, but for hidden and empty ones, in
+    /// the order of their paths, as a document each.
     ///
     /// # Errors
     /// [`Error::Missing`], [`Error::NotAFile`], [`Error::Unreadable`], [`Error::Empty`], or [`Error::NotUtf8`] with the
     /// offset of the first bad byte.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let text = String::from_utf8(file::read(path)?).map_err(|error| {
-            let offset = error.utf8_error().valid_up_to();
-            Error::NotUtf8 { path: path.into(), offset, byte: error.as_bytes()[offset] }
-        })?;
-        Ok(Self { origin: format!("`{}`", path.display()), text: text.into() })
+        let origin = format!("`{}`", path.display());
+        if !path.is_dir() {
+            return Ok(Self::from_text(origin, read(path)?));
+        }
+        let (mut text, mut ends) = (String::new(), Vec::new());
+        for file in file::below(path)? {
+            match read(&file) {
+                Err(Error::Empty { .. }) => continue,
+                document => text += &document?,
+            }
+            ends.push(text.len());
+        }
+        match ends.is_empty() {
+            true => Err(Error::Empty { path: path.into() }),
+            false => Ok(Self { origin, text: text.into(), ends }),
+        }
     }
 
     /// Wraps a text that is already in memory; `origin` names it in messages.
     pub fn from_text(origin: impl Into<String>, text: impl Into<Cow<'static, str>>) -> Self {
-        Self { origin: origin.into(), text: text.into() }
+        let text = text.into();
+        Self { origin: origin.into(), ends: vec![text.len()], text }
     }
 
     /// Returns the text.
@@ -73,27 +90,58 @@ impl Corpus {
         &self.text
     }
 
+    /// Returns the number of documents.
+    pub fn documents(&self) -> usize {
+        self.ends.len()
+    }
+
     /// Returns where the text comes from, as messages name it.
     pub fn origin(&self) -> &str {
         &self.origin
     }
 
-    /// Turns the whole text into tokens.
+    /// Turns the whole text into tokens. Several documents end with the tokenizer's token for that, if it has one.
     ///
     /// # Errors
     /// [`Error::Encode`] if the tokenizer does not cover the text, [`Error::TokenId`] if it gives an id that its own
     /// vocabulary does not hold.
     pub fn tokenize(&self, tokenizer: &Tokenizer) -> Result<Tokens> {
-        self.tokenize_part(tokenizer, &self.text, self.origin.clone())
+        self.tokenize_part(tokenizer, 0..self.text.len(), self.origin.clone())
     }
 
-    /// Turns `part` of the text into tokens, named `origin`.
-    pub(crate) fn tokenize_part(&self, tokenizer: &Tokenizer, part: &str, origin: String) -> Result<Tokens> {
+    /// Turns some bytes of the text into tokens, named `origin`.
+    pub(crate) fn tokenize_part(&self, tokenizer: &Tokenizer, part: Range<usize>, origin: String) -> Result<Tokens> {
         let _span = tracing::debug_span!("tokenize", origin, bytes = part.len()).entered();
-        let tokens = Tokens::new(origin, tokenizer.encode(part)?);
+        let end = if self.ends.len() > 1 { tokenizer.end_of_document() } else { None };
+        let (mut ids, mut ends, mut start) = (Vec::new(), Vec::new(), part.start);
+        for &stop in self.ends.iter().filter(|&&stop| stop > part.start) {
+            let stop = stop.min(part.end);
+            ids.extend(tokenizer.encode(&self.text[start..stop])?);
+            ids.extend(end);
+            ends.push(ids.len() as u64);
+            start = stop;
+            if start == part.end {
+                break;
+            }
+        }
+        let tokens = Tokens::of_documents(origin, ids, ends);
         tokens.check(tokenizer.vocab_size())?;
         Ok(tokens)
     }
+
+    /// Returns the bytes of the document that holds a byte.
+    pub(crate) fn document_at(&self, byte: usize) -> Range<usize> {
+        let document = self.ends.partition_point(|&end| end <= byte).min(self.ends.len() - 1);
+        document.checked_sub(1).map_or(0, |before| self.ends[before])..self.ends[document]
+    }
+}
+
+/// Reads a file of UTF-8 text.
+fn read(path: &Path) -> Result<String> {
+    String::from_utf8(file::read(path)?).map_err(|error| {
+        let offset = error.utf8_error().valid_up_to();
+        Error::NotUtf8 { path: path.into(), offset, byte: error.as_bytes()[offset] }
+    })
 }
 
 #[cfg(test)]

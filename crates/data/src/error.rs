@@ -169,6 +169,12 @@ pub enum Error {
         /// What is wrong there, with the way out.
         problem: String,
     },
+    /// A mixture that cannot be.
+    #[error("`data.blend` {problem}")]
+    Blend {
+        /// Which source has what wrong with it, with the way out.
+        problem: String,
+    },
     /// A file in the way of one to be written.
     #[error("`{}` exists; remove it, or give another name", path.display())]
     Exists {

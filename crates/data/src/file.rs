@@ -2,7 +2,7 @@
 
 use std::fs::{self, FileType};
 use std::io::ErrorKind;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::{Error, Result};
 
@@ -27,6 +27,23 @@ pub fn regular(path: &Path) -> Result<u64> {
         return Err(Error::NotAFile { path: path.into(), found: describe(metadata.file_type()) });
     }
     Ok(metadata.len())
+}
+
+/// Lists the regular files below a folder in the order of their paths, without hidden ones.
+pub fn below(folder: &Path) -> Result<Vec<PathBuf>> {
+    let mut names = fs::read_dir(folder)
+        .and_then(|entries| entries.map(|entry| Ok(entry?.path())).collect::<std::io::Result<Vec<_>>>())
+        .map_err(|source| unreadable(folder, source))?;
+    names.retain(|path| path.file_name().is_some_and(|name| !name.as_encoded_bytes().starts_with(b".")));
+    names.sort();
+    let mut files = Vec::new();
+    for path in names {
+        match path.is_dir() {
+            true => files.extend(below(&path)?),
+            false => files.push(path),
+        }
+    }
+    Ok(files)
 }
 
 fn unreadable(path: &Path, source: std::io::Error) -> Error {

@@ -3,12 +3,14 @@
 //!
 //! A run's data is a chain of small pieces, in the order of the modules below:
 //!
-//! 1. a [`Corpus`] is UTF-8 text, embedded or from a file;
-//! 2. a [`Tokenizer`] (bytes, or a Hugging Face `tokenizer.json`) turns it into [`Tokens`];
-//! 3. [`split()`] holds a part out for validation;
+//! 1. a [`Corpus`] is UTF-8 text, embedded, from a file or a folder;
+//! 2. a [`Tokenizer`] (bytes, or a Hugging Face `tokenizer.json`) turns it into [`Tokens`]; [`Indexed`] files hold tokens
+//!    of any number of documents already, and are read in place;
+//! 3. [`open`] and [`split()`] hold a part out for validation; what they give is a [`Part`];
 //! 4. an [`Order`] says, for every sample number from zero on, where in the tokens the sample starts. It is a pure
 //!    function of the seed: no state is kept, a run resumes at any step, and it does not depend on how many ranks read;
 //! 5. a [`SampleSource`] fills a [`Sample`] by its number: inputs, targets and, where documents are packed, segments;
+//!    a [`Blend`] makes one of several, with weights;
 //! 6. a [`BatchPlan`] says which numbers a rank takes in a step, and [`Prefetch`] reads those [`Batch`]es ahead of time;
 //! 7. [`Windows`] walk the held-out part so that every token is predicted exactly once.
 //!
@@ -41,8 +43,8 @@
 //! }
 //!
 //! let held_out = parts.validation.expect("a fraction above zero holds something out");
-//! let predicted: usize = Windows::new(held_out.clone(), seq)?.batches(4, 0)?.map(|b| b.target_count()).sum();
-//! assert_eq!(predicted, held_out.len() - 1);
+//! let predicted: usize = Windows::new(held_out.clone(), seq)?.batches(4, 0)?.map(|b| b.unwrap().target_count()).sum();
+//! assert_eq!(predicted as u64, held_out.len() - 1);
 //! # Ok(())
 //! # }
 //! ```
@@ -53,12 +55,14 @@
 //! [`Tokenizer::load`] knows byte tokens and refuses anything else by name.
 
 mod batch;
+mod blend;
 mod corpus;
 mod error;
 mod file;
 mod indexed;
 mod mmap;
 mod order;
+mod part;
 mod permutation;
 mod prefetch;
 mod sample;
@@ -69,16 +73,18 @@ mod tokens;
 mod windows;
 
 pub use batch::{Batch, BatchPlan, IGNORED};
+pub use blend::{seed_of, Blend, Ingredient};
 pub use corpus::Corpus;
 pub use error::{Error, Result};
 pub use indexed::{Element, Indexed, IndexedWriter};
 pub use mmap::Mapping;
 pub use order::Order;
+pub use part::Part;
 pub use permutation::Permutation;
 pub use prefetch::Prefetch;
-pub use sample::{Piece, Sample, Targets};
+pub use sample::{Attend, Piece, Sample, Targets};
 pub use source::{SampleSource, TextSource};
-pub use split::{split, Split, Validation};
+pub use split::{open, open_whole, split, Split, Validation};
 pub use tokenizer::Tokenizer;
 pub use tokens::Tokens;
 pub use windows::{WindowBatches, Windows};

@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use crate::{Part, Result, IGNORED};
+
 /// A sequence of `seq` inputs with what is to be predicted at each.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Sample {
@@ -21,12 +23,52 @@ impl Sample {
     pub fn follow(&mut self, tokens: impl IntoIterator<Item = i64>) {
         self.tokens.clear();
         self.tokens.extend(tokens);
+        self.shift();
+    }
+
+    /// Makes inputs and targets of the consecutive tokens that stand where the inputs do.
+    fn shift(&mut self) {
         self.targets.clear();
         self.targets.extend_from_slice(self.tokens.get(1..).unwrap_or(&[]));
         self.tokens.truncate(self.targets.len());
         self.segments = None;
         self.token_types = None;
     }
+
+    /// Becomes what a range of a part holds, as a row of `seq` inputs: of fewer, the rest is padding.
+    pub(crate) fn cut(&mut self, part: &Part, tokens: Range<u64>, seq: usize, attend: Attend) -> Result<()> {
+        self.tokens.clear();
+        part.read(tokens.clone(), &mut self.tokens)?;
+        self.shift();
+        if attend == Attend::Within {
+            let mut segments = Vec::with_capacity(seq);
+            for (segment, (_, stretch)) in part.stretches(tokens)?.into_iter().enumerate() {
+                if segment > 0 {
+                    // The first token of a document does not follow from the last one of another.
+                    self.targets[segments.len() - 1] = IGNORED;
+                }
+                segments.resize(segments.len() + (stretch.end - stretch.start) as usize, segment as i64);
+            }
+            segments.truncate(self.targets.len());
+            segments.resize(seq, PADDING);
+            self.segments = Some(segments);
+        }
+        self.tokens.resize(seq, 0);
+        self.targets.resize(seq, IGNORED);
+        Ok(())
+    }
+}
+
+/// The segment of what fills a row up.
+const PADDING: i64 = -1;
+
+/// How far attention reaches where several documents lie in one sample.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Attend {
+    /// To all that comes before in the sample, of whatever document.
+    Across,
+    /// To the same document: each is a segment of its own, and its first token no target of the one before.
+    Within,
 }
 
 /// Which targets of a source count.

@@ -1,18 +1,19 @@
-//! Holding a part of the text out for validation.
+//! Opening what a path names, and holding a part of it out for validation.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Corpus, Error, Result, Tokenizer, Tokens};
+use crate::{Corpus, Error, Indexed, Part, Result, Tokenizer};
 
 /// Where the validation text comes from. In a configuration: a number is a fraction, a string a path.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Validation {
-    /// This last fraction of the text, in `[0, 1)`; 0 holds nothing out.
+    /// This last fraction of the data, in `[0, 1)`, cut where a document begins if there are several; 0 holds nothing out.
     Fraction(f64),
-    /// A file of its own; the whole text is trained on.
+    /// Data of its own, of any kind; all of the other is trained on.
     File(PathBuf),
 }
 
@@ -22,53 +23,147 @@ impl Default for Validation {
     }
 }
 
-/// The two parts of a text, as tokens.
+/// The two parts of a dataset.
 #[derive(Debug, Clone)]
 pub struct Split {
     /// What is trained on.
-    pub train: Tokens,
+    pub train: Part,
     /// What is held out; `None` if the fraction is 0.
-    pub validation: Option<Tokens>,
+    pub validation: Option<Part>,
+}
+
+/// What a path names, before it is cut.
+#[derive(Debug)]
+enum Found {
+    Text(Corpus),
+    Files(Part),
+}
+
+/// Opens what `path` names (a text, a folder of texts, the common name of a `.bin` and an `.idx` file or either of them;
+/// nothing: the embedded corpus) as tokens of a vocabulary of `vocab` ids, and splits it as `validation` says.
+///
+/// # Errors
+/// Those of [`split`] and [`Indexed::open`].
+pub fn open(
+    path: Option<&Path>,
+    tokenizer: &Tokenizer,
+    vocab: usize,
+    validation: &Validation,
+    seq: usize,
+) -> Result<Split> {
+    let found = match path {
+        None => Found::Text(Corpus::embedded()),
+        Some(path) => find(path, vocab)?,
+    };
+    let parts = match (found, validation) {
+        (Found::Text(corpus), _) => split_text(&corpus, tokenizer, vocab, validation)?,
+        (Found::Files(part), Validation::Fraction(fraction)) => split_documents(&part, *fraction)?,
+        (Found::Files(train), Validation::File(path)) => {
+            Split { train, validation: Some(open_whole(path, tokenizer, vocab)?) }
+        }
+    };
+    check(parts, validation, vocab, seq)
+}
+
+/// Opens all of what `path` names, as [`open`] does.
+///
+/// # Errors
+/// Those of [`Corpus::open`], [`Corpus::tokenize`] and [`Indexed::open`]; [`Error::TokenId`] for a text's token that a
+/// vocabulary of `vocab` ids does not hold.
+pub fn open_whole(path: &Path, tokenizer: &Tokenizer, vocab: usize) -> Result<Part> {
+    let part = match find(path, vocab)? {
+        Found::Text(corpus) => corpus.tokenize(tokenizer)?.into(),
+        Found::Files(part) => part,
+    };
+    part.check(vocab)?;
+    Ok(part)
 }
 
 /// Splits a text as `validation` says and tokenizes each part.
 ///
-/// A fraction `f` trains on the first `floor(n · (1 − f))` bytes of the `n`, moved back to a character's start. The text
-/// is cut before it is tokenized, so that no token spans the cut and every tokenizer holds out the same text.
+/// A fraction `f` of one document trains on the first `floor(n · (1 − f))` bytes of the `n`, moved back to a character's
+/// start; of several, the cut moves to where the document begins that holds it (its end, for the first one). The text is
+/// cut before it is tokenized, so that no token spans the cut and every tokenizer holds out the same text.
 ///
 /// # Errors
 /// [`Error::Fraction`] outside `[0, 1)`; [`Error::TooShort`] if a part has fewer than `seq + 1` tokens;
-/// the errors of [`Corpus::open`] for a validation file and of [`Corpus::tokenize`].
+/// the errors of [`open_whole`] for validation data of its own and of [`Corpus::tokenize`].
 ///
 /// # Source
 /// karpathy/nanoGPT, `data/shakespeare_char/prepare.py`: `train_data = data[:int(n*0.9)]`.
 pub fn split(corpus: &Corpus, tokenizer: &Tokenizer, validation: &Validation, seq: usize) -> Result<Split> {
-    let (train, held_out, fraction) = match validation {
-        Validation::File(path) => (corpus.tokenize(tokenizer)?, Some(Corpus::open(path)?.tokenize(tokenizer)?), None),
-        Validation::Fraction(fraction) => {
-            let text = corpus.text();
-            let cut = cut_at(text, *fraction)?;
-            let part =
-                |text, name| corpus.tokenize_part(tokenizer, text, format!("the {name} part of {}", corpus.origin()));
-            let train = part(&text[..cut], "training")?;
-            let held_out = if *fraction > 0.0 { Some(part(&text[cut..], "validation")?) } else { None };
-            (train, held_out, Some(*fraction))
-        }
-    };
-    for part in std::iter::once(&train).chain(&held_out) {
-        part.require(seq, seq.saturating_add(1), fraction)?;
+    let vocab = tokenizer.vocab_size();
+    check(split_text(corpus, tokenizer, vocab, validation)?, validation, vocab, seq)
+}
+
+fn find(path: &Path, vocab: usize) -> Result<Found> {
+    let files = |prefix: &Path| Ok(Found::Files(Part::of_files(Arc::new(Indexed::open(prefix)?), vocab)));
+    if matches!(path.extension().and_then(|extension| extension.to_str()), Some("bin" | "idx")) {
+        return files(&path.with_extension(""));
     }
+    match Indexed::exists(path) {
+        true => files(path),
+        false => Ok(Found::Text(Corpus::open(path)?)),
+    }
+}
+
+fn split_text(corpus: &Corpus, tokenizer: &Tokenizer, vocab: usize, validation: &Validation) -> Result<Split> {
+    let fraction = match validation {
+        Validation::File(path) => {
+            let train = corpus.tokenize(tokenizer)?.into();
+            return Ok(Split { train, validation: Some(open_whole(path, tokenizer, vocab)?) });
+        }
+        Validation::Fraction(fraction) => *fraction,
+    };
+    let all = corpus.text().len();
+    let mut cut = corpus.text().floor_char_boundary(cut_at(all as u64, fraction)? as usize);
+    if corpus.documents() > 1 && fraction > 0.0 {
+        let document = corpus.document_at(cut);
+        cut = if document.start > 0 { document.start } else { document.end };
+    }
+    let part = |bytes, name| -> Result<Part> {
+        let origin = format!("the {name} part of {}", corpus.origin());
+        Ok(corpus.tokenize_part(tokenizer, bytes, origin)?.into())
+    };
+    let train = part(0..cut, "training")?;
+    let held_out = if fraction > 0.0 { Some(part(cut..all, "validation")?) } else { None };
     Ok(Split { train, validation: held_out })
 }
 
-/// Returns the byte at which the held-out part begins.
-fn cut_at(text: &str, fraction: f64) -> Result<usize> {
+/// Holds out the last documents, from the one on that holds the token at the cut; the second, if that is the first.
+fn split_documents(part: &Part, fraction: f64) -> Result<Split> {
+    let cut = cut_at(part.len(), fraction)?;
+    if fraction == 0.0 || part.is_empty() {
+        return Ok(Split { train: part.clone(), validation: None });
+    }
+    let (document, _) = part.document_at(cut.min(part.len() - 1))?;
+    let first = document.max(1).min(part.documents());
+    Ok(Split {
+        train: part.of_documents(0..first, "training")?,
+        validation: Some(part.of_documents(first..part.documents(), "validation")?),
+    })
+}
+
+/// Refuses parts that no sample fits into, or whose ids the vocabulary does not hold.
+fn check(parts: Split, validation: &Validation, vocab: usize, seq: usize) -> Result<Split> {
+    let fraction = match validation {
+        Validation::Fraction(fraction) => Some(*fraction),
+        Validation::File(_) => None,
+    };
+    for part in std::iter::once(&parts.train).chain(&parts.validation) {
+        part.require(seq, seq.saturating_add(1), fraction)?;
+        part.check(vocab)?;
+    }
+    Ok(parts)
+}
+
+/// Returns how much comes before the held-out part.
+fn cut_at(all: u64, fraction: f64) -> Result<u64> {
     if !(0.0..1.0).contains(&fraction) {
         return Err(Error::Fraction { fraction });
     }
-    // Exact for any text below 2^53 bytes, and for a tenth `1 − 0.1` is the very double 0.9.
-    let cut = (text.len() as f64 * (1.0 - fraction)) as usize;
-    Ok(text.floor_char_boundary(cut))
+    // Exact for anything below 2^53, and for a tenth `1 − 0.1` is the very double 0.9.
+    Ok((all as f64 * (1.0 - fraction)) as u64)
 }
 
 #[cfg(test)]
@@ -126,9 +221,10 @@ mod tests {
         fn the_parts_are_the_text(text in "\\PC{20,60}", fraction in 0.3..0.7f64) {
             let parts = bytes(&text, fraction, 1).unwrap();
             let held_out = parts.validation.unwrap();
-            let tokenizer = Tokenizer::bytes();
-            let joined = tokenizer.decode(parts.train.ids()).unwrap() + &tokenizer.decode(held_out.ids()).unwrap();
-            prop_assert_eq!(joined, text);
+            let mut ids = Vec::new();
+            parts.train.read(0..parts.train.len(), &mut ids).unwrap();
+            held_out.read(0..held_out.len(), &mut ids).unwrap();
+            prop_assert_eq!(ids.iter().map(|&id| id as u8).collect::<Vec<u8>>(), text.as_bytes());
         }
     }
 }

@@ -70,6 +70,30 @@ impl Tokenizer {
         }
     }
 
+    /// Returns the token that ends a document, if the tokenizer has one: what the `tokenizer_config.json` beside the file
+    /// calls `eos_token`, or else the first of the customary names that its vocabulary holds.
+    pub fn end_of_document(&self) -> Option<u32> {
+        match &self.kind {
+            Kind::Bytes => None,
+            #[cfg(feature = "huggingface")]
+            Kind::HuggingFace(model) => {
+                let named = huggingface::named_end(self.spec.as_ref());
+                named
+                    .and_then(|name| model.id(&name))
+                    .or_else(|| huggingface::ENDS.iter().find_map(|name| model.id(name)))
+            }
+        }
+    }
+
+    /// Returns the id of a token that the vocabulary holds by this name; bytes have no names.
+    pub fn id(&self, token: &str) -> Option<u32> {
+        match &self.kind {
+            Kind::Bytes => None,
+            #[cfg(feature = "huggingface")]
+            Kind::HuggingFace(model) => model.id(token),
+        }
+    }
+
     /// Turns text into token ids. No special tokens are added, nothing is cut off and nothing is padded, whatever a
     /// `tokenizer.json` asks for.
     ///
@@ -153,6 +177,10 @@ mod huggingface {
             self.vocab_size
         }
 
+        pub fn id(&self, token: &str) -> Option<u32> {
+            self.inner.token_to_id(token)
+        }
+
         pub fn encode(&self, text: &str) -> Result<Vec<u32>, Cause> {
             self.try_encode(text).map_err(|cause| match self.missing(text) {
                 Some((offset, missing)) => {
@@ -197,6 +225,17 @@ mod huggingface {
             }
             Some((start + good, piece[good..].chars().next()?))
         }
+    }
+
+    /// What tokens that end a document are customarily called.
+    pub const ENDS: [&str; 7] = ["<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "[EOS]", "[SEP]"];
+
+    /// Reads the name of the token from the file that models are published with beside their tokenizer's.
+    pub fn named_end(tokenizer: &std::path::Path) -> Option<String> {
+        let text = std::fs::read(tokenizer.with_file_name("tokenizer_config.json")).ok()?;
+        let config: serde_json::Value = serde_json::from_slice(&text).ok()?;
+        let token = &config["eos_token"];
+        token.as_str().or_else(|| token["content"].as_str()).map(String::from)
     }
 
     /// A boundary between characters near the middle of two others, if there is one.

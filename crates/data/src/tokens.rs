@@ -1,5 +1,6 @@
-//! A text as token ids, shared without copying.
+//! Documents as token ids in memory, shared without copying.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use crate::{Error, Result};
@@ -9,12 +10,43 @@ use crate::{Error, Result};
 pub struct Tokens {
     origin: Arc<str>,
     ids: Arc<Vec<u32>>,
+    /// The token after each document.
+    ends: Arc<Vec<u64>>,
 }
 
 impl Tokens {
-    /// Wraps ids; `origin` names them in messages.
+    /// Wraps the ids of one document; `origin` names them in messages.
     pub fn new(origin: impl Into<Arc<str>>, ids: Vec<u32>) -> Self {
-        Self { origin: origin.into(), ids: Arc::new(ids) }
+        let ends = vec![ids.len() as u64];
+        Self::of_documents(origin, ids, ends)
+    }
+
+    /// Wraps the ids of several documents, each of which ends before one of `ends`.
+    ///
+    /// # Panics
+    /// If the ends are out of order, or the last is not the number of ids.
+    pub fn of_documents(origin: impl Into<Arc<str>>, ids: Vec<u32>, ends: Vec<u64>) -> Self {
+        assert!(ends.is_sorted() && ends.last().copied().unwrap_or(0) == ids.len() as u64, "documents tile the tokens");
+        Self { origin: origin.into(), ids: Arc::new(ids), ends: Arc::new(ends) }
+    }
+
+    /// Returns the number of documents.
+    pub fn documents(&self) -> u64 {
+        self.ends.len() as u64
+    }
+
+    /// Returns which tokens a document has.
+    ///
+    /// # Panics
+    /// If there is no such document.
+    pub fn document(&self, document: u64) -> Range<u64> {
+        let document = document as usize;
+        document.checked_sub(1).map_or(0, |before| self.ends[before])..self.ends[document]
+    }
+
+    /// Returns the document that holds a token, of those that there are.
+    pub(crate) fn document_at(&self, token: u64) -> u64 {
+        self.ends.partition_point(|&end| end <= token) as u64
     }
 
     /// Returns the number of tokens.
@@ -48,26 +80,6 @@ impl Tokens {
                 Err(Error::TokenId { origin: self.origin.to_string(), id: self.ids[position], position, vocab })
             }
         }
-    }
-
-    /// Checks that at least one sequence of `seq` targets fits.
-    ///
-    /// # Errors
-    /// [`Error::Zero`] if `seq` is 0, [`Error::TooShort`] if there are fewer than `seq + 1` tokens.
-    pub fn check_len(&self, seq: usize) -> Result<()> {
-        self.require(seq, seq.saturating_add(1), None)
-    }
-
-    /// Checks that there are `need` tokens for a sequence of `seq`.
-    pub(crate) fn require(&self, seq: usize, need: usize, held_out: Option<f64>) -> Result<()> {
-        if seq == 0 {
-            return Err(Error::Zero { what: "train.seq" });
-        }
-        if self.len() < need {
-            let origin = self.origin.to_string();
-            return Err(Error::TooShort { origin, tokens: self.len(), need, seq, held_out });
-        }
-        Ok(())
     }
 }
 

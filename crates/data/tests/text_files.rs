@@ -112,8 +112,8 @@ proptest! {
         let corpus = Corpus::from_text("the text", text);
         if let Ok(parts) = split(&corpus, &Tokenizer::bytes(), &Validation::Fraction(fraction), seq) {
             let held_out = parts.validation.map_or(0, |tokens| tokens.len());
-            prop_assert_eq!(parts.train.len() + held_out, corpus.text().len());
-            prop_assert!(parts.train.len() > seq);
+            prop_assert_eq!(parts.train.len() + held_out, corpus.text().len() as u64);
+            prop_assert!(parts.train.len() > seq as u64);
         }
     }
 }

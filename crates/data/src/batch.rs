@@ -105,6 +105,8 @@ pub struct BatchPlan {
     global_batch: usize,
     micro_batch: usize,
     dp: usize,
+    /// After how many steps the plan begins, and the sample that its first one begins with.
+    begin: (u64, u64),
 }
 
 impl BatchPlan {
@@ -121,9 +123,16 @@ impl BatchPlan {
             }
         }
         match micro_batch.checked_mul(dp) {
-            Some(unit) if global_batch.is_multiple_of(unit) => Ok(Self { global_batch, micro_batch, dp }),
+            Some(unit) if global_batch.is_multiple_of(unit) => {
+                Ok(Self { global_batch, micro_batch, dp, begin: (0, 0) })
+            }
             _ => Err(Error::BatchCut { global_batch, micro_batch, dp }),
         }
+    }
+
+    /// Begins after `step` finished steps, which may have been of another size and read `samples` samples.
+    pub fn after(self, step: u64, samples: u64) -> Self {
+        Self { begin: (step, samples), ..self }
     }
 
     /// Returns the number of sequences in a step, over all ranks.
@@ -147,17 +156,20 @@ impl BatchPlan {
     }
 
     /// Returns the numbers of the samples in micro-batch `micro` of data-parallel rank `rank`, in the step after `step`
-    /// finished ones: `step·global_batch + rank·(global_batch/dp) + micro·micro_batch ..` and on for `micro_batch`.
+    /// finished ones: `step·global_batch + rank·(global_batch/dp) + micro·micro_batch ..` and on for `micro_batch`, where steps
+    /// and samples are counted from where the plan [begins](Self::after).
     ///
     /// # Panics
-    /// If there is no such rank or micro-batch, or if a number passes 2^64.
+    /// If there is no such rank, micro-batch or step, or if a number passes 2^64.
     pub fn samples(&self, step: u64, rank: usize, micro: usize) -> Range<u64> {
         assert!(rank < self.dp, "data-parallel rank {rank} of {}", self.dp);
         assert!(micro < self.micro_batches(), "micro-batch {micro} of {}", self.micro_batches());
         let within = rank * (self.global_batch / self.dp) + micro * self.micro_batch;
-        let first = step
+        let (begun, read) = self.begin;
+        let done = step.checked_sub(begun).expect("a step of the plan");
+        let first = done
             .checked_mul(self.global_batch as u64)
-            .and_then(|first| first.checked_add(within as u64))
+            .and_then(|first| first.checked_add(read)?.checked_add(within as u64))
             .expect("sample numbers are below 2^64");
         first..first + self.micro_batch as u64
     }
@@ -177,6 +189,12 @@ mod tests {
         assert!(matches!(BatchPlan::new(0, 1, 1), Err(Error::Zero { what: "train.global_batch" })));
         assert!(matches!(BatchPlan::new(1, 0, 1), Err(Error::Zero { what: "parallel.micro_batch" })));
         assert!(matches!(BatchPlan::new(1, 1, 0), Err(Error::Zero { what: "parallel.dp" })));
+    }
+
+    #[test]
+    fn a_plan_goes_on_from_where_another_ended() {
+        let plan = BatchPlan::new(12, 3, 2).unwrap().after(5, 40);
+        assert_eq!((plan.samples(5, 0, 0), plan.samples(6, 1, 1)), (40..43, 61..64));
     }
 
     #[test]

@@ -33,11 +33,27 @@ fn what_is_no_text_file_is_named() {
     assert!(matches!(&error, Error::Missing { path } if *path == missing));
     assert!(error.to_string().contains("nothing.txt"), "{error}");
 
-    assert!(matches!(Corpus::open(folder.path()), Err(Error::NotAFile { found: "a folder", .. })));
+    assert!(matches!(Corpus::open(folder.path()), Err(Error::Empty { .. })));
     assert!(matches!(Corpus::open(write(folder.path(), "empty", b"")), Err(Error::Empty { .. })));
     // A file used as a folder: an error of the system, with its reason.
     let below = write(folder.path(), "file", b"text").join("below");
     assert!(matches!(Corpus::open(below), Err(Error::Unreadable { .. })));
+}
+
+#[test]
+fn a_folder_is_a_document_a_file_in_the_order_of_paths() {
+    let folder = folder();
+    fs::create_dir(folder.path().join("b")).unwrap();
+    for (name, text) in [("c.txt", "third"), ("a", "first"), ("b/x.md", "second"), (".hidden", "not"), ("d", "")] {
+        write(folder.path(), name, text.as_bytes());
+    }
+    let corpus = Corpus::open(folder.path()).unwrap();
+    assert_eq!((corpus.text(), corpus.documents()), ("firstsecondthird", 3));
+    let tokens = corpus.tokenize(&Tokenizer::bytes()).unwrap();
+    assert_eq!((tokens.document(0), tokens.document(1), tokens.document(2)), (0..5, 5..11, 11..16));
+    write(folder.path(), "e", b"\xff");
+    let error = Corpus::open(folder.path()).unwrap_err().to_string();
+    assert!(error.contains("/e` is not UTF-8"), "{error}");
 }
 
 #[cfg(unix)]

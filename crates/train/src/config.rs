@@ -214,12 +214,29 @@ impl Default for OptimizerConfig {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct DataConfig {
-    /// A UTF-8 text file; unset: the embedded corpus.
+    /// A UTF-8 text file, a folder of them, or the common name of a `.bin` and an `.idx` file; unset: the embedded corpus.
     pub path: Option<PathBuf>,
+    /// Several of those with their weights, instead of one.
+    pub blend: Vec<BlendConfig>,
+    /// Whether attention reaches from one document to another in the same sample.
+    pub attend_across: bool,
     /// `bytes`, or the path of a `tokenizer.json`.
     pub tokenizer: String,
-    /// The fraction of the text that is held out, or the path of another text.
+    /// The fraction that is held out, by documents where there are several, or the path of other data.
     pub validation: Validation,
+}
+
+/// One source of `data.blend`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BlendConfig {
+    /// What `data.path` can be.
+    pub path: PathBuf,
+    /// Its share of the samples, against the sum of all weights.
+    pub weight: f64,
+    /// How often it may be read at most; unset: as often as it takes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub epochs: Option<f64>,
 }
 
 /// The built-in tokenizer's name.
@@ -227,7 +244,13 @@ const BYTES: &str = "bytes";
 
 impl Default for DataConfig {
     fn default() -> Self {
-        Self { path: None, tokenizer: BYTES.into(), validation: Validation::default() }
+        Self {
+            path: None,
+            blend: Vec::new(),
+            attend_across: true,
+            tokenizer: BYTES.into(),
+            validation: Validation::default(),
+        }
     }
 }
 
@@ -312,6 +335,9 @@ impl Config {
     fn with_absolute_paths(mut self) -> Self {
         let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.into());
         self.data.path = self.data.path.as_deref().map(absolute);
+        for source in &mut self.data.blend {
+            source.path = absolute(&source.path);
+        }
         if let Validation::File(path) = &mut self.data.validation {
             *path = absolute(path);
         }
@@ -349,6 +375,7 @@ mod tests {
             "optimizer.warmup=3",
             "data.path=/a/b.txt",
             "data.validation=/a/c.txt",
+            "data.attend_across=false",
             "eval.batches=7",
             "checkpoint.every=10m",
             "checkpoint.asynchronous=false",
@@ -357,6 +384,18 @@ mod tests {
         let mut back: Config = toml::from_str(&config.to_toml()).unwrap();
         back.label.clone_from(&config.label);
         assert_eq!(back, config);
+    }
+
+    #[test]
+    fn blends_survive_toml_with_absolute_paths() {
+        let set = "data.blend=[{path=\"a\", weight=0.7}, {path=\"/b\", weight=3, epochs=2}]";
+        let config = Config::load(None, None, &[set.into()]).unwrap();
+        let back: Config = toml::from_str(&config.to_toml()).unwrap();
+        assert_eq!(back.data, config.data);
+        let here = std::env::current_dir().unwrap();
+        let paths: Vec<_> = config.data.blend.iter().map(|source| source.path.clone()).collect();
+        assert_eq!(paths, [here.join("a"), "/b".into()]);
+        assert_eq!((config.data.blend[1].weight, config.data.blend[1].epochs), (3.0, Some(2.0)));
     }
 
     #[test]

@@ -25,9 +25,13 @@ pub fn evaluate(trainer: &Trainer, windows: &Windows, batch: usize, limit: usize
     // Where parameters are shared out, every data rank takes part in every pass, if only to give its part of them.
     let shared = trainer.parameters().sharing().zero == Zero::Parameters;
     for _ in 0..rounds {
-        let next = own.next();
+        let next = own.next().transpose()?;
         let counts = next.is_some();
-        let Some(batch) = next.or_else(|| shared.then(|| windows.batch(0..1))) else { continue };
+        let Some(batch) =
+            next.map_or_else(|| shared.then(|| windows.batch(0..1)).transpose(), |batch| Ok(Some(batch)))?
+        else {
+            continue;
+        };
         let own = trainer.own(&batch)?;
         let shape = trainer.activation_shape(batch.batch, own.positions.count());
         let (line, model) = (trainer.line(), trainer.model());

@@ -29,6 +29,7 @@ pub mod generate;
 pub mod weights;
 pub mod state;
 pub mod saving;
+pub mod text;
 pub mod run;
 pub mod verify;
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use mp_comm::{BufferMut, Communicator, Rank, ReduceOp};
-use mp_data::{split, Corpus, Prefetch, SampleSource, Split, Targets, TextSource, Tokenizer, Windows};
+use mp_data::{Prefetch, Targets, Tokenizer, Windows};
 use mp_plan::Zero;
 use mp_runtime::{device, Device};
 
@@ -24,6 +24,7 @@ use crate::saving::{Saved, Saver};
 use crate::standing::Standing;
 use crate::state;
 use crate::step::{Trainer, Work};
+use crate::text::Text;
 use crate::{Config, Error, Result};
 
 /// Steps whose batches are read ahead.
@@ -60,30 +61,6 @@ pub fn train(
     }
 }
 
-/// The text of a run.
-struct Text {
-    tokenizer: Tokenizer,
-    split: Split,
-}
-
-impl Text {
-    fn read(config: &Config) -> Result<Self> {
-        let tokenizer = Tokenizer::load(&config.data.tokenizer)?;
-        let corpus = match &config.data.path {
-            Some(path) => Corpus::open(path)?,
-            None => Corpus::embedded(),
-        };
-        let split = split(&corpus, &tokenizer, &config.data.validation, config.train.seq)?;
-        Ok(Self { tokenizer, split })
-    }
-
-    /// Refuses ids that the model has no row for.
-    fn check(&self, vocab: usize) -> Result<()> {
-        self.split.train.check(vocab)?;
-        Ok(self.split.validation.as_ref().map_or(Ok(()), |tokens| tokens.check(vocab))?)
-    }
-}
-
 /// A run under way.
 struct Run<'a> {
     config: &'a Config,
@@ -103,6 +80,8 @@ struct Run<'a> {
     observer: &'a mut dyn Observer,
     /// Finished updates.
     step: u64,
+    /// Samples that they have read.
+    samples: u64,
     /// The update that was saved last.
     saved: Option<u64>,
 }
@@ -114,13 +93,17 @@ impl<'a> Run<'a> {
         device: Device,
         observer: &'a mut dyn Observer,
     ) -> Result<Self> {
-        let input = Text::read(config).and_then(|text| {
-            let layout = Layout::new(config, text.tokenizer.vocab_size(), world.size())?;
-            text.check(layout.partition.architecture.vocab)?;
+        let input = || -> Result<_> {
+            let tokenizer = Tokenizer::load(&config.data.tokenizer)?;
+            let layout = Layout::new(config, tokenizer.vocab_size(), world.size())?;
+            let text = Text::open(config, &tokenizer, layout.partition.architecture.vocab)?;
+            if !config.checkpoint.resume {
+                text.check(config.train.steps.saturating_mul(config.train.global_batch as u64))?;
+            }
             memory::check(config, &layout, &*world, device)?;
-            Ok((text, layout))
-        });
-        let (text, layout) = agree(&*world, input)?;
+            Ok((tokenizer, text, layout))
+        };
+        let (tokenizer, text, layout) = agree(&*world, input())?;
         let folder = RunFolder::open(&*world, config)?;
         let groups = layout.groups(&world)?;
         let trainer =
@@ -131,21 +114,16 @@ impl<'a> Run<'a> {
         let first = world.rank() == Rank(0);
         agree(&*world, if first { store.sweep() } else { Ok(()) })?;
         let resumed = agree(&*world, resume(config, &store, &trainer))?;
-        let (step, standing) = resumed.map_or((0, Standing::default()), |about| (about.step, about.standing));
+        let (step, samples, standing) =
+            resumed.map_or((0, 0, Standing::default()), |about| (about.step, about.samples, about.standing));
         let step = agree(&*world, same_step(&*world, &store, step))?;
+        let left = (config.train.steps.saturating_sub(step)).saturating_mul(config.train.global_batch as u64);
+        agree(&*world, text.check(samples.saturating_add(left)))?;
         let metrics = agree(&*world, opening(config, &layout, &folder, step, first))?;
-        let (train_tokens, validation_tokens) =
-            (text.split.train.len() as u64, text.split.validation.as_ref().map_or(0, |tokens| tokens.len() as u64));
-        let seq = config.train.seq;
-        let reading = || -> Result<_> {
-            let source: Arc<dyn SampleSource> = Arc::new(TextSource::new(text.split.train, seq, config.train.seed)?);
-            let rank = trainer.groups().dp.rank().0;
-            let targets = source.targets();
-            let ahead = READ_AHEAD * layout.batches.micro_batches();
-            let reader = Prefetch::new(source, layout.batches, rank, step, ahead)?;
-            Ok((reader, targets, text.split.validation.map(|tokens| Windows::new(tokens, seq)).transpose()?))
-        };
-        let (reader, targets, windows) = agree(&*world, reading())?;
+        let batches = layout.batches.after(step, samples);
+        let (rank, ahead) = (trainer.groups().dp.rank().0, READ_AHEAD * batches.micro_batches());
+        let reader = Prefetch::new(Arc::clone(&text.source), batches, rank, step, ahead);
+        let reader = agree(&*world, reader.map_err(Error::from))?;
         if first {
             observer.start(&Start {
                 ranks: world.size(),
@@ -154,13 +132,12 @@ impl<'a> Run<'a> {
                 steps: config.train.steps,
                 first_step: step + 1,
                 run_dir: folder.path().into(),
-                train_tokens,
-                validation_tokens,
+                train_tokens: text.source.len_tokens(),
+                validation_tokens: text.validation_tokens,
             });
         }
         let rates = Rates::new(&config.optimizer, config.train.steps);
         let saved = (step > 0).then_some(step);
-        let tokenizer = text.tokenizer;
         let losses = store.losses().into_iter().map(|(loss, _)| loss).take(keep_best).collect();
         let saver = Saver::new(&config.checkpoint, Arc::new(store), world, losses);
         Ok(Self {
@@ -168,8 +145,8 @@ impl<'a> Run<'a> {
             layout,
             tokenizer,
             reader,
-            targets,
-            windows,
+            targets: text.source.targets(),
+            windows: text.windows,
             trainer,
             rates,
             folder,
@@ -178,6 +155,7 @@ impl<'a> Run<'a> {
             metrics,
             observer,
             step,
+            samples,
             saved,
         })
     }
@@ -249,6 +227,7 @@ impl<'a> Run<'a> {
         let targets = self.targets;
         let outcome = self.trainer.step(&Work { step, lr: learning_rate, batches, global_batch, targets })?;
         self.step = step;
+        self.samples += global_batch as u64;
         let step_seconds = begun.elapsed().as_secs_f64();
         Ok(StepRecord {
             step,
@@ -268,7 +247,7 @@ impl<'a> Run<'a> {
 
     /// Target tokens since the run began.
     fn tokens(&self) -> u64 {
-        self.step * self.step_tokens()
+        self.samples * self.config.train.seq as u64
     }
 
     /// Writes a line of metrics, on rank 0.
@@ -302,7 +281,8 @@ impl<'a> Run<'a> {
         if self.saved == Some(self.step) {
             return Ok(());
         }
-        let about = About { validation_loss, standing: self.standing, ..About::new(self.step, self.config) };
+        let (samples, tokens, standing) = (self.samples, self.tokens(), self.standing);
+        let about = About { samples, tokens, validation_loss, standing, ..About::new(self.step, self.config) };
         let earlier = self.saver.begin(&self.trainer, about)?;
         self.tell_saved(earlier);
         self.saved = Some(self.step);

@@ -20,6 +20,11 @@ pub(super) fn all(config: &Config) -> Result<()> {
     require(evaluates || config.checkpoint.keep_best == 0, "checkpoint.keep_best", config.checkpoint.keep_best, rule)?;
     positive("model.norm_eps", config.model.norm_eps)?;
     positive("model.rope_theta", config.model.rope_theta)?;
+    let (path, blend) = (&config.data.path, &config.data.blend);
+    if let (Some(path), false) = (path, blend.is_empty()) {
+        let rule = "there is a `data.blend` too; give one of them";
+        require(false, "data.path", path.display(), rule)?;
+    }
     if let Validation::Fraction(fraction) = config.data.validation {
         let rule = "must be in [0, 1); 0.1 holds out the last tenth, 0 nothing, and a path names another text";
         require((0.0..1.0).contains(&fraction), "data.validation", fraction, rule)?;
@@ -126,6 +131,13 @@ mod tests {
             assert!(error.to_string().contains("needs evaluations: set `eval.every` above 0"), "{error}");
             Config::load(None, None, &["eval.every=1".into(), set.into()]).unwrap();
         }
+    }
+
+    #[test]
+    fn one_source_and_a_blend_are_refused_together() {
+        let sets = ["data.path=a", "data.blend=[{path=\"b\", weight=1}]"].map(String::from);
+        let error = Config::load(None, None, &sets).unwrap_err().to_string();
+        assert!(error.contains("`data.path` is ") && error.contains("`data.blend` too"), "{error}");
     }
 
     #[test]

@@ -11,7 +11,7 @@ use crate::{Error, Result};
 
 /// The sections, and keys of `[train]`, that a continued run keeps whatever the new command says.
 const KEPT_SECTIONS: [&str; 2] = ["model", "data"];
-const KEPT_OF_TRAIN: [&str; 3] = ["seq", "seed", "global_batch"];
+const KEPT_OF_TRAIN: [&str; 2] = ["seq", "seed"];
 
 impl Config {
     /// Returns the folder of the run that this configuration continues, if there is a checkpoint to continue from.

@@ -13,6 +13,7 @@ pub mod error;
 #[cfg(feature = "faults")]
 pub mod faults;
 pub mod gradient;
+pub mod huggingface;
 mod initial;
 pub mod layers;
 pub mod models;

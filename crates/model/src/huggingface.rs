@@ -1,0 +1,151 @@
+//! Models as transformers publishes them: what a `config.json` says, and where each of our parameters lies among the
+//! tensors of a `model.safetensors`. Names and integers alone: no file is opened here.
+//!
+//! | file | is |
+//! |---|---|
+//! | `huggingface/keys.rs` | reading a `config.json` key by key, so that none is passed over |
+//! | `huggingface/gpt2.rs`, `huggingface/llama.rs` | a family's keys, both ways, and its names |
+//! | `huggingface/rope.rs` | the rotary angles' keys, in their old and new form |
+//! | `huggingface/place.rs` | a parameter as a part of a published tensor |
+//! | `huggingface/inventory.rs` | the tensors that are there against those that must be |
+//!
+//! What a published model computes and ours does not is refused by name. Keys that change nothing of what is computed
+//! are listed, and every other key is refused too: it may change something.
+
+mod gpt2;
+mod inventory;
+mod keys;
+mod llama;
+mod place;
+mod refusal;
+mod rope;
+
+use mp_plan::{Architecture, ArchitectureName};
+use serde_json::{Map, Value};
+
+pub use inventory::Inventory;
+pub use place::{Place, Published};
+pub use refusal::Refusal;
+
+use keys::Keys;
+
+/// Shorthand for results of this module.
+pub type Result<T> = std::result::Result<T, Refusal>;
+
+/// The published families, as `model_type` calls them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Family {
+    /// `gpt2`.
+    Gpt2,
+    /// `llama`.
+    Llama,
+}
+
+impl Family {
+    const ALL: [Family; 2] = [Family::Gpt2, Family::Llama];
+
+    /// Returns the `model_type`.
+    pub fn model_type(self) -> &'static str {
+        match self {
+            Family::Gpt2 => "gpt2",
+            Family::Llama => "llama",
+        }
+    }
+
+    /// Returns the classes of transformers that hold no more than this model; the first is the one to export for.
+    fn classes(self) -> &'static [&'static str] {
+        match self {
+            Family::Gpt2 => &["GPT2LMHeadModel", "GPT2Model"],
+            Family::Llama => &["LlamaForCausalLM", "LlamaModel"],
+        }
+    }
+
+    /// Finds the family that computes what an architecture does.
+    ///
+    /// # Errors
+    /// [`Refusal::NoCounterpart`] if none does.
+    pub fn of(architecture: &Architecture) -> Result<Self> {
+        match architecture.name {
+            ArchitectureName::Gpt2 => Ok(Family::Gpt2),
+            ArchitectureName::Llama => Ok(Family::Llama),
+            other => {
+                Err(Refusal::counterpart("model.architecture", format!("{other:?}"), "transformers has no such model"))
+            }
+        }
+    }
+
+    /// Lists where each parameter lies, in the order of [`Architecture::parameters`].
+    pub fn places(self, architecture: &Architecture) -> Vec<Place> {
+        match self {
+            Family::Gpt2 => gpt2::places(architecture),
+            Family::Llama => llama::places(architecture),
+        }
+    }
+}
+
+/// What a `config.json` says.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Description {
+    /// The published family.
+    pub family: Family,
+    /// The model.
+    pub architecture: Architecture,
+    /// The keys of dropout probabilities that are not all the same; then the architecture has none.
+    pub uneven_dropout: Option<String>,
+}
+
+impl Description {
+    /// Reads a `config.json`.
+    ///
+    /// # Errors
+    /// [`Refusal`] naming the first key that is missing, unknown, or asks for what is not computed.
+    pub fn read(json: &Value) -> Result<Self> {
+        let mut keys = Keys::new(json)?;
+        let model_type = keys.word("model_type")?.ok_or(Refusal::MissingKey { key: "model_type" })?;
+        let family = Family::ALL.into_iter().find(|family| family.model_type() == model_type);
+        let family = family.ok_or_else(|| {
+            let known = Family::ALL.map(|family| format!("\"{}\"", family.model_type())).join(", ");
+            Refusal::value("model_type", &Value::from(model_type), format!("the models that are computed are {known}"))
+        })?;
+        classes(&mut keys, family)?;
+        keys.must_be("quantization_config", &[])?;
+        let (architecture, uneven_dropout) = match family {
+            Family::Gpt2 => gpt2::read(&mut keys)?,
+            Family::Llama => llama::read(&mut keys)?,
+        };
+        keys.finish()?;
+        Ok(Self { family, architecture, uneven_dropout })
+    }
+}
+
+/// Refuses a class that has more than the model and its head.
+fn classes(keys: &mut Keys<'_>, family: Family) -> Result<()> {
+    let Some(named) = keys.take("architectures") else { return Ok(()) };
+    let known = |class: &Value| class.as_str().is_some_and(|class| family.classes().contains(&class));
+    match named.as_array() {
+        Some(classes) if classes.iter().all(known) => Ok(()),
+        _ => {
+            Err(Refusal::value("architectures", named, format!("only {} are computed", family.classes().join(" and "))))
+        }
+    }
+}
+
+/// Writes the `config.json` of a model whose tensors are of a kind that transformers calls `dtype`.
+///
+/// # Errors
+/// [`Refusal::NoCounterpart`] for what transformers does not compute.
+pub fn config(architecture: &Architecture, dtype: &str) -> Result<Map<String, Value>> {
+    let family = Family::of(architecture)?;
+    let mut written = match family {
+        Family::Gpt2 => gpt2::write(architecture)?,
+        Family::Llama => llama::write(architecture)?,
+    };
+    written.insert("model_type".into(), family.model_type().into());
+    written.insert("architectures".into(), vec![family.classes()[0]].into());
+    // Two releases of transformers read the same under two names.
+    for key in ["dtype", "torch_dtype"] {
+        written.insert(key.into(), dtype.into());
+    }
+    Ok(written)
+}

@@ -1,0 +1,203 @@
+//! What `config.json` says, and where parameters lie among published tensors.
+#![allow(missing_docs)]
+
+use mp_model::huggingface::{config, Description, Family, Inventory, Published, Refusal};
+use mp_plan::{Architecture, RopeScaling};
+use rstest::rstest;
+use serde_json::{json, Value};
+
+fn gpt2() -> Value {
+    json!({
+        "model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "n_embd": 12, "n_layer": 2, "n_head": 3,
+        "n_positions": 16, "n_ctx": 16, "n_inner": null, "vocab_size": 37, "resid_pdrop": 0.0, "embd_pdrop": 0.0,
+        "attn_pdrop": 0.0, "activation_function": "gelu_new", "transformers_version": "4.0.0",
+    })
+}
+
+fn llama() -> Value {
+    json!({
+        "model_type": "llama", "hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 6,
+        "num_key_value_heads": 3, "intermediate_size": 20, "vocab_size": 37, "max_position_embeddings": 16,
+        "rms_norm_eps": 1e-6, "rope_theta": 500000.0, "rope_scaling": {"type": "linear", "factor": 4.0},
+    })
+}
+
+fn of(model: &str) -> Value {
+    match model {
+        "gpt2" => gpt2(),
+        "llama" => llama(),
+        other => panic!("{other}"),
+    }
+}
+
+fn read(json: &Value) -> Architecture {
+    Description::read(json).unwrap().architecture
+}
+
+#[test]
+fn keys_become_an_architecture() {
+    let model = read(&gpt2());
+    assert_eq!((model.hidden, model.heads, model.ffn, model.max_seq, model.vocab), (12, 3, 48, 16, 37));
+    assert!(model.tie_embeddings && model.bias);
+    let model = read(&llama());
+    assert_eq!((model.kv_heads, model.head_dim, model.ffn, model.norm_eps), (3, 2, 20, 1e-6));
+    assert_eq!((model.rope_theta, model.rope_scaling), (500000.0, Some(RopeScaling::Linear { factor: 4.0 })));
+    assert!(!model.tie_embeddings && !model.bias);
+}
+
+#[test]
+fn both_forms_of_the_rotary_keys_say_the_same() {
+    let mut new = llama();
+    for key in ["rope_theta", "rope_scaling"] {
+        new.as_object_mut().unwrap().remove(key);
+    }
+    new["rope_parameters"] = json!({"rope_type": "linear", "factor": 4.0, "rope_theta": 500000.0});
+    assert_eq!(read(&new), read(&llama()));
+}
+
+#[rstest]
+#[case("gpt2", "activation_function", json!("relu"))]
+#[case("gpt2", "activation_function", json!("gelu"))]
+#[case("gpt2", "scale_attn_by_inverse_layer_idx", json!(true))]
+#[case("gpt2", "scale_attn_weights", json!(false))]
+#[case("gpt2", "reorder_and_upcast_attn", json!(true))]
+#[case("gpt2", "add_cross_attention", json!(true))]
+#[case("gpt2", "n_ctx", json!(8))]
+#[case("gpt2", "architectures", json!(["GPT2ForSequenceClassification"]))]
+#[case("llama", "hidden_act", json!("gelu"))]
+#[case("llama", "pretraining_tp", json!(2))]
+#[case("llama", "mlp_bias", json!(true))]
+#[case("llama", "partial_rotary_factor", json!(0.5))]
+#[case("llama", "attn_logit_softcapping", json!(30.0))]
+#[case("llama", "final_logit_softcapping", json!(30.0))]
+#[case("llama", "quantization_config", json!({"bits": 4}))]
+#[case("llama", "model_type", json!("mamba"))]
+#[case("llama", "hidden_size", json!("wide"))]
+#[case("llama", "num_attention_heads", json!(0))]
+fn what_is_not_computed_is_refused_by_name(#[case] model: &str, #[case] key: &str, #[case] value: Value) {
+    let mut json = of(model);
+    json[key] = value.clone();
+    match Description::read(&json).unwrap_err() {
+        Refusal::Value { key: named, value: shown, .. } => {
+            assert_eq!((named.as_str(), shown), (key, value.to_string()))
+        }
+        other => panic!("{other}"),
+    }
+}
+
+#[rstest]
+#[case(json!({"type": "dynamic", "factor": 2.0}), "rope_scaling.type")]
+#[case(json!({"rope_type": "yarn", "factor": 2.0}), "rope_scaling.rope_type")]
+#[case(json!({"rope_type": "linear"}), "rope_scaling.factor")]
+#[case(json!({"rope_type": "linear", "factor": 2.0, "attention_factor": 1.5}), "rope_scaling.attention_factor")]
+#[case(json!({"rope_type": "default", "partial_rotary_factor": 0.5}), "rope_scaling.partial_rotary_factor")]
+fn scalings_that_are_not_computed_are_refused(#[case] scaling: Value, #[case] key: &str) {
+    let mut json = llama();
+    json["rope_scaling"] = scaling;
+    let error = Description::read(&json).unwrap_err().to_string();
+    assert!(error.contains(&format!("`{key}`")), "{error}");
+}
+
+#[test]
+fn keys_that_nobody_knows_are_refused_and_empty_ones_are_not() {
+    let mut json = llama();
+    json["query_pre_attn_scalar"] = json!(256);
+    let expected = Refusal::UnknownKey { key: "query_pre_attn_scalar".into(), value: "256".into() };
+    assert_eq!(Description::read(&json).unwrap_err(), expected);
+    json["query_pre_attn_scalar"] = Value::Null;
+    Description::read(&json).unwrap();
+    json.as_object_mut().unwrap().remove("vocab_size");
+    assert_eq!(Description::read(&json).unwrap_err(), Refusal::MissingKey { key: "vocab_size" });
+    assert_eq!(Description::read(&json!([])).unwrap_err(), Refusal::NoObject);
+}
+
+#[test]
+fn dropouts_that_differ_are_told() {
+    let mut json = gpt2();
+    json["attn_pdrop"] = json!(0.5);
+    let uneven = Description::read(&json).unwrap().uneven_dropout.unwrap();
+    assert!(uneven.contains("`attn_pdrop` = 0.5"), "{uneven}");
+}
+
+#[rstest]
+fn what_is_written_is_read_again(#[values("gpt2", "llama")] model: &str) {
+    let architecture = read(&of(model));
+    let written = Value::Object(config(&architecture, "float32").unwrap());
+    let again = Description::read(&written).unwrap();
+    assert_eq!((again.architecture, again.uneven_dropout), (architecture, None));
+}
+
+#[test]
+fn models_without_a_counterpart_are_not_written() {
+    for change in [
+        |model: &mut Architecture| model.bias = false,
+        |model: &mut Architecture| model.head_dim = 8,
+        |model: &mut Architecture| model.kv_heads = 1,
+    ] {
+        let mut model = read(&gpt2());
+        change(&mut model);
+        assert!(matches!(config(&model, "float32"), Err(Refusal::NoCounterpart { .. })), "{model:?}");
+    }
+}
+
+/// The tensors of a model as files would have them.
+fn stored(family: Family, architecture: &Architecture) -> Vec<(String, Vec<usize>)> {
+    let tensors = Published::gather(family.places(architecture));
+    tensors.into_iter().map(|tensor| (tensor.name, tensor.shape)).collect()
+}
+
+#[rstest]
+fn published_tensors_are_the_sum_of_their_parts(#[values("gpt2", "llama")] model: &str) {
+    let Description { family, architecture, .. } = Description::read(&of(model)).unwrap();
+    for tensor in Published::gather(family.places(&architecture)) {
+        let mut reached = 0;
+        for part in &tensor.parts {
+            assert_eq!((part.start, part.tensor_shape()), (reached, tensor.shape.clone()), "{part:?}");
+            reached += part.shape[0];
+        }
+        assert_eq!(tensor.parts[0].rows, reached, "{}", tensor.name);
+    }
+    let parts = family.places(&architecture).len();
+    assert_eq!(parts, architecture.parameters().len());
+}
+
+#[test]
+fn a_box_of_a_fused_matrix_is_found() {
+    let places = Family::Gpt2.places(&read(&gpt2()));
+    let key = places.iter().find(|place| place.parameter == "layers.1.attention.key.weight").unwrap();
+    assert_eq!((key.tensor.as_str(), key.tensor_shape()), ("transformer.h.1.attn.c_attn.weight", vec![12, 36]));
+    assert_eq!(key.region(&[4..8, 0..5]), [0..5, 16..20]);
+}
+
+#[test]
+fn bare_models_and_old_buffers_are_known() {
+    let model = read(&gpt2());
+    let bare = |(name, shape): (String, Vec<usize>)| (name.strip_prefix("transformer.").unwrap().to_owned(), shape);
+    let mut tensors: Vec<_> = stored(Family::Gpt2, &model).into_iter().map(bare).collect();
+    tensors.push(("h.1.attn.bias".into(), vec![1, 1, 16, 16]));
+    let inventory = Inventory::take(Family::Gpt2, &model, &tensors).unwrap();
+    assert_eq!((inventory.places[0].tensor.as_str(), inventory.same), ("wte.weight", None));
+    tensors.push(("lm_head.weight".into(), vec![37, 12]));
+    let same = Inventory::take(Family::Gpt2, &model, &tensors).unwrap().same;
+    assert_eq!(same, Some(("lm_head.weight".into(), "wte.weight".into())));
+}
+
+#[test]
+fn tensors_that_do_not_fit_are_refused_by_name() {
+    let model = read(&llama());
+    let whole = stored(Family::Llama, &model);
+    let refused = |change: &dyn Fn(&mut Vec<(String, Vec<usize>)>)| {
+        let mut tensors = whole.clone();
+        change(&mut tensors);
+        Inventory::take(Family::Llama, &model, &tensors).unwrap_err()
+    };
+    let name = "model.layers.0.self_attn.q_proj.bias".to_string();
+    let extra = refused(&|tensors| tensors.push((name.clone(), vec![12])));
+    assert_eq!(extra, Refusal::UnexpectedTensor { name: name.clone(), count: 1 });
+    let lacks = refused(&|tensors| tensors.retain(|(name, _)| !name.ends_with("up_proj.weight")));
+    assert_eq!(lacks, Refusal::MissingTensor { name: "model.layers.0.mlp.up_proj.weight".into(), count: 2 });
+    let shape = refused(&|tensors| tensors[0].1 = vec![38, 12]);
+    assert!(matches!(shape, Refusal::Shape { .. }), "{shape}");
+    let twice = refused(&|tensors| tensors.push(("norm.weight".into(), vec![12])));
+    assert!(matches!(twice, Refusal::TwiceTensor { .. }), "{twice}");
+}

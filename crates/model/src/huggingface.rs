@@ -40,16 +40,22 @@ pub enum Family {
     Gpt2,
     /// `llama`.
     Llama,
+    /// `mistral`: Llama through a window.
+    Mistral,
+    /// `qwen2`: Llama with biases of queries, keys and values.
+    Qwen2,
 }
 
 impl Family {
-    const ALL: [Family; 2] = [Family::Gpt2, Family::Llama];
+    const ALL: [Family; 4] = [Family::Gpt2, Family::Llama, Family::Mistral, Family::Qwen2];
 
     /// Returns the `model_type`.
     pub fn model_type(self) -> &'static str {
         match self {
             Family::Gpt2 => "gpt2",
             Family::Llama => "llama",
+            Family::Mistral => "mistral",
+            Family::Qwen2 => "qwen2",
         }
     }
 
@@ -58,6 +64,8 @@ impl Family {
         match self {
             Family::Gpt2 => &["GPT2LMHeadModel", "GPT2Model"],
             Family::Llama => &["LlamaForCausalLM", "LlamaModel"],
+            Family::Mistral => &["MistralForCausalLM", "MistralModel"],
+            Family::Qwen2 => &["Qwen2ForCausalLM", "Qwen2Model"],
         }
     }
 
@@ -68,7 +76,7 @@ impl Family {
     pub fn of(architecture: &Architecture) -> Result<Self> {
         match architecture.name {
             ArchitectureName::Gpt2 => Ok(Family::Gpt2),
-            ArchitectureName::Llama => Ok(Family::Llama),
+            ArchitectureName::Llama => llama::family(architecture),
             other => {
                 Err(Refusal::counterpart("model.architecture", format!("{other:?}"), "transformers has no such model"))
             }
@@ -79,7 +87,7 @@ impl Family {
     pub fn places(self, architecture: &Architecture) -> Vec<Place> {
         match self {
             Family::Gpt2 => gpt2::places(architecture),
-            Family::Llama => llama::places(architecture),
+            Family::Llama | Family::Mistral | Family::Qwen2 => llama::places(architecture),
         }
     }
 }
@@ -112,7 +120,7 @@ impl Description {
         keys.must_be("quantization_config", &[])?;
         let (architecture, uneven_dropout) = match family {
             Family::Gpt2 => gpt2::read(&mut keys)?,
-            Family::Llama => llama::read(&mut keys)?,
+            Family::Llama | Family::Mistral | Family::Qwen2 => llama::read(&mut keys, family)?,
         };
         keys.finish()?;
         Ok(Self { family, architecture, uneven_dropout })
@@ -139,7 +147,7 @@ pub fn config(architecture: &Architecture, dtype: &str) -> Result<Map<String, Va
     let family = Family::of(architecture)?;
     let mut written = match family {
         Family::Gpt2 => gpt2::write(architecture)?,
-        Family::Llama => llama::write(architecture)?,
+        Family::Llama | Family::Mistral | Family::Qwen2 => llama::write(architecture, family)?,
     };
     written.insert("model_type".into(), family.model_type().into());
     written.insert("architectures".into(), vec![family.classes()[0]].into());

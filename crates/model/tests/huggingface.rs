@@ -22,8 +22,31 @@ fn llama() -> Value {
     })
 }
 
+fn mistral() -> Value {
+    let mut json = llama();
+    json["model_type"] = json!("mistral");
+    json["sliding_window"] = json!(5);
+    json["rope_scaling"] = Value::Null;
+    json
+}
+
+fn qwen2() -> Value {
+    let mut json = llama();
+    json["model_type"] = json!("qwen2");
+    json["use_sliding_window"] = json!(false);
+    json["sliding_window"] = json!(5);
+    json["max_window_layers"] = json!(1);
+    json["rope_scaling"] = json!({
+        "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8,
+    });
+    json
+}
+
 fn of(model: &str) -> Value {
     match model {
+        "mistral" => mistral(),
+        "qwen2" => qwen2(),
         "gpt2" => gpt2(),
         "llama" => llama(),
         other => panic!("{other}"),
@@ -43,6 +66,45 @@ fn keys_become_an_architecture() {
     assert_eq!((model.kv_heads, model.head_dim, model.ffn, model.norm_eps), (3, 2, 20, 1e-6));
     assert_eq!((model.rope_theta, model.rope_scaling), (500000.0, Some(RopeScaling::Linear { factor: 4.0 })));
     assert!(!model.tie_embeddings && !model.bias);
+}
+
+#[test]
+fn windows_are_those_of_transformers() {
+    let window = |json: &Value| Description::read(json).map(|read| read.architecture.window);
+    let set = |json: &Value, key: &str, value: Value| {
+        let mut json = json.clone();
+        json[key] = value;
+        json
+    };
+    assert_eq!(window(&mistral()), Ok(Some(5)));
+    assert_eq!(window(&set(&mistral(), "sliding_window", Value::Null)), Ok(None));
+    let mut silent = mistral();
+    silent.as_object_mut().unwrap().remove("sliding_window");
+    assert_eq!(window(&silent), Ok(Some(4096)));
+    assert_eq!(window(&qwen2()), Ok(None));
+    // The second of two layers alone.
+    let second = set(&qwen2(), "use_sliding_window", json!(true));
+    assert!(window(&second).unwrap_err().to_string().contains("`max_window_layers` = 1"));
+    assert_eq!(window(&set(&second, "max_window_layers", json!(0))), Ok(Some(5)));
+    assert_eq!(window(&set(&second, "max_window_layers", json!(2))), Ok(None));
+    assert_eq!(window(&set(&second, "layer_types", json!(["sliding_attention", "sliding_attention"]))), Ok(Some(5)));
+}
+
+#[test]
+fn biases_are_those_of_transformers() {
+    use mp_plan::AttentionBias;
+    let read = |attention: bool, mlp: bool| {
+        let mut json = llama();
+        (json["attention_bias"], json["mlp_bias"]) = (json!(attention), json!(mlp));
+        let architecture = Description::read(&json).unwrap().architecture;
+        (architecture.attention_biases(), architecture.bias)
+    };
+    assert_eq!(read(false, false), (AttentionBias::None, false));
+    assert_eq!(read(true, false), (AttentionBias::All, false));
+    assert_eq!(read(false, true), (AttentionBias::None, true));
+    assert_eq!(read(true, true), (AttentionBias::All, true));
+    let qwen2 = Description::read(&qwen2()).unwrap().architecture;
+    assert_eq!((qwen2.attention_biases(), qwen2.bias), (AttentionBias::Qkv, false));
 }
 
 #[test]
@@ -66,7 +128,8 @@ fn both_forms_of_the_rotary_keys_say_the_same() {
 #[case("gpt2", "architectures", json!(["GPT2ForSequenceClassification"]))]
 #[case("llama", "hidden_act", json!("gelu"))]
 #[case("llama", "pretraining_tp", json!(2))]
-#[case("llama", "mlp_bias", json!(true))]
+#[case("qwen2", "use_sliding_window", json!("sometimes"))]
+#[case("qwen2", "layer_types", json!(["full_attention", "sliding_attention"]))]
 #[case("llama", "partial_rotary_factor", json!(0.5))]
 #[case("llama", "attn_logit_softcapping", json!(30.0))]
 #[case("llama", "final_logit_softcapping", json!(30.0))]
@@ -120,7 +183,7 @@ fn dropouts_that_differ_are_told() {
 }
 
 #[rstest]
-fn what_is_written_is_read_again(#[values("gpt2", "llama")] model: &str) {
+fn what_is_written_is_read_again(#[values("gpt2", "llama", "mistral", "qwen2")] model: &str) {
     let architecture = read(&of(model));
     let written = Value::Object(config(&architecture, "float32").unwrap());
     let again = Description::read(&written).unwrap();
@@ -147,7 +210,7 @@ fn stored(family: Family, architecture: &Architecture) -> Vec<(String, Vec<usize
 }
 
 #[rstest]
-fn published_tensors_are_the_sum_of_their_parts(#[values("gpt2", "llama")] model: &str) {
+fn published_tensors_are_the_sum_of_their_parts(#[values("gpt2", "llama", "mistral", "qwen2")] model: &str) {
     let Description { family, architecture, .. } = Description::read(&of(model)).unwrap();
     for tensor in Published::gather(family.places(&architecture)) {
         let mut reached = 0;

@@ -1,6 +1,6 @@
 //! GPT-2 as transformers has it: linear layers as `Conv1D`, transposed to ours, with query, key and value in one.
 
-use mp_plan::{Architecture, ArchitectureName, ModelConfig};
+use mp_plan::{Architecture, ArchitectureName, AttentionBias, ModelConfig};
 use serde_json::{json, Map, Value};
 
 use super::keys::Keys;
@@ -38,8 +38,8 @@ pub(super) fn read(keys: &mut Keys<'_>) -> Result<(Architecture, Option<String>)
 /// Writes the family's keys.
 pub(super) fn write(architecture: &Architecture) -> Result<Map<String, Value>> {
     let &Architecture { hidden, layers, heads, kv_heads, head_dim, ffn, vocab, max_seq, dropout, .. } = architecture;
-    if !architecture.bias {
-        return Err(Refusal::counterpart("model.bias", false, "transformers' GPT-2 has biases"));
+    if !architecture.bias || architecture.attention_biases() != AttentionBias::All {
+        return Err(Refusal::counterpart("model.bias", architecture.bias, "transformers' GPT-2 has all biases"));
     }
     if kv_heads != heads {
         return Err(Refusal::counterpart(
@@ -51,6 +51,9 @@ pub(super) fn write(architecture: &Architecture) -> Result<Map<String, Value>> {
     if head_dim * heads != hidden {
         let rule = "transformers' GPT-2 has heads of width `model.hidden / model.heads`";
         return Err(Refusal::counterpart("model.head_dim", head_dim, rule));
+    }
+    if let Some(window) = architecture.window {
+        return Err(Refusal::counterpart("model.window", window, "transformers' GPT-2 sees all positions"));
     }
     let Value::Object(keys) = json!({
         "activation_function": "gelu_new",

@@ -65,7 +65,7 @@ impl Inventory {
 fn prefix(family: Family) -> &'static str {
     match family {
         Family::Gpt2 => "transformer.",
-        Family::Llama => "model.",
+        Family::Llama | Family::Mistral | Family::Qwen2 => "model.",
     }
 }
 
@@ -78,6 +78,6 @@ fn is_buffer(family: Family, name: &str) -> bool {
     };
     match family {
         Family::Gpt2 => in_layer("h.", &["attn.bias", "attn.masked_bias"]),
-        Family::Llama => in_layer("layers.", &["self_attn.rotary_emb.inv_freq"]),
+        Family::Llama | Family::Mistral | Family::Qwen2 => in_layer("layers.", &["self_attn.rotary_emb.inv_freq"]),
     }
 }

@@ -123,6 +123,19 @@ impl<'a> Keys<'a> {
         self.typed(key, size, "it must be a whole number above 0")
     }
 
+    /// Takes a size that has a default where the key is left out, and is none where it is `null`.
+    pub fn size_or(&mut self, key: &'static str, default: usize) -> Result<Option<usize>> {
+        match self.table.contains_key(key) {
+            true => self.size(key),
+            false => Ok(Some(default)),
+        }
+    }
+
+    /// Refuses the value of a key.
+    pub fn refuse(&self, key: &str, rule: &str) -> Refusal {
+        Refusal::value(key, self.table.get(key).unwrap_or(&Value::Null), rule)
+    }
+
     /// Takes a size that must be there.
     pub fn needed(&mut self, key: &'static str) -> Result<usize> {
         self.size(key)?.ok_or(Refusal::MissingKey { key })

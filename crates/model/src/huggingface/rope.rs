@@ -10,7 +10,7 @@ use super::{Refusal, Result};
 const THETA: f64 = 10_000.0;
 
 /// Reads base and scaling, for a model of `max_seq` positions.
-pub(super) fn read(keys: &mut Keys<'_>, _max_seq: usize) -> Result<(f64, Option<RopeScaling>)> {
+pub(super) fn read(keys: &mut Keys<'_>, max_seq: usize) -> Result<(f64, Option<RopeScaling>)> {
     keys.must_be("partial_rotary_factor", &[json!(1.0), json!(1)])?;
     let mut theta = keys.number("rope_theta", THETA)?;
     let mut scaling = None;
@@ -19,7 +19,7 @@ pub(super) fn read(keys: &mut Keys<'_>, _max_seq: usize) -> Result<(f64, Option<
         let fields = value.as_object().ok_or_else(|| Refusal::value(section, value, "it must be an object"))?;
         let mut fields = Fields { section, fields, taken: Vec::new() };
         theta = fields.number("rope_theta")?.unwrap_or(theta);
-        scaling = fields.scaling()?.or(scaling);
+        scaling = fields.scaling(max_seq)?.or(scaling);
         fields.finish()?;
     }
     Ok((theta, scaling))
@@ -55,7 +55,7 @@ impl Fields<'_> {
         self.number(key)?.ok_or_else(|| self.refuse(key, "it must be a number"))
     }
 
-    fn scaling(&mut self) -> Result<Option<RopeScaling>> {
+    fn scaling(&mut self, max_seq: usize) -> Result<Option<RopeScaling>> {
         if self.number("partial_rotary_factor")?.is_some_and(|factor| factor != 1.0) {
             return Err(self.refuse("partial_rotary_factor", "only 1 is computed"));
         }
@@ -64,10 +64,26 @@ impl Fields<'_> {
         match kind.as_ref().map(Value::as_str) {
             None | Some(Some("default")) => Ok(None),
             Some(Some("linear")) => Ok(Some(RopeScaling::Linear { factor: self.needed("factor")? })),
+            Some(Some("llama3")) => Ok(Some(RopeScaling::Llama3 {
+                factor: self.needed("factor")?,
+                low_freq_factor: self.needed("low_freq_factor")?,
+                high_freq_factor: self.needed("high_freq_factor")?,
+                original_max_position_embeddings: self.original(max_seq)?,
+            })),
             _ => {
                 let key = if self.fields.contains_key("rope_type") { "rope_type" } else { "type" };
-                Err(self.refuse(key, "only \"default\" and \"linear\" are computed"))
+                Err(self.refuse(key, "only \"default\", \"linear\" and \"llama3\" are computed"))
             }
+        }
+    }
+
+    /// Reads the original context, which is the model's own where it is not given.
+    fn original(&mut self, max_seq: usize) -> Result<usize> {
+        let key = "original_max_position_embeddings";
+        match self.take(key).map(Value::as_u64) {
+            None => Ok(max_seq),
+            Some(Some(original)) if original > 0 => Ok(original as usize),
+            _ => Err(self.refuse(key, "it must be a whole number above 0")),
         }
     }
 
@@ -87,6 +103,15 @@ pub(super) fn write(architecture: &Architecture, keys: &mut Map<String, Value>) 
     let mut fields = match &architecture.rope_scaling {
         None => json!({ "rope_type": "default" }),
         Some(RopeScaling::Linear { factor }) => json!({ "rope_type": "linear", "factor": factor }),
+        Some(RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position_embeddings }) => {
+            json!({
+                "rope_type": "llama3",
+                "factor": factor,
+                "low_freq_factor": low_freq_factor,
+                "high_freq_factor": high_freq_factor,
+                "original_max_position_embeddings": original_max_position_embeddings,
+            })
+        }
         Some(other) => {
             let rule = "transformers has no such scaling";
             return Err(Refusal::counterpart("model.rope_scaling", format!("{other:?}"), rule));

@@ -203,8 +203,10 @@ fn models_without_a_counterpart_are_not_written() {
     }
 }
 
+type Tensors = Vec<(String, Vec<usize>)>;
+
 /// The tensors of a model as files would have them.
-fn stored(family: Family, architecture: &Architecture) -> Vec<(String, Vec<usize>)> {
+fn stored(family: Family, architecture: &Architecture) -> Tensors {
     let tensors = Published::gather(family.places(architecture));
     tensors.into_iter().map(|tensor| (tensor.name, tensor.shape)).collect()
 }
@@ -249,7 +251,7 @@ fn bare_models_and_old_buffers_are_known() {
 fn tensors_that_do_not_fit_are_refused_by_name() {
     let model = read(&llama());
     let whole = stored(Family::Llama, &model);
-    let refused = |change: &dyn Fn(&mut Vec<(String, Vec<usize>)>)| {
+    let refused = |change: &dyn Fn(&mut Tensors)| {
         let mut tensors = whole.clone();
         change(&mut tensors);
         Inventory::take(Family::Llama, &model, &tensors).unwrap_err()

@@ -173,6 +173,7 @@ impl Architecture {
     /// Returns the configuration that resolves to this very architecture.
     pub fn to_config(&self) -> ModelConfig {
         ModelConfig {
+            from: None,
             architecture: self.name,
             hidden: self.hidden,
             layers: self.layers,

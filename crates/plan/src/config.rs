@@ -3,6 +3,8 @@
 //! Zero and "auto" mean "choose for me". What they resolve to is decided in [`crate::architecture`],
 //! [`crate::mesh`] and [`crate::schedule`]; nothing here checks one value against another.
 
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{ScheduleName, Zero};
@@ -58,6 +60,9 @@ pub enum AttentionBias {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ModelConfig {
+    /// The folder of a published model or of a run, where shape and weights come from; unset: the keys below, and random
+    /// weights.
+    pub from: Option<PathBuf>,
     /// The family.
     pub architecture: ArchitectureName,
     /// Width `d`.
@@ -98,6 +103,7 @@ pub struct ModelConfig {
 impl Default for ModelConfig {
     fn default() -> Self {
         Self {
+            from: None,
             architecture: ArchitectureName::Llama,
             hidden: 128,
             layers: 4,

@@ -8,11 +8,13 @@
 //! | `config/every.rs` | steps or time between checkpoints |
 //! | `config/check.rs` | values of the right type that cannot be |
 //! | `config/resume.rs` | what a continued run takes from its folder |
+//! | `config/from.rs` | what is taken from the folder that a model comes from |
 //!
 //! Whether a layout fits a world size is decided in `mp-plan`, whether a text is long enough in `mp-data`.
 
 mod check;
 mod every;
+mod from;
 mod layers;
 pub mod preset;
 mod resume;
@@ -295,7 +297,7 @@ impl Default for EvalConfig {
 impl Config {
     /// Reads a configuration: the preset (or the default one), under the file, under each `section.key=value`.
     ///
-    /// Relative paths in `[data]` start at the working directory and come out absolute. With `checkpoint.resume` and a
+    /// Relative paths in `[data]` and `model.from` start at the working directory and come out absolute. With `checkpoint.resume` and a
     /// run folder that holds a checkpoint, the rest comes from that run, `[model]`, `[data]`, `train.seq` and
     /// `train.seed` for good; only `[parallel]` never does.
     ///
@@ -309,7 +311,7 @@ impl Config {
         let layers = layers::Layers::read(file, preset, sets)?;
         let config = match layers.resolve()?.continued(file) {
             Some(run) => resume::over(&layers, run)?,
-            None => layers.resolve()?,
+            None => from::resolve(&layers, layers.resolve()?)?,
         };
         config.validate()?;
         Ok(config)
@@ -334,6 +336,7 @@ impl Config {
     /// Makes the paths of `[data]` independent of the working directory.
     fn with_absolute_paths(mut self) -> Self {
         let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.into());
+        self.model.from = from::absolute(self.model.from);
         self.data.path = self.data.path.as_deref().map(absolute);
         for source in &mut self.data.blend {
             source.path = absolute(&source.path);

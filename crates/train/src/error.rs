@@ -155,6 +155,14 @@ pub enum Error {
         /// Which file differs in what, with the way out.
         problem: String,
     },
+    /// A published model that cannot be used, or a model that cannot be published.
+    #[error("the model `{}` cannot be used: {problem}", path.display())]
+    Published {
+        /// Its folder.
+        path: PathBuf,
+        /// The key, tensor or file, and what of it is not computed.
+        problem: String,
+    },
     /// A quantity that left the numbers.
     #[error(
         "the {what} of step {step} is not a finite number; lower `optimizer.lr`, lengthen `optimizer.warmup`, or set \
@@ -199,6 +207,7 @@ impl Error {
             | Error::Read { .. }
             | Error::RunFolder { .. }
             | Error::NoTargets { .. }
+            | Error::Published { .. }
             | Error::Checkpoint { .. } => true,
             // The background reader's end is the one data error that is no property of the data.
             Error::Data(error) => !matches!(error, mp_data::Error::ReaderStopped { .. }),

@@ -27,6 +27,7 @@ pub mod step;
 pub mod evaluate;
 pub mod generate;
 pub mod weights;
+pub mod huggingface;
 pub mod state;
 pub mod saving;
 pub mod text;

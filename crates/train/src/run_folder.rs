@@ -113,7 +113,8 @@ fn prepare(config: &Config) -> Result<PathBuf> {
     Ok(path)
 }
 
-fn save(path: &Path, config: &Config) -> Result<()> {
+/// Writes a configuration into a run folder.
+pub(crate) fn save(path: &Path, config: &Config) -> Result<()> {
     durable::write(&path.join(CONFIG), config.to_toml().as_bytes())
 }
 

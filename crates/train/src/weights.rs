@@ -10,6 +10,7 @@ use mp_model::Parameters;
 use mp_runtime::{bytes, Tensor};
 
 use crate::checkpoint::{self, CheckpointReader, Entry, Section, Verify};
+use crate::huggingface::Folder;
 use crate::region;
 use crate::{Error, Result};
 
@@ -79,11 +80,16 @@ pub fn tensor(source: &dyn WeightSource, entry: &Entry, region: &[Range<usize>])
     Ok(bytes::tensor(&elements, &[region::volume(region) as i64], entry.dtype.kind())?)
 }
 
-/// Opens the weights that lie at a path: the newest checkpoint of a run folder, or one checkpoint's own folder.
+/// Opens the weights that lie at a path: a published model, the newest checkpoint of a run folder, or one checkpoint's own
+/// folder.
 ///
 /// # Errors
-/// [`Error::Checkpoint`] if there is none, or it is not intact.
+/// [`Error::Published`] for what of a published model is not computed; [`Error::Checkpoint`] if there is none, or it is
+/// not intact.
 pub fn open(path: &Path) -> Result<Box<dyn WeightSource>> {
+    if Folder::is(path) {
+        return Ok(Box::new(Folder::open(path)?));
+    }
     let reader = checkpoint::open(path, Verify::Lengths)?;
     Ok(Box::new(Stored::new(reader.into(), Section::Model, String::new())))
 }

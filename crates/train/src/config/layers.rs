@@ -12,6 +12,8 @@ use crate::{Error, Result};
 pub(super) struct Layers {
     /// The preset's keys, then the file's.
     pub written: Table,
+    /// The file's keys alone.
+    pub file: Table,
     /// What `--set` gave, in order.
     pub set: Table,
     /// The preset's or the file's name.
@@ -26,13 +28,21 @@ impl Layers {
         merge(&mut layers.written, parse(&format!("preset `{name}`"), preset::text(name)?)?);
         if let Some(path) = file {
             let text = std::fs::read_to_string(path).map_err(|source| Error::Read { path: path.into(), source })?;
-            merge(&mut layers.written, parse(&format!("`{}`", path.display()), &text)?);
+            layers.file = parse(&format!("`{}`", path.display()), &text)?;
+            merge(&mut layers.written, layers.file.clone());
             layers.label = label(path);
         }
         for text in sets {
             assign(&mut layers.set, text)?;
         }
         Ok(layers)
+    }
+
+    /// Returns what the user says: the file's keys and those of `--set`, not a preset's.
+    pub fn said(&self) -> Table {
+        let mut said = self.file.clone();
+        merge(&mut said, self.set.clone());
+        said
     }
 
     /// Lays everything over the defaults.

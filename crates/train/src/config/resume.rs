@@ -51,7 +51,7 @@ pub(super) fn over(layers: &Layers, folder: PathBuf) -> Result<Config> {
 }
 
 /// Reads a run's own configuration.
-fn saved(folder: &Path) -> Result<Table> {
+pub(super) fn saved(folder: &Path) -> Result<Table> {
     let path = folder.join(run_folder::CONFIG);
     let text = std::fs::read_to_string(&path).map_err(|source| Error::Read { path: path.clone(), source })?;
     parse(&format!("`{}`", path.display()), &text)

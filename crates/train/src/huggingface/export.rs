@@ -1,0 +1,182 @@
+//! From a checkpoint to a published model: `config.json`, `model.safetensors`, and the tokenizer where it is known.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use mp_model::huggingface::{self, Family, Place, Published};
+use mp_plan::Architecture;
+use serde_json::json;
+
+use super::folder::transposed;
+use super::import::runs;
+use super::shards::Shards;
+use super::{CONFIG, TOKENIZER};
+use crate::checkpoint::{self, Dtype, Entry, Section, Verify};
+use crate::weights::{Stored, WeightSource};
+use crate::{durable, region, Config, Error, Result};
+
+/// What was written.
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+pub struct Export {
+    /// The folder.
+    pub path: PathBuf,
+    /// The `model_type` that transformers takes it for.
+    pub model_type: &'static str,
+    /// The files of tensors.
+    pub files: Vec<String>,
+}
+
+/// Writes the newest checkpoint of a run folder, or one checkpoint, as a folder that transformers loads, in files of at
+/// most `shard_bytes`. `change` may alter the configuration before, its dropout for instance.
+///
+/// # Errors
+/// [`Error::Checkpoint`] for what is none; [`Error::Published`] for a model that transformers does not compute, or a
+/// folder that exists; [`Error::Write`].
+pub fn export(run: &Path, out: &Path, shard_bytes: u64, change: &dyn Fn(&mut Config)) -> Result<Export> {
+    let reader = checkpoint::open(run, Verify::Checksums)?;
+    let refused = |problem: String| Error::Checkpoint { path: reader.path().into(), problem };
+    let mut config: Config = serde_json::from_value(reader.manifest().about.config.clone())
+        .map_err(|error| refused(format!("its configuration is not understood ({error})")))?;
+    change(&mut config);
+    let table = reader.manifest().entry(Section::Model, "embedding.weight");
+    let table = table.ok_or_else(|| refused("it holds no tensor `embedding.weight`".into()))?;
+    let architecture = Architecture::resolve(&config.model, table.shape[0], config.train.seq)?;
+    let dtype = table.dtype;
+    let source = Stored::new(reader.into(), Section::Model, String::new());
+    publish(&source, &architecture, dtype, &config, out, shard_bytes)
+}
+
+fn publish(
+    source: &dyn WeightSource,
+    architecture: &Architecture,
+    dtype: Dtype,
+    config: &Config,
+    out: &Path,
+    shard_bytes: u64,
+) -> Result<Export> {
+    let refused = |problem: String| Error::Published { path: out.into(), problem };
+    let refusal = |refusal: huggingface::Refusal| refused(refusal.to_string());
+    let family = Family::of(architecture).map_err(refusal)?;
+    let keys = huggingface::config(architecture, word(dtype)).map_err(refusal)?;
+    if fs::read_dir(out).is_ok_and(|mut entries| entries.next().is_some()) || out.is_file() {
+        return Err(refused("it exists; give a folder that does not".into()));
+    }
+    let tensors = Published::gather(family.places(architecture));
+    for part in tensors.iter().flat_map(|tensor| &tensor.parts) {
+        let entry = crate::weights::expect(source, &part.parameter, &part.shape)?;
+        if entry.dtype != dtype {
+            return Err(refused(format!("`{}` is not of the kind {}", part.parameter, word(dtype))));
+        }
+    }
+    let entries = tensors.iter().map(|tensor| Entry::new(&tensor.name, dtype, &tensor.shape)).collect();
+    let shards = Shards::new(entries, shard_bytes);
+    let written = |source| Error::Write { path: out.into(), source };
+    fs::create_dir_all(out).map_err(written)?;
+    shards.write(out, &mut |entry, file| {
+        let tensor = tensors.iter().find(|tensor| tensor.name == entry.name).expect("each entry is a tensor's");
+        put(source, tensor, dtype.bytes(), &mut |elements| file.write_all(elements).map_err(written))
+    })?;
+    tokenizer(config, out)?;
+    // Last, for it is what makes the folder a model.
+    durable::write(&out.join(CONFIG), format!("{:#}\n", serde_json::Value::Object(keys)).as_bytes())?;
+    let files = shards.files.into_iter().map(|(name, _)| name).collect();
+    Ok(Export { path: out.into(), model_type: family.model_type(), files })
+}
+
+/// Returns what transformers calls a kind.
+fn word(dtype: Dtype) -> &'static str {
+    match dtype {
+        Dtype::F64 => "float64",
+        Dtype::F32 => "float32",
+        Dtype::BF16 => "bfloat16",
+        Dtype::F16 => "float16",
+    }
+}
+
+/// Writes a tensor's elements, a few rows at a time.
+fn put(
+    source: &dyn WeightSource,
+    tensor: &Published,
+    width: usize,
+    write: &mut dyn FnMut(&[u8]) -> Result<()>,
+) -> Result<()> {
+    if !tensor.parts[0].transposed {
+        for Place { parameter, shape, .. } in &tensor.parts {
+            let mut region = region::whole(shape);
+            for rows in runs(shape, width) {
+                region[0] = rows;
+                write(&source.read(parameter, &region)?)?;
+            }
+        }
+        return Ok(());
+    }
+    let full = region::whole(&tensor.shape);
+    for rows in runs(&tensor.shape, width) {
+        let target = [rows.clone(), full[1].clone()];
+        let mut elements = vec![0; region::volume(&target) * width];
+        for part in &tensor.parts {
+            let own = [0..part.shape[0], rows.clone()];
+            let turned = transposed(&source.read(&part.parameter, &own)?, own[0].len(), own[1].len(), width);
+            region::copy(&turned, &part.region(&own), &mut elements, &target, width);
+        }
+        write(&elements)?;
+    }
+    Ok(())
+}
+
+/// Writes the tokenizer: a copy of its file, or one of 256 bytes.
+fn tokenizer(config: &Config, out: &Path) -> Result<()> {
+    let path = out.join(TOKENIZER);
+    match config.data.tokenizer.as_str() {
+        "bytes" => durable::write(&path, format!("{:#}\n", bytes_tokenizer()).as_bytes())?,
+        file => {
+            fs::copy(file, &path).map_err(|source| Error::Read { path: file.into(), source })?;
+        }
+    }
+    let class = json!({ "tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": false });
+    durable::write(&out.join("tokenizer_config.json"), format!("{class:#}\n").as_bytes())
+}
+
+/// Makes the file of the tokenizer whose tokens are bytes: pairs without merges, over the characters that stand for bytes.
+///
+/// # Source
+/// Radford et al. 2019, the published `encoder.py`: printable bytes stand for themselves, the others follow from U+0100.
+fn bytes_tokenizer() -> serde_json::Value {
+    let printable = |byte: u32| matches!(byte, 0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff);
+    let mut next = 0x100;
+    let mut vocab = serde_json::Map::new();
+    for byte in 0..256u32 {
+        let point = if printable(byte) {
+            byte
+        } else {
+            next += 1;
+            next - 1
+        };
+        vocab.insert(char::from_u32(point).expect("a point below U+0200").to_string(), byte.into());
+    }
+    let level = json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": false });
+    json!({
+        "version": "1.0",
+        "added_tokens": [],
+        "pre_tokenizer": level,
+        "decoder": level,
+        "model": { "type": "BPE", "vocab": vocab, "merges": [] },
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_written_tokenizer_is_the_one_of_bytes() {
+        let folder = tempfile::tempdir().unwrap();
+        tokenizer(&Config::default(), folder.path()).unwrap();
+        let file = folder.path().join(TOKENIZER);
+        let read = mp_data::Tokenizer::load(file.to_str().unwrap()).unwrap();
+        let text: String = (0..0x180u32).filter_map(char::from_u32).collect();
+        let ids = read.encode(&text).unwrap();
+        assert_eq!(ids, mp_data::Tokenizer::bytes().encode(&text).unwrap());
+        assert_eq!((read.vocab_size(), read.decode(&ids).unwrap()), (256, text));
+    }
+}

@@ -1,0 +1,78 @@
+//! From a published model to a run folder: its configuration, its tokenizer, and a checkpoint of step 0 that has no
+//! optimizer's state.
+
+use std::path::{Path, PathBuf};
+use std::{fs, io};
+
+use super::{Folder, TOKENIZER};
+use crate::checkpoint::{About, CheckpointStore, DirectoryStore, Section, Slice};
+use crate::run_folder::{self, CHECKPOINTS};
+use crate::weights::{self, WeightSource};
+use crate::{region, Config, Error, Result};
+
+/// Bytes of a tensor that are in memory at a time.
+pub(super) const RUN_BYTES: usize = 16 << 20;
+
+/// Takes a published model into a new run folder; `config` is one whose `model.from` names it. Returns the checkpoint's
+/// folder.
+///
+/// # Errors
+/// [`Error::Published`] for a folder that cannot be used; [`Error::RunFolder`] if the run's folder exists;
+/// [`Error::Write`].
+pub fn import(config: &Config, run: &Path) -> Result<PathBuf> {
+    let nowhere = || Error::Config {
+        key: "model.from",
+        value: "unset".into(),
+        rule: "must name the folder of the model to import".into(),
+    };
+    let from = config.model.from.as_deref().ok_or_else(nowhere)?;
+    // All that can be refused comes before anything is written.
+    let source = weights::open(from)?;
+    let run = std::path::absolute(run).unwrap_or_else(|_| run.into());
+    made(&run)?;
+    let mut config = config.clone();
+    config.model.from = None;
+    if let Some(tokenizer) = Folder::tokenizer(from).filter(|file| config.data.tokenizer == file.to_string_lossy()) {
+        let own = run.join(TOKENIZER);
+        fs::copy(&tokenizer, &own).map_err(|source| Error::Write { path: own.clone(), source })?;
+        config.data.tokenizer = own.to_string_lossy().into_owned();
+    }
+    run_folder::save(&run, &config)?;
+    write(&*source, &DirectoryStore::new(run.join(CHECKPOINTS), 0), &config)
+}
+
+/// Makes the run's folder.
+fn made(run: &Path) -> Result<()> {
+    let parents = run.parent().map_or(Ok(()), fs::create_dir_all);
+    parents.and_then(|()| fs::create_dir(run)).map_err(|error| {
+        let problem = match error.kind() {
+            io::ErrorKind::AlreadyExists => "exists; give one that does not".into(),
+            _ => format!("cannot be made: {error}"),
+        };
+        Error::RunFolder { path: run.into(), problem }
+    })
+}
+
+/// Writes the model in the kind that it has, a few rows at a time.
+fn write(source: &dyn WeightSource, store: &DirectoryStore, config: &Config) -> Result<PathBuf> {
+    let mut shard = store.shard(0, 0)?;
+    let entries: Vec<_> = source.names().iter().filter_map(|name| source.entry(name)).collect();
+    let slices: Vec<Slice> = entries.iter().cloned().map(Slice::whole).collect();
+    shard.file(Section::Model, &slices)?;
+    for entry in entries {
+        let mut region = region::whole(&entry.shape);
+        for rows in runs(&entry.shape, entry.dtype.bytes()) {
+            region[0] = rows;
+            shard.append(&source.read(&entry.name, &region)?)?;
+        }
+    }
+    shard.finish()?;
+    store.commit(1, &About::new(0, config))
+}
+
+/// Cuts the rows of a tensor in runs of about [`RUN_BYTES`].
+pub(super) fn runs(shape: &[usize], width: usize) -> impl Iterator<Item = std::ops::Range<usize>> {
+    let row: usize = shape[1..].iter().product::<usize>() * width;
+    let (rows, step) = (shape[0], (RUN_BYTES / row.max(1)).max(1));
+    (0..rows).step_by(step).map(move |start| start..(start + step).min(rows))
+}

@@ -86,6 +86,43 @@ pub struct Verify {
 pub enum Checkpoint {
     /// Say what a checkpoint holds.
     Inspect(Inspect),
+    /// Take a model that transformers saved into a new run folder.
+    Import(Import),
+    /// Write a checkpoint's model as a folder that transformers loads.
+    Export(Export),
+}
+
+/// `mp-cli checkpoint import`.
+#[derive(Debug, clap::Args)]
+pub struct Import {
+    /// The model's folder: config.json and model.safetensors, whole or in parts.
+    pub model: PathBuf,
+    /// The run folder to make.
+    #[arg(long, value_name = "RUN")]
+    pub out: PathBuf,
+    /// One configuration key of the run, such as data.tokenizer=FILE; may come several times.
+    #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
+    pub sets: Vec<String>,
+    #[command(flatten)]
+    pub output: Output,
+}
+
+/// `mp-cli checkpoint export`.
+#[derive(Debug, clap::Args)]
+pub struct Export {
+    /// A run folder, whose newest checkpoint is meant, or a checkpoint's own folder.
+    pub checkpoint: PathBuf,
+    /// The folder to make.
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// The most bytes of a file of tensors; a larger tensor has a file of its own.
+    #[arg(long, value_name = "BYTES", default_value_t = 5_000_000_000)]
+    pub shard_bytes: u64,
+    /// The dropout that config.json speaks of; default: the run's.
+    #[arg(long, value_name = "PROBABILITY")]
+    pub dropout: Option<f64>,
+    #[command(flatten)]
+    pub output: Output,
 }
 
 /// `mp-cli checkpoint inspect`.

@@ -25,6 +25,7 @@ use crate::standing::Standing;
 use crate::state;
 use crate::step::{Trainer, Work};
 use crate::text::Text;
+use crate::weights;
 use crate::{Config, Error, Result};
 
 /// Steps whose batches are read ahead.
@@ -113,7 +114,7 @@ impl<'a> Run<'a> {
         let store = DirectoryStore::new(folder.checkpoints(), keep).keeping_best(keep_best);
         let first = world.rank() == Rank(0);
         agree(&*world, if first { store.sweep() } else { Ok(()) })?;
-        let resumed = agree(&*world, resume(config, &store, &trainer))?;
+        let resumed = agree(&*world, begin(config, &store, &trainer))?;
         let (step, samples, standing) =
             resumed.map_or((0, 0, Standing::default()), |about| (about.step, about.samples, about.standing));
         let step = agree(&*world, same_step(&*world, &store, step))?;
@@ -359,16 +360,21 @@ fn due(every: u64, step: u64) -> bool {
     every > 0 && step.is_multiple_of(every)
 }
 
-/// Continues from the newest checkpoint where the configuration says so; returns what it says of the run.
-fn resume(config: &Config, store: &DirectoryStore, trainer: &Trainer) -> Result<Option<About>> {
-    if !config.checkpoint.resume {
-        return Ok(None);
+/// Continues from the newest checkpoint where the configuration says so, and returns what it says of the run; otherwise takes
+/// the weights from where the model comes from.
+fn begin(config: &Config, store: &DirectoryStore, trainer: &Trainer) -> Result<Option<About>> {
+    if config.checkpoint.resume {
+        let world = &trainer.groups().world;
+        if let Some(reader) = store.latest(Verify::Share { rank: world.rank().0, of: world.size() })? {
+            let about = reader.manifest().about.clone();
+            state::restore(trainer, reader)?;
+            return Ok(Some(about));
+        }
     }
-    let world = &trainer.groups().world;
-    let Some(reader) = store.latest(Verify::Share { rank: world.rank().0, of: world.size() })? else { return Ok(None) };
-    let about = reader.manifest().about.clone();
-    state::restore(trainer, reader)?;
-    Ok(Some(about))
+    if let Some(from) = &config.model.from {
+        weights::load(trainer.parameters(), &*weights::open(from)?)?;
+    }
+    Ok(None)
 }
 
 /// Refuses to go on where ranks found different checkpoints, as nodes with folders of their own do. Collective.

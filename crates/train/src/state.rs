@@ -215,7 +215,10 @@ pub fn restore(trainer: &Trainer, reader: Box<dyn CheckpointReader>) -> Result<(
     let _span = tracing::info_span!("restore").entered();
     let parameters = trainer.parameters();
     let reader: Arc<dyn CheckpointReader> = reader.into();
-    for part in parts(parameters, trainer.optimizer()).into_iter().filter(|part| part.section == Section::Optimizer) {
+    // A model that was imported has not been trained yet: there is nothing to restore, and zeros are where it begins.
+    let untrained = reader.manifest().about.step == 0 && reader.manifest().optimizer.is_empty();
+    let state = |part: &Part<'_>| part.section == Section::Optimizer && !untrained;
+    for part in parts(parameters, trainer.optimizer()).into_iter().filter(state) {
         let source = Stored::new(Arc::clone(&reader), Section::Optimizer, part.prefix);
         scatter(parameters, &source, part.flat)?;
     }

@@ -128,7 +128,7 @@ pub(super) fn family(architecture: &Architecture) -> Result<Family> {
 pub(super) fn write(architecture: &Architecture, family: Family) -> Result<Map<String, Value>> {
     let &Architecture { hidden, heads, dropout, bias, window, .. } = architecture;
     if dropout != 0.0 {
-        let rule = "transformers drops nothing but attention weights here; export with `--set model.dropout=0`";
+        let rule = "transformers drops nothing but attention weights here; export with `--dropout 0`";
         return Err(Refusal::counterpart("model.dropout", dropout, rule));
     }
     let Value::Object(mut keys) = json!({

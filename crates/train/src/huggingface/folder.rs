@@ -27,6 +27,9 @@ pub struct Folder {
     files: Vec<Mapping>,
 }
 
+/// In which file each tensor lies, as an index says.
+type Index = BTreeMap<String, String>;
+
 /// One of our parameters, and where it lies.
 #[derive(Debug)]
 struct Held {
@@ -146,7 +149,7 @@ fn json(path: &Path) -> Result<Checked<Value>> {
 }
 
 /// Lists the files of tensors, and what the index says of each tensor where there is one.
-fn files(path: &Path) -> Result<Checked<(Vec<String>, Option<BTreeMap<String, String>>)>> {
+fn files(path: &Path) -> Result<Checked<(Vec<String>, Option<Index>)>> {
     if path.join(SINGLE).is_file() {
         return Ok(Ok((vec![SINGLE.into()], None)));
     }
@@ -171,11 +174,7 @@ fn files(path: &Path) -> Result<Checked<(Vec<String>, Option<BTreeMap<String, St
 }
 
 /// Reads the headers of all files, and holds them against the index.
-fn stored(
-    names: &[String],
-    files: &[Mapping],
-    index: Option<&BTreeMap<String, String>>,
-) -> Checked<BTreeMap<String, Stored>> {
+fn stored(names: &[String], files: &[Mapping], index: Option<&Index>) -> Checked<BTreeMap<String, Stored>> {
     let mut all: BTreeMap<String, Stored> = BTreeMap::new();
     for (file, (name, mapping)) in names.iter().zip(files).enumerate() {
         let unread = |error: safetensors::SafeTensorError| format!("`{name}` is no safetensors file: {error}");

@@ -23,7 +23,7 @@ pub enum Command {
     Plan(Plan),
     /// Prove on a small model like the configured one that layouts compute what one rank computes.
     Verify(Verify),
-    /// Look into checkpoints. Needs no mpirun.
+    /// Look into checkpoints, check them, and make others of them. Needs no mpirun.
     #[command(subcommand)]
     Checkpoint(Checkpoint),
     /// Look at what this machine offers, and say how to mend what is missing.
@@ -86,6 +86,12 @@ pub struct Verify {
 pub enum Checkpoint {
     /// Say what a checkpoint holds.
     Inspect(Inspect),
+    /// Compare every byte with its checksum, and see that every element is there once.
+    Verify(VerifyCheckpoints),
+    /// Write a checkpoint anew: in other files, in another precision, or without the optimizer's state.
+    Convert(Convert),
+    /// Write the mean of several checkpoints' weights, computed in double precision.
+    Average(Average),
     /// Take a model that transformers saved into a new run folder.
     Import(Import),
     /// Write a checkpoint's model as a folder that transformers loads.
@@ -130,8 +136,61 @@ pub struct Export {
 pub struct Inspect {
     /// A run folder, whose newest checkpoint is meant, or a checkpoint's own folder.
     pub checkpoint: PathBuf,
+    /// List the tensors.
+    #[arg(long)]
+    pub tensors: bool,
     #[command(flatten)]
     pub output: Output,
+}
+
+/// `mp-cli checkpoint verify`.
+#[derive(Debug, clap::Args)]
+pub struct VerifyCheckpoints {
+    /// Run folders, all of whose checkpoints are meant, or checkpoints' own folders.
+    #[arg(required = true)]
+    pub checkpoints: Vec<PathBuf>,
+    #[command(flatten)]
+    pub output: Output,
+}
+
+/// `mp-cli checkpoint convert`.
+#[derive(Debug, clap::Args)]
+pub struct Convert {
+    /// A run folder, whose newest checkpoint is meant, or a checkpoint's own folder.
+    pub checkpoint: PathBuf,
+    /// Leave the optimizer's state out: what is left can be evaluated and trained from, not resumed.
+    #[arg(long)]
+    pub model_only: bool,
+    #[command(flatten)]
+    pub made: Made,
+    #[command(flatten)]
+    pub output: Output,
+}
+
+/// `mp-cli checkpoint average`.
+#[derive(Debug, clap::Args)]
+pub struct Average {
+    /// Run folders, whose newest checkpoints are meant, or checkpoints' own folders.
+    #[arg(required = true)]
+    pub checkpoints: Vec<PathBuf>,
+    #[command(flatten)]
+    pub made: Made,
+    #[command(flatten)]
+    pub output: Output,
+}
+
+/// What a new checkpoint is to be.
+#[derive(Debug, clap::Args)]
+pub struct Made {
+    /// The run folder to make around the new checkpoint.
+    #[arg(long, value_name = "RUN")]
+    pub out: PathBuf,
+    /// How many files each of model and optimizer is written in.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub files: usize,
+    /// The precision of the model's elements; default: as they are.
+    #[arg(long, value_name = "fp64|fp32|bf16|fp16")]
+    pub precision: Option<String>,
 }
 
 /// `mp-cli doctor`.

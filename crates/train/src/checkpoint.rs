@@ -42,6 +42,7 @@
 mod directory;
 mod manifest;
 mod reader;
+mod rewrite;
 mod shard;
 mod tensor_file;
 
@@ -53,6 +54,7 @@ use serde::{Deserialize, Serialize};
 
 pub use directory::DirectoryStore;
 pub use manifest::{About, FileRecord, Manifest, SliceRecord, TensorRecord};
+pub use rewrite::{average, convert, Rewrite};
 pub use tensor_file::{Dtype, Entry};
 
 use crate::region::{self, Region};

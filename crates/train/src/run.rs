@@ -187,7 +187,7 @@ impl<'a> Run<'a> {
             if votes.stop {
                 return Ok(EndReason::Signal);
             }
-            if votes.save {
+            if votes.save && self.step > 0 {
                 self.save(None)?;
             }
             let record = self.one(&batches)?;

@@ -96,6 +96,20 @@ impl RunFolder {
     }
 }
 
+/// Makes a run folder around a checkpoint that is no run's: with a configuration, and a place for checkpoints.
+///
+/// # Errors
+/// [`Error::RunFolder`] if the folder is another run's, or cannot be written.
+pub fn around(path: &Path, config: &Config) -> Result<DirectoryStore> {
+    if path.join(CONFIG).exists() || has_checkpoint(path) {
+        return Err(Error::RunFolder { path: path.into(), problem: "exists; give the name of a new folder".into() });
+    }
+    let cannot = |error| Error::RunFolder { path: path.into(), problem: format!("cannot be written: {error}") };
+    fs::create_dir_all(path).map_err(cannot)?;
+    save(path, config)?;
+    Ok(DirectoryStore::new(path.join(CHECKPOINTS), 0))
+}
+
 /// Finds or makes the folder on this rank.
 fn prepare(config: &Config) -> Result<PathBuf> {
     let out = std::path::absolute(&config.train.out).unwrap_or_else(|_| config.train.out.clone());

@@ -1,0 +1,152 @@
+//! `mp-cli checkpoint`, and ranks that are killed while they save.
+
+mod common;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use common::{alone, finish, launcher, send, train, under_way};
+use mp_train::checkpoint::{self, Section, Verify};
+
+/// A run `runs/a` with checkpoints of steps 1 and 2.
+fn two_checkpoints() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    train(folder.path(), &["train.name=a", "checkpoint.every=1"]).success();
+    folder
+}
+
+fn step(run: &str, step: u64) -> String {
+    format!("runs/{run}/checkpoints/step-{step:08}")
+}
+
+/// Reads a parameter as numbers of double precision, of a checkpoint in single precision.
+fn values(path: &Path, name: &str) -> Vec<f64> {
+    let reader = checkpoint::open(path, Verify::Checksums).unwrap();
+    let entry = reader.manifest().entry(Section::Model, name).unwrap();
+    let region: Vec<_> = entry.shape.iter().map(|&dim| 0..dim).collect();
+    let bytes = reader.read(Section::Model, name, &region).unwrap();
+    bytes.chunks(4).map(|four| f64::from(f32::from_le_bytes(four.try_into().unwrap()))).collect()
+}
+
+#[test]
+fn a_checkpoint_says_what_it_holds_and_proves_it() {
+    let folder = two_checkpoints();
+    let ended = alone(folder.path(), &["checkpoint", "inspect", "runs/a", "--tensors"]).success();
+    for word in [
+        "step-00000002",
+        "after step 2: 8 samples, 128 tokens; seed 1",
+        "model: 12 tensors",
+        "embedding.weight F32 [256, 16]",
+    ] {
+        assert!(ended.out.contains(word), "{word}: {ended:#?}");
+    }
+    let ended = alone(folder.path(), &["checkpoint", "inspect", &step("a", 1), "--json"]).success();
+    let manifest: serde_json::Value = serde_json::from_str(&ended.out).unwrap();
+    assert_eq!(
+        (&manifest["step"], &manifest["model"]["embedding.weight"]["shape"]),
+        (&1.into(), &serde_json::json!([256, 16]))
+    );
+
+    let ended = alone(folder.path(), &["checkpoint", "verify", "runs/a"]).success();
+    assert_eq!(ended.out.matches("intact").count(), 2, "{ended:#?}");
+    let file = folder.path().join(step("a", 1)).join("model-00000.safetensors");
+    let mut bytes = fs::read(&file).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(&file, bytes).unwrap();
+    let ended = alone(folder.path(), &["checkpoint", "verify", "runs/a", "--json"]);
+    assert!(ended.input_error().contains("`model-00000.safetensors` has the checksum"), "{ended:#?}");
+    let verdicts: serde_json::Value = serde_json::from_str(&ended.out).unwrap();
+    assert!(verdicts[0]["problem"].is_string() && verdicts[1]["problem"].is_null(), "{verdicts}");
+    let nothing = alone(folder.path(), &["checkpoint", "inspect", "runs"]);
+    assert!(nothing.input_error().contains("neither a run folder"), "{nothing:#?}");
+}
+
+#[test]
+fn checkpoints_are_converted_and_averaged() {
+    let folder = two_checkpoints();
+    let name = "layers.0.attention.query.weight";
+    let at = |path: &str| folder.path().join(path);
+    let (first, second) = (values(&at(&step("a", 1)), name), values(&at(&step("a", 2)), name));
+    assert_ne!(first, second);
+
+    let words = ["checkpoint", "average", &step("a", 1), &step("a", 2), "--out", "runs/mean"];
+    alone(folder.path(), &words).success();
+    let mean: Vec<f64> = first.iter().zip(&second).map(|(a, b)| f64::from(((a + b) / 2.0) as f32)).collect();
+    assert_eq!(values(&at("runs/mean"), name), mean);
+
+    let words = [
+        "checkpoint",
+        "convert",
+        "runs/a",
+        "--out",
+        "runs/small",
+        "--model-only",
+        "--precision",
+        "bf16",
+        "--files",
+        "3",
+    ];
+    alone(folder.path(), &words).success();
+    let reader = checkpoint::open(&at("runs/small"), Verify::Checksums).unwrap();
+    let manifest = reader.manifest();
+    assert_eq!((manifest.files.len(), manifest.optimizer.len(), manifest.about.step), (3, 0, 2));
+    assert!(manifest.model.values().all(|record| record.dtype == checkpoint::Dtype::BF16));
+
+    // What is converted without loss goes on as what it was made of.
+    alone(folder.path(), &["checkpoint", "convert", "runs/a", "--out", "runs/b", "--files", "2"]).success();
+    for run in ["a", "b"] {
+        let set = format!("train.name={run}");
+        train(folder.path(), &[&set, "checkpoint.resume=true", "train.steps=4"]).success();
+    }
+    assert_eq!(values(&at("runs/a"), name), values(&at("runs/b"), name));
+    let again = alone(folder.path(), &["checkpoint", "convert", "runs/a", "--out", "runs/b"]);
+    assert!(again.input_error().contains("give the name of a new folder"), "{again:#?}");
+}
+
+/// Lists the processes that a process has started.
+fn children(parent: u32) -> Vec<u32> {
+    let is_child = |stat: &str| {
+        // The name, in parentheses, may hold anything; after it come the state and the parent.
+        let rest = stat.rsplit_once(')').map(|(_, rest)| rest);
+        rest.and_then(|rest| rest.split_whitespace().nth(1)).and_then(|id| id.parse().ok()) == Some(parent)
+    };
+    let processes = fs::read_dir("/proc").unwrap().filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    processes.filter(|id| fs::read_to_string(format!("/proc/{id}/stat")).is_ok_and(|stat| is_child(&stat))).collect()
+}
+
+/// Waits until a run has saved so often.
+fn has_saved(checkpoints: &PathBuf, step: u64) {
+    let begun = Instant::now();
+    let newest = || {
+        let names = fs::read_dir(checkpoints).into_iter().flatten();
+        let step = |name: String| name.strip_prefix("step-").and_then(|step| step.parse().ok());
+        names.filter_map(|entry| step(entry.ok()?.file_name().to_string_lossy().into_owned())).max().unwrap_or(0)
+    };
+    while newest() < step {
+        assert!(begun.elapsed() < Duration::from_secs(60), "no checkpoint");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Ranks that save after every step, killed whenever it comes: first one of them, then all.
+#[test]
+fn killed_ranks_leave_checkpoints_that_go_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = folder.path().join("runs/a");
+    let sets = ["train.name=a", "checkpoint.every=1", "checkpoint.resume=true"];
+    for (round, victims) in [(1, 1), (2, 2)] {
+        let mut command = launcher(2, folder.path());
+        let child = under_way(&mut command, &run, &sets);
+        has_saved(&run.join("checkpoints"), 5 * round);
+        for victim in children(child.id()).into_iter().take(victims) {
+            send("KILL", victim);
+        }
+        assert_ne!(finish(child).code, 0);
+        alone(folder.path(), &["checkpoint", "verify", "runs/a"]).success();
+    }
+    let newest = checkpoint::open(&run, Verify::Checksums).unwrap().manifest().about.step;
+    let steps = format!("train.steps={}", newest + 2);
+    train(folder.path(), &[&sets[..], &[&steps]].concat()).success();
+    assert_eq!(checkpoint::open(&run, Verify::Checksums).unwrap().manifest().about.step, newest + 2);
+}

@@ -1,0 +1,207 @@
+//! Runs that are interrupted, resumed on other ranks under other layouts, and end where the uninterrupted one ends; and
+//! what else decides when a run saves or ends.
+#![allow(missing_docs)]
+
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use std::time::Duration;
+
+use mp_comm::{threads, Communicator};
+use mp_runtime::Device;
+use mp_train::checkpoint::{CheckpointStore, DirectoryStore, Verify};
+use mp_train::config::Every;
+use mp_train::records::{EndReason, Observer, Record, Report, StepRecord};
+use mp_train::{metrics, run, Config, Error, Result};
+
+fn config(out: &Path, name: &str, sets: &[&str]) -> Config {
+    let mut all = vec![
+        format!("train.out={}", out.display()),
+        format!("train.name={name}"),
+        "model.hidden=16".into(),
+        "model.layers=4".into(),
+        "model.heads=4".into(),
+        "model.kv_heads=2".into(),
+        "train.precision=fp64".into(),
+        "train.steps=6".into(),
+        "train.seq=16".into(),
+        "train.global_batch=12".into(),
+        "optimizer.warmup=2".into(),
+        "checkpoint.every=0".into(),
+        "checkpoint.keep=0".into(),
+        "eval.every=0".into(),
+        "eval.batches=1".into(),
+    ];
+    all.extend(sets.iter().map(|set| (*set).to_string()));
+    Config::load(None, None, &all).unwrap()
+}
+
+struct Watch<'a, F> {
+    stop: &'a AtomicBool,
+    heard: &'a F,
+}
+
+impl<F: Fn(&StepRecord, &AtomicBool)> Observer for Watch<'_, F> {
+    fn step(&mut self, record: &StepRecord) {
+        (self.heard)(record, self.stop);
+    }
+}
+
+/// Trains on rank-threads; what each came to.
+fn train(ranks: usize, config: &Config, heard: impl Fn(&StepRecord, &AtomicBool) + Sync) -> Vec<Result<Report>> {
+    let one = |world: Arc<dyn Communicator>| -> std::result::Result<Result<Report>, String> {
+        let stop = AtomicBool::new(false);
+        let mut watch = Watch { stop: &stop, heard: &heard };
+        Ok(run::train(config, world, Device::Cpu, &stop, &mut watch))
+    };
+    threads::run(ranks, one)
+}
+
+fn succeed(ranks: usize, config: &Config, heard: impl Fn(&StepRecord, &AtomicBool) + Sync) -> Report {
+    train(ranks, config, heard).into_iter().map(|result| result.unwrap()).next().unwrap()
+}
+
+fn quiet(_: &StepRecord, _: &AtomicBool) {}
+
+fn saved(folder: &Path) -> Vec<u64> {
+    DirectoryStore::new(folder.join("checkpoints"), 0).steps().unwrap()
+}
+
+fn losses(folder: &Path) -> Vec<(u64, f64)> {
+    let records = metrics::read(&folder.join("metrics.jsonl")).unwrap();
+    let loss = |record| match record {
+        Record::Step(step) => Some((step.step, step.loss)),
+        _ => None,
+    };
+    records.into_iter().filter_map(loss).collect()
+}
+
+/// Four ranks, three, one, six; every degree, stage of sharing and schedule another.
+#[test]
+fn a_run_interrupted_thrice_on_other_ranks_ends_where_the_uninterrupted_one_does() {
+    let out = tempfile::tempdir().unwrap();
+    succeed(1, &config(out.path(), "whole", &["train.steps=30"]), quiet);
+    let legs: [(usize, u64, &[&str]); 4] = [
+        (4, 7, &["parallel.tp=2", "parallel.pp=2", "parallel.schedule=zb-v", "parallel.chunks=2"]),
+        (3, 15, &["parallel.tp=1", "parallel.dp=3", "parallel.zero=3"]),
+        (1, 22, &[]),
+        (6, 31, &["parallel.tp=2", "parallel.dp=3", "parallel.zero=1", "checkpoint.asynchronous=false"]),
+    ];
+    for (ranks, until, sets) in legs {
+        let sets = [&["train.steps=30", "checkpoint.resume=true"], sets].concat();
+        let stop_there = |record: &StepRecord, stop: &AtomicBool| {
+            if record.step == until {
+                stop.store(true, Ordering::Relaxed);
+            }
+        };
+        let report = succeed(ranks, &config(out.path(), "cut", &sets), stop_there);
+        assert_eq!(report.step, until.min(30));
+        assert_eq!(report.reason, if until < 30 { EndReason::Signal } else { EndReason::Finished });
+    }
+    assert_eq!(saved(&out.path().join("cut")), [7, 15, 22, 30]);
+    let (whole, cut) = (losses(&out.path().join("whole")), losses(&out.path().join("cut")));
+    assert_eq!(cut.len(), 30);
+    for (got, expected) in cut.iter().zip(&whole) {
+        assert_eq!(got.0, expected.0);
+        assert!((got.1 - expected.1).abs() <= 1e-9 * expected.1, "{got:?} {expected:?}");
+    }
+}
+
+#[test]
+fn each_element_is_written_once_by_whoever_owns_it() {
+    let out = tempfile::tempdir().unwrap();
+    let tied = "model.tie_embeddings=true";
+    for (name, ranks, sets) in [
+        ("tp", 4, ["parallel.tp=4", tied].as_slice()),
+        ("dp", 4, &["parallel.tp=1", "parallel.dp=4", "train.global_batch=4", tied]),
+        ("pp", 4, &["parallel.pp=2", "parallel.tp=1", "parallel.zero=1", tied]),
+    ] {
+        let sets = [&["train.steps=2"], sets].concat();
+        succeed(ranks, &config(out.path(), name, &sets), quiet);
+        let folder = out.path().join(name).join("checkpoints");
+        // The commit has counted that slices make up each tensor; here, that all ranks took part and none wrote all.
+        let reader = DirectoryStore::new(folder, 0).latest(Verify::Checksums).unwrap().unwrap();
+        let bytes: Vec<u64> = reader.manifest().files.iter().map(|file| file.bytes).collect();
+        assert_eq!(bytes.len(), 2 * ranks, "{name}");
+        let whole: u64 = bytes.iter().sum();
+        assert!(bytes.iter().all(|&file| file < whole / 3), "{name}: {bytes:?}");
+        let elements: usize =
+            reader.manifest().model.values().map(|tensor| tensor.shape.iter().product::<usize>()).sum();
+        let moments: usize =
+            reader.manifest().optimizer.values().map(|tensor| tensor.shape.iter().product::<usize>()).sum();
+        assert_eq!(moments, 2 * elements);
+    }
+}
+
+#[test]
+fn a_time_between_checkpoints_is_kept_by_the_clock() {
+    let out = tempfile::tempdir().unwrap();
+    // No time at all: before each next step.
+    let mut config = config(out.path(), "a", &[]);
+    config.checkpoint.every = Every::Time(Duration::ZERO);
+    succeed(2, &config, quiet);
+    assert_eq!(saved(&out.path().join("a")), [1, 2, 3, 4, 5, 6]);
+}
+
+#[test]
+fn the_best_by_validation_loss_stays() {
+    let out = tempfile::tempdir().unwrap();
+    let sets = [
+        "eval.every=1",
+        "checkpoint.keep=1",
+        "checkpoint.keep_best=1",
+        "train.steps=8",
+        "optimizer.lr=3",
+        "optimizer.warmup=8",
+    ];
+    succeed(2, &config(out.path(), "a", &sets), quiet);
+    let folder = out.path().join("a");
+    let evaluations =
+        metrics::read(&folder.join("metrics.jsonl")).unwrap().into_iter().filter_map(|record| match record {
+            Record::Eval(eval) if eval.step < 8 => Some((eval.loss, eval.step)),
+            _ => None,
+        });
+    let (_, best) = evaluations.min_by(|a, b| a.0.total_cmp(&b.0)).unwrap();
+    assert!(best < 7, "a rate so high that the last evaluation is not the best");
+    assert_eq!(saved(&folder), [best, 8]);
+}
+
+#[test]
+fn patience_ends_a_run_that_no_longer_gains() {
+    let out = tempfile::tempdir().unwrap();
+    // A rate that moves no weight: every evaluation is the first.
+    let still = ["optimizer.lr=1e-300", "optimizer.weight_decay=0", "eval.every=1", "train.patience=2"];
+    for result in train(2, &config(out.path(), "a", &still), quiet) {
+        let report = result.unwrap();
+        assert_eq!((report.step, report.reason), (3, EndReason::Patience));
+        assert!(report.validation_loss.is_some());
+    }
+    let records = metrics::read(&out.path().join("a/metrics.jsonl")).unwrap();
+    assert!(matches!(records.last(), Some(Record::End(end)) if end.reason == EndReason::Patience && end.step == 3));
+    // How evaluations stood goes on with the run.
+    let more = [&still[..], &["checkpoint.resume=true", "train.patience=3"]].concat();
+    assert_eq!(succeed(2, &config(out.path(), "a", &more), quiet).step, 4);
+}
+
+/// The disk refuses while the next steps are under way: all ranks hear of it, and what was complete stays.
+#[test]
+fn a_save_that_fails_behind_the_steps_ends_the_run_on_all_ranks() {
+    let out = tempfile::tempdir().unwrap();
+    let folder = out.path().join("a/checkpoints");
+    let in_the_way = |record: &StepRecord, _: &AtomicBool| {
+        if record.step == 3 {
+            std::fs::create_dir_all(&folder).unwrap();
+            std::fs::write(folder.join(".step-00000004.partial"), "a file where a folder must be").unwrap();
+        }
+    };
+    let results = train(3, &config(out.path(), "a", &["parallel.tp=1", "checkpoint.every=2"]), in_the_way);
+    let errors: Vec<Error> = results.into_iter().map(|result| result.unwrap_err()).collect();
+    assert!(errors.iter().any(|error| matches!(error, Error::Write { .. })), "{errors:?}");
+    assert!(
+        errors.iter().all(|error| matches!(error, Error::Write { .. } | Error::Peer { input: false, .. })),
+        "{errors:?}"
+    );
+    assert_eq!(saved(&out.path().join("a")), [2]);
+    let store = DirectoryStore::new(&folder, 0);
+    assert_eq!(store.latest(Verify::Checksums).unwrap().unwrap().manifest().about.step, 2);
+}

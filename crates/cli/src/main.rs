@@ -13,6 +13,7 @@ mod failure;
 mod listen;
 mod progress;
 mod screen;
+mod stop;
 mod terminal;
 mod threads;
 mod trace;

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressStyle};
 use mp_train::records::{EndReason, EvalRecord, Observer, Report, Start, StepRecord};
 
-use crate::commands::train::Stop;
 use crate::screen::Screen;
+use crate::stop::Stop;
 use crate::terminal;
 
 /// Plain lines come at least this far apart,
@@ -28,6 +28,7 @@ pub struct Progress<'a> {
     stop: &'a Stop,
     /// The checkpoint that was saved last.
     saved: Option<PathBuf>,
+    run: PathBuf,
     ranks: usize,
     steps: u64,
     shown: Shown,
@@ -67,7 +68,18 @@ impl<'a> Progress<'a> {
     /// Prepares to show a run.
     pub fn new(screen: &'a Screen, resumes: bool, stop: &'a Stop) -> Self {
         let shown = Shown { at: Instant::now(), step: 0 };
-        Self { screen, bar: None, resumes, stop, saved: None, ranks: 1, steps: 0, shown, pace: Pace::default() }
+        Self {
+            screen,
+            bar: None,
+            resumes,
+            stop,
+            saved: None,
+            run: PathBuf::new(),
+            ranks: 1,
+            steps: 0,
+            shown,
+            pace: Pace::default(),
+        }
     }
 
     /// Prints a line above the bar.
@@ -90,6 +102,8 @@ impl Observer for Progress<'_> {
     fn start(&mut self, start: &Start) {
         self.steps = start.steps;
         self.ranks = start.ranks;
+        self.run = start.run_dir.clone();
+        self.stop.would_leave(&self.run, None);
         self.shown.step = start.first_step - 1;
         let ranks = if start.ranks == 1 { "rank" } else { "ranks" };
         let (parameters, count, layout) = (grouped(start.parameters), start.ranks, &start.layout);
@@ -132,9 +146,11 @@ impl Observer for Progress<'_> {
 
     fn checkpoint(&mut self, _step: u64, path: &Path) {
         self.saved = Some(path.into());
+        self.stop.would_leave(&self.run, Some(path));
     }
 
     fn end(&mut self, report: &Report) {
+        self.stop.is_over();
         if let Some(bar) = self.bar.take() {
             bar.finish_and_clear();
         }

@@ -42,6 +42,8 @@ fn each_rank_leaves_its_time_line() {
 fn an_error_that_all_ranks_meet_is_told_once() {
     let folder = tempfile::tempdir().unwrap();
     ranks(3, folder.path(), &["trian"]).input_error();
+    // Ranks that leave with an error are no signal that a run could lose something by.
+    assert!(!ranks(3, folder.path(), &["train"]).err.contains("mpirun ends"));
     for set in ["train.step=3", "data.path=none.txt", "parallel.tp=3", "train.out=/dev/null/runs"] {
         ranks(4, folder.path(), &with_sets("train", &[TINY, &[set]])).input_error();
     }
@@ -108,8 +110,31 @@ fn a_signal_that_ends_mpirun_is_spoken_of_although_mpirun_forwards_nothing_more(
         let ended = finish(child);
         assert_eq!(ended.code, 1, "{signal}: {ended:#?}");
         // Whether there is time to save as well is up to the machine.
-        assert!(ended.err.contains("the last checkpoint in the run folder counts"), "{signal}: {ended:#?}");
+        assert!(ended.err.contains("mpirun ends") && ended.err.contains("nothing new of"), "{signal}: {ended:#?}");
     }
+}
+
+#[test]
+fn a_killed_rank_ends_all_and_what_is_saved_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = folder.path().join("runs/a");
+    let child = under_way(&mut launcher(2, folder.path()), &run, &["train.name=a", "checkpoint.every=2"]);
+    let begun = Instant::now();
+    // Three of them: the first is then known to rank 0 as well.
+    while fs::read_dir(run.join("checkpoints")).map_or(0, |folders| folders.count()) < 3 {
+        assert!(begun.elapsed() < Duration::from_secs(30), "no checkpoint: {:#?}", finish(child));
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    send("KILL", *children(child.id()).last().expect("mpirun has two ranks"));
+    let ended = finish(child);
+    assert_ne!(ended.code, 0, "{ended:#?}");
+    assert!(ended.err.contains("runs/a/checkpoints/step-"), "{ended:#?}");
+}
+
+/// Lists the processes that a process started.
+fn children(process: u32) -> Vec<u32> {
+    let listed = fs::read_to_string(format!("/proc/{process}/task/{process}/children")).unwrap();
+    listed.split_whitespace().map(|id| id.parse().unwrap()).collect()
 }
 
 /// Puts a file where the checkpoints were, however often they come back in between.

@@ -66,8 +66,11 @@ fn run(from: &Path) -> Result<Origin> {
         return Err(Error::Config { key: "model.from", value: from.display().to_string(), rule: rule.into() });
     }
     let saved = schema::read(resume::saved(folder)?)?;
-    let tokenizer = Tokenizer::load(&saved.data.tokenizer)?;
-    let model = Architecture::resolve(&saved.model, tokenizer.vocab_size(), saved.train.seq)?;
+    let vocab = match saved.model.vocab {
+        0 => Tokenizer::load(&saved.data.tokenizer)?.vocab_size(),
+        said => said,
+    };
+    let model = Architecture::resolve(&saved.model, vocab, saved.train.seq)?;
     Ok(Origin { model, uneven_dropout: None, tokenizer: Some(saved.data.tokenizer) })
 }
 

@@ -1,0 +1,279 @@
+//! Published models against what transformers computes: in at any layout, through a run folder, and out again.
+#![allow(missing_docs)]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::AtomicBool;
+use std::sync::Arc;
+
+use mp_comm::{threads, Communicator};
+use mp_model::Pass;
+use mp_runtime::{bytes, Device, Kind, Tensor};
+use mp_train::assemble::Allocated;
+use mp_train::huggingface::{export, import, Folder};
+use mp_train::layout::Layout;
+use mp_train::pipeline::forward_only;
+use mp_train::weights::{self, WeightSource};
+use mp_train::{run, Config, Error, Result};
+use rstest::rstest;
+use safetensors::SafeTensors;
+use tempfile::tempdir;
+
+/// The fixtures with as many heads as two and four ranks can share, and those with three.
+const EVEN: [&str; 11] = [
+    "gpt2",
+    "gpt2_sharded",
+    "llama",
+    "llama_tied_linear",
+    "llama3",
+    "llama_bias",
+    "llama_mlp_bias_bf16",
+    "mistral",
+    "mistral_fp16",
+    "qwen2",
+    "qwen2_window",
+];
+const ODD: [&str; 2] = ["gpt2_odd", "llama_odd"];
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/huggingface").join(name)
+}
+
+fn fixtures() -> Vec<&'static str> {
+    EVEN.into_iter().chain(ODD).collect()
+}
+
+fn config(from: &Path, sets: &[&str]) -> Config {
+    let mut all = vec![format!("model.from={}", from.display()), "train.seq=12".into(), "train.global_batch=2".into()];
+    all.extend(sets.iter().map(|set| set.to_string()));
+    Config::load(None, None, &all).unwrap()
+}
+
+/// The tokens and logits of a fixture.
+fn golden(name: &str) -> [Tensor; 2] {
+    let file = fs::read(fixture(name).join("golden.safetensors")).unwrap();
+    let tensors = SafeTensors::deserialize(&file).unwrap();
+    [("tokens", Kind::Int64), ("logits", Kind::Float)].map(|(name, kind)| {
+        let view = tensors.tensor(name).unwrap();
+        let shape: Vec<i64> = view.shape().iter().map(|&n| n as i64).collect();
+        bytes::tensor(view.data(), &shape, kind).unwrap()
+    })
+}
+
+/// Computes the largest difference of a model's logits from a fixture's, under a layout.
+fn difference(from: &Path, name: &str, [tp, pp]: [usize; 2]) -> f64 {
+    let config = config(from, &[&format!("parallel.tp={tp}"), &format!("parallel.pp={pp}")]);
+    let one = |world: Arc<dyn Communicator>| -> Result<Option<f64>> {
+        let [tokens, logits] = golden(name);
+        let layout = Layout::new(&config, 0, world.size())?;
+        let groups = layout.groups(&world)?;
+        let trainer = Allocated::new(&config, &layout, &groups, Device::Cpu)?.trainer(&config, &layout, groups)?;
+        weights::load(trainer.parameters(), &*weights::open(from)?)?;
+        let shape = trainer.activation_shape(2, 12);
+        forward_only(trainer.line(), trainer.model(), &Pass::evaluation(&tokens), shape, |last, hidden| {
+            Ok((last.logits(hidden)? - &logits).abs().max().double_value(&[]))
+        })
+    };
+    threads::run(tp * pp, one).into_iter().flatten().fold(0.0, f64::max)
+}
+
+#[rstest]
+fn logits_are_those_of_transformers(#[values([1, 1], [2, 1], [4, 1], [1, 2], [2, 2])] layout: [usize; 2]) {
+    for name in EVEN {
+        let worst = difference(&fixture(name), name, layout);
+        assert!(worst <= 1e-5, "{name} differs by {worst:e}");
+    }
+}
+
+#[rstest]
+fn odd_heads_are_those_of_transformers(#[values([1, 1], [3, 1], [1, 2])] layout: [usize; 2]) {
+    for name in ODD {
+        let worst = difference(&fixture(name), name, layout);
+        assert!(worst <= 1e-5, "{name} differs by {worst:e}");
+    }
+}
+
+/// Takes a fixture through a run folder, and writes it in small files.
+fn there_and_back(name: &str, folder: &Path) -> PathBuf {
+    let (run, out) = (folder.join(format!("run-{name}")), folder.join(name));
+    import(&config(&fixture(name), &["model.dropout=0"]), &run).unwrap();
+    export(&run, &out, 5000, &|_| ()).unwrap();
+    out
+}
+
+#[test]
+fn what_went_through_a_run_folder_is_the_same_model() {
+    let folder = tempdir().unwrap();
+    for name in fixtures() {
+        let out = there_and_back(name, folder.path());
+        let worst = difference(&folder.path().join(format!("run-{name}")), name, [1, 1]);
+        assert!(worst <= 1e-5, "{name} differs by {worst:e} as a run folder");
+        let (before, after) = (Folder::open(&fixture(name)).unwrap(), Folder::open(&out).unwrap());
+        assert_eq!(before.names(), after.names());
+        for parameter in before.names() {
+            let entry = before.entry(&parameter).unwrap();
+            let whole: Vec<_> = entry.shape.iter().map(|&n| 0..n).collect();
+            assert_eq!(after.entry(&parameter), Some(entry), "{name}");
+            let [a, b] = [&before, &after].map(|source| source.read(&parameter, &whole).unwrap());
+            assert!(a == b, "{name}: {parameter}");
+        }
+        let dropless = |path: &Path| {
+            let mut architecture = Folder::describe(path).unwrap().architecture;
+            architecture.dropout = 0.0;
+            architecture
+        };
+        assert_eq!(dropless(&fixture(name)), dropless(&out));
+    }
+}
+
+/// `$MP_BENCH_PYTHON`, or any Python, where transformers can be imported.
+fn transformers() -> Option<PathBuf> {
+    let python = std::env::var_os("MP_BENCH_PYTHON").map_or("python3".into(), PathBuf::from);
+    let found = Command::new(&python).args(["-c", "import transformers, torch"]).output();
+    found.is_ok_and(|output| output.status.success()).then_some(python)
+}
+
+#[test]
+fn transformers_computes_the_same_of_what_is_exported() {
+    let Some(python) = transformers() else {
+        eprintln!("not run: no Python here imports transformers; name one as MP_BENCH_PYTHON");
+        return;
+    };
+    let folder = tempdir().unwrap();
+    let mut check = Command::new(python);
+    check.arg(fixture("check.py"));
+    for name in fixtures() {
+        check.arg(there_and_back(name, folder.path())).arg(fixture(name).join("golden.safetensors"));
+    }
+    let output = check.output().unwrap();
+    let told = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
+    assert!(output.status.success(), "{}", told.concat());
+    assert_eq!(told[0].matches(": the same").count(), fixtures().len(), "{}", told.concat());
+}
+
+/// Makes a folder with the files of a fixture, changed.
+fn changed(name: &str, change: impl FnOnce(&Path)) -> tempfile::TempDir {
+    let folder = tempdir().unwrap();
+    for file in fs::read_dir(fixture(name)).unwrap() {
+        let file = file.unwrap().path();
+        fs::copy(&file, folder.path().join(file.file_name().unwrap())).unwrap();
+    }
+    change(folder.path());
+    folder
+}
+
+fn refused(name: &str, change: impl FnOnce(&Path)) -> String {
+    let error = Folder::open(changed(name, change).path()).unwrap_err();
+    assert!(error.is_input(), "{error}");
+    error.to_string()
+}
+
+#[test]
+fn folders_that_are_not_whole_are_refused() {
+    let pickled = refused("gpt2", |folder| {
+        fs::rename(folder.join("model.safetensors"), folder.join("pytorch_model.bin")).unwrap();
+    });
+    assert!(pickled.contains("pickled weights are not read"), "{pickled}");
+    let cut = refused("gpt2", |folder| {
+        let bytes = fs::read(folder.join("model.safetensors")).unwrap();
+        fs::write(folder.join("model.safetensors"), &bytes[..bytes.len() - 4]).unwrap();
+    });
+    assert!(cut.contains("`model.safetensors`"), "{cut}");
+    let index = "model.safetensors.index.json";
+    let replaced = |from: &str, to: &str| {
+        let (from, to) = (from.to_string(), to.to_string());
+        refused("llama3", move |folder| {
+            let text = fs::read_to_string(folder.join(index)).unwrap();
+            assert!(text.contains(&from));
+            fs::write(folder.join(index), text.replace(&from, &to)).unwrap();
+        })
+    };
+    let elsewhere = replaced("\"model.norm.weight\"", "\"model.other.weight\"");
+    assert!(elsewhere.contains("holds `model.norm.weight`, which"), "{elsewhere}");
+    let outside = replaced("model-00001-of-", "../model-00001-of-");
+    assert!(outside.contains("in \"../model-00001-of-00005.safetensors\""), "{outside}");
+    let absent = refused("llama3", |folder| fs::remove_file(folder.join("model-00002-of-00005.safetensors")).unwrap());
+    assert!(absent.contains("model-00002-of-00005.safetensors"), "{absent}");
+}
+
+/// Adds a tensor to a fixture's file.
+fn with_tensor(folder: &Path, name: &str, dtype: safetensors::Dtype, shape: Vec<usize>, data: &[u8]) {
+    let path = folder.join("model.safetensors");
+    let bytes = fs::read(&path).unwrap();
+    let held = SafeTensors::deserialize(&bytes).unwrap();
+    let mut tensors = held.tensors();
+    tensors.retain(|(known, _)| known != name);
+    tensors.push((name.into(), safetensors::tensor::TensorView::new(dtype, shape, data).unwrap()));
+    fs::write(&path, safetensors::serialize(tensors, None).unwrap()).unwrap();
+}
+
+#[test]
+fn a_head_beside_a_tied_embedding_must_be_the_same() {
+    let table = |folder: &Path| {
+        let bytes = fs::read(folder.join("model.safetensors")).unwrap();
+        SafeTensors::deserialize(&bytes).unwrap().tensor("transformer.wte.weight").unwrap().data().to_vec()
+    };
+    let dtype = safetensors::Dtype::F32;
+    let same = changed("gpt2", |folder| with_tensor(folder, "lm_head.weight", dtype, vec![37, 16], &table(folder)));
+    Folder::open(same.path()).unwrap();
+    let other = refused("gpt2", |folder| {
+        let mut elements = table(folder);
+        elements[0] ^= 1;
+        with_tensor(folder, "lm_head.weight", dtype, vec![37, 16], &elements);
+    });
+    assert!(other.contains("`lm_head.weight` and `transformer.wte.weight` differ"), "{other}");
+}
+
+#[test]
+fn weights_of_whole_numbers_are_refused() {
+    let whole = refused("gpt2", |folder| {
+        with_tensor(folder, "transformer.ln_f.bias", safetensors::Dtype::I32, vec![16], &[0; 64]);
+    });
+    assert!(whole.contains("`transformer.ln_f.bias` is of kind I32"), "{whole}");
+}
+
+fn train(ranks: usize, config: &Config) -> mp_train::records::Report {
+    let one = |world| run::train(config, world, Device::Cpu, &AtomicBool::new(false), &mut ());
+    threads::run(ranks, one).remove(0)
+}
+
+#[test]
+fn runs_begin_from_published_models_and_imported_ones() {
+    let folder = tempdir().unwrap();
+    let base = |name: &str, sets: &[String]| {
+        let mut all = vec![format!("train.out={}", folder.path().display()), format!("train.name={name}")];
+        let more = ["train.steps=2", "train.seq=16", "train.global_batch=4", "train.precision=fp64", "eval.every=0"];
+        all.extend(more.map(String::from));
+        all.extend(["optimizer.warmup=0", "optimizer.lr=1e-12", "checkpoint.every=0"].map(String::from));
+        all.extend(sets.iter().cloned());
+        Config::load(None, None, &all).unwrap()
+    };
+    let shape = ["model.hidden=16", "model.layers=2", "model.heads=4", "model.kv_heads=2"].map(String::from);
+    let first = train(1, &base("first", &shape));
+    let out = folder.path().join("published");
+    export(&first.run_dir, &out, 1 << 30, &|_| ()).unwrap();
+    let from = format!("model.from={}", out.display());
+
+    // A step of 1e-12 changes nothing that shows: two updates begin and end with the exported model's loss.
+    let cut = ["parallel.tp=2", "parallel.pp=2"].map(String::from);
+    let next = train(4, &base("next", &[&[from.clone()], &cut[..]].concat()));
+    let losses = |report: &mp_train::records::Report| report.validation_loss.unwrap();
+    assert!((losses(&next) - losses(&first)).abs() < 1e-8, "{} after {}", losses(&next), losses(&first));
+
+    import(&base("imported", &[from]), &folder.path().join("imported")).unwrap();
+    let resumed = train(2, &base("imported", &["checkpoint.resume=true".into()]));
+    assert_eq!(resumed.step, 2);
+    assert!((losses(&resumed) - losses(&first)).abs() < 1e-8, "{} after {}", losses(&resumed), losses(&first));
+}
+
+#[test]
+fn nothing_is_overwritten() {
+    let folder = tempdir().unwrap();
+    let run = folder.path().join("run");
+    let from = config(&fixture("gpt2"), &[]);
+    import(&from, &run).unwrap();
+    assert!(matches!(import(&from, &run), Err(Error::RunFolder { .. })));
+    export(&run, &folder.path().join("out"), 1 << 30, &|_| ()).unwrap();
+    assert!(matches!(export(&run, &folder.path().join("out"), 1 << 30, &|_| ()), Err(Error::Published { .. })));
+}

@@ -1,0 +1,102 @@
+"""Writes the fixtures of this folder: tiny models with random weights as transformers saves them, and their logits.
+
+Each case is a folder `NAME/` with what `save_pretrained` writes and `golden.safetensors`: `tokens` and `logits`. The logits
+are computed in fp64 where the file holds fp32, so that they are the model's own, and not those of an order of additions.
+
+    python -m venv venv && venv/bin/pip install -r requirements.txt && venv/bin/python generate.py [CASE…]
+"""
+
+import pathlib
+import shutil
+import sys
+
+import torch
+import transformers
+from safetensors.torch import save_file
+
+FOLDER = pathlib.Path(__file__).resolve().parent
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8,
+}
+
+
+def gpt2(**keys):
+    """GPT-2 with four heads of width 4."""
+    sizes = dict(vocab_size=37, n_positions=16, n_embd=16, n_layer=2, n_head=4)
+    return "GPT2LMHeadModel", transformers.GPT2Config(**(sizes | keys))
+
+
+def llama(kind="Llama", **keys):
+    """Llama, or one like it, with four heads of width 4 and two for keys and values."""
+    sizes = dict(
+        vocab_size=37,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=32,
+    )
+    return f"{kind}ForCausalLM", getattr(transformers, f"{kind}Config")(**(sizes | keys))
+
+
+def rope(theta=10_000.0, **scaling):
+    """The rotary keys of transformers 5."""
+    return {"rope_theta": theta, "rope_type": "default"} | scaling
+
+
+# Name: class and configuration, and what `save_pretrained` and the conversion before it are told.
+CASES = {
+    "gpt2": (gpt2(), {}),
+    "gpt2_odd": (gpt2(n_head=3, n_embd=12, n_inner=24, n_layer=3, tie_word_embeddings=False), {}),
+    "gpt2_sharded": (gpt2(n_layer=3, vocab_size=41), {"max_shard_size": "8KB"}),
+    "llama": (llama(num_key_value_heads=4), {}),
+    "llama_odd": (llama(num_attention_heads=3, num_key_value_heads=1, hidden_size=18), {}),
+    "llama_tied_linear": (
+        llama(tie_word_embeddings=True, rope_parameters=rope(rope_type="linear", factor=2.0), rms_norm_eps=1e-5),
+        {},
+    ),
+    "llama3": (llama(head_dim=6, rope_parameters=rope(500_000.0, **LLAMA3)), {"max_shard_size": "6KB"}),
+    "llama_bias": (llama(attention_bias=True), {}),
+    "llama_mlp_bias_bf16": (llama(mlp_bias=True), {"dtype": torch.bfloat16}),
+    "mistral": (llama("Mistral", sliding_window=5, head_dim=8), {}),
+    "mistral_fp16": (llama("Mistral", sliding_window=None), {"dtype": torch.float16}),
+    "qwen2": (llama("Qwen2", tie_word_embeddings=True), {}),
+    "qwen2_window": (llama("Qwen2", use_sliding_window=True, sliding_window=4, max_window_layers=0), {}),
+}
+
+
+def make(name):
+    """Writes one case."""
+    (cls, config), options = CASES[name]
+    torch.manual_seed(sum(map(ord, name)))
+    model = getattr(transformers, cls)(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            # Not the initial ones and zeros: every norm and bias must count.
+            parameter.copy_(torch.randn_like(parameter) * 0.2 + (1.0 if parameter.dim() == 1 else 0.0))
+    options = dict(options)
+    model = model.to(options.pop("dtype", torch.float32))
+    folder = FOLDER / name
+    shutil.rmtree(folder, ignore_errors=True)
+    model.save_pretrained(folder, **options)
+    tokens = torch.randint(0, config.vocab_size, (2, 12))
+    with torch.no_grad():
+        logits = reference(cls, folder, tokens)
+    save_file({"tokens": tokens, "logits": logits.float()}, folder / "golden.safetensors")
+    print(name, sum(file.stat().st_size for file in folder.iterdir()), "bytes")
+
+
+def reference(cls, folder, tokens):
+    """Computes logits in fp64 from what was saved."""
+    # Not the fused kernel: on CPU it has another order of additions for each shape.
+    model = getattr(transformers, cls).from_pretrained(folder, attn_implementation="eager", dtype=torch.float64)
+    return model.eval()(tokens).logits
+
+
+for name in sys.argv[1:] or CASES:
+    make(name)

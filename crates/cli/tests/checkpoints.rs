@@ -150,3 +150,25 @@ fn killed_ranks_leave_checkpoints_that_go_on() {
     train(folder.path(), &[&sets[..], &[&steps]].concat()).success();
     assert_eq!(checkpoint::open(&run, Verify::Checksums).unwrap().manifest().about.step, newest + 2);
 }
+
+#[test]
+fn models_go_out_and_come_in_again() {
+    let folder = two_checkpoints();
+    let there = |words: &[&str]| alone(folder.path(), words);
+    let ended = there(&["checkpoint", "export", "runs/a", "--out", "out", "--shard-bytes", "9000", "--json"]).success();
+    let export: serde_json::Value = serde_json::from_str(&ended.out).unwrap();
+    assert_eq!(export["model_type"], "llama");
+    assert!(export["files"].as_array().unwrap().len() > 1, "{export}");
+    there(&["checkpoint", "export", "runs/a", "--out", "out"]).input_error();
+
+    there(&["checkpoint", "import", "out", "--out", "runs/b"]).success();
+    let name = "layers.0.mlp.gate.weight";
+    let [before, after] = [step("a", 2), step("b", 0)].map(|path| values(&folder.path().join(path), name));
+    assert_eq!(before, after);
+    assert!(there(&["checkpoint", "import", "out", "--out", "runs/b"]).input_error().contains("exists"));
+
+    train(folder.path(), &["train.name=c", "model.from=out"]).success();
+    train(folder.path(), &["train.name=d", "model.from=runs/b"]).success();
+    let ended = there(&["train", "--set", "model.from=out", "--set", "model.hidden=64"]);
+    assert!(ended.input_error().contains("its `model.hidden` is 16, not 64"), "{ended:#?}");
+}

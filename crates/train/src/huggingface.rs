@@ -6,6 +6,7 @@
 //! | `huggingface/import.rs` | from such a folder to a run folder |
 //! | `huggingface/export.rs` | from a checkpoint to such a folder |
 //! | `huggingface/shards.rs` | tensors over files of at most so many bytes |
+//! | `huggingface/tokens.rs` | the tokenizer, and the tokens that mark texts |
 //!
 //! What keys and names mean is known to [`mp_model::huggingface`].
 
@@ -13,6 +14,7 @@ mod export;
 mod folder;
 mod import;
 mod shards;
+mod tokens;
 
 pub use export::{export, Export};
 pub use folder::Folder;

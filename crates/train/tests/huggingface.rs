@@ -257,7 +257,7 @@ fn runs_begin_from_published_models_and_imported_ones() {
 
     // A step of 1e-12 changes nothing that shows: two updates begin and end with the exported model's loss.
     let cut = ["parallel.tp=2", "parallel.pp=2"].map(String::from);
-    let next = train(4, &base("next", &[&[from.clone()], &cut[..]].concat()));
+    let next = train(4, &base("next", &[std::slice::from_ref(&from), &cut[..]].concat()));
     let losses = |report: &mp_train::records::Report| report.validation_loss.unwrap();
     assert!((losses(&next) - losses(&first)).abs() < 1e-8, "{} after {}", losses(&next), losses(&first));
 

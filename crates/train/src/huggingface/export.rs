@@ -5,12 +5,11 @@ use std::path::{Path, PathBuf};
 
 use mp_model::huggingface::{self, Family, Place, Published};
 use mp_plan::Architecture;
-use serde_json::json;
 
 use super::folder::transposed;
 use super::import::runs;
 use super::shards::Shards;
-use super::{CONFIG, TOKENIZER};
+use super::{tokens, CONFIG};
 use crate::checkpoint::{self, Dtype, Entry, Section, Verify};
 use crate::weights::{Stored, WeightSource};
 use crate::{durable, region, Config, Error, Result};
@@ -57,7 +56,7 @@ fn publish(
     let refused = |problem: String| Error::Published { path: out.into(), problem };
     let refusal = |refusal: huggingface::Refusal| refused(refusal.to_string());
     let family = Family::of(architecture).map_err(refusal)?;
-    let keys = huggingface::config(architecture, word(dtype)).map_err(refusal)?;
+    let mut keys = huggingface::config(architecture, word(dtype)).map_err(refusal)?;
     if fs::read_dir(out).is_ok_and(|mut entries| entries.next().is_some()) || out.is_file() {
         return Err(refused("it exists; give a folder that does not".into()));
     }
@@ -76,7 +75,7 @@ fn publish(
         let tensor = tensors.iter().find(|tensor| tensor.name == entry.name).expect("each entry is a tensor's");
         put(source, tensor, dtype.bytes(), &mut |elements| file.write_all(elements).map_err(written))
     })?;
-    tokenizer(config, out)?;
+    keys.append(&mut tokens::write(config, out)?);
     // Last, for it is what makes the folder a model.
     durable::write(&out.join(CONFIG), format!("{:#}\n", serde_json::Value::Object(keys)).as_bytes())?;
     let files = shards.files.into_iter().map(|(name, _)| name).collect();
@@ -122,61 +121,4 @@ fn put(
         write(&elements)?;
     }
     Ok(())
-}
-
-/// Writes the tokenizer: a copy of its file, or one of 256 bytes.
-fn tokenizer(config: &Config, out: &Path) -> Result<()> {
-    let path = out.join(TOKENIZER);
-    match config.data.tokenizer.as_str() {
-        "bytes" => durable::write(&path, format!("{:#}\n", bytes_tokenizer()).as_bytes())?,
-        file => {
-            fs::copy(file, &path).map_err(|source| Error::Read { path: file.into(), source })?;
-        }
-    }
-    let class = json!({ "tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": false });
-    durable::write(&out.join("tokenizer_config.json"), format!("{class:#}\n").as_bytes())
-}
-
-/// Makes the file of the tokenizer whose tokens are bytes: pairs without merges, over the characters that stand for bytes.
-///
-/// # Source
-/// Radford et al. 2019, the published `encoder.py`: printable bytes stand for themselves, the others follow from U+0100.
-fn bytes_tokenizer() -> serde_json::Value {
-    let printable = |byte: u32| matches!(byte, 0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff);
-    let mut next = 0x100;
-    let mut vocab = serde_json::Map::new();
-    for byte in 0..256u32 {
-        let point = if printable(byte) {
-            byte
-        } else {
-            next += 1;
-            next - 1
-        };
-        vocab.insert(char::from_u32(point).expect("a point below U+0200").to_string(), byte.into());
-    }
-    let level = json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": false });
-    json!({
-        "version": "1.0",
-        "added_tokens": [],
-        "pre_tokenizer": level,
-        "decoder": level,
-        "model": { "type": "BPE", "vocab": vocab, "merges": [] },
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_written_tokenizer_is_the_one_of_bytes() {
-        let folder = tempfile::tempdir().unwrap();
-        tokenizer(&Config::default(), folder.path()).unwrap();
-        let file = folder.path().join(TOKENIZER);
-        let read = mp_data::Tokenizer::load(file.to_str().unwrap()).unwrap();
-        let text: String = (0..0x180u32).filter_map(char::from_u32).collect();
-        let ids = read.encode(&text).unwrap();
-        assert_eq!(ids, mp_data::Tokenizer::bytes().encode(&text).unwrap());
-        assert_eq!((read.vocab_size(), read.decode(&ids).unwrap()), (256, text));
-    }
 }

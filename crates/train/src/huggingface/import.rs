@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
-use super::{Folder, TOKENIZER};
+use super::{tokens, Folder, TOKENIZER};
 use crate::checkpoint::{About, CheckpointStore, DirectoryStore, Section, Slice};
 use crate::run_folder::{self, CHECKPOINTS};
 use crate::weights::{self, WeightSource};
@@ -36,6 +36,7 @@ pub fn import(config: &Config, run: &Path) -> Result<PathBuf> {
         let own = run.join(TOKENIZER);
         fs::copy(&tokenizer, &own).map_err(|source| Error::Write { path: own.clone(), source })?;
         config.data.tokenizer = own.to_string_lossy().into_owned();
+        tokens::copy_beside(from, &run)?;
     }
     run_folder::save(&run, &config)?;
     write(&*source, &DirectoryStore::new(run.join(CHECKPOINTS), 0), &config)

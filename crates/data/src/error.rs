@@ -175,6 +175,42 @@ pub enum Error {
         /// Which source has what wrong with it, with the way out.
         problem: String,
     },
+    /// A line of a file of JSON lines without a document.
+    #[error("{origin}, line {line}: {problem}")]
+    Line {
+        /// The file, as messages name it.
+        origin: String,
+        /// Its number, from 1.
+        line: u64,
+        /// What is wrong with it, with the way out.
+        problem: String,
+    },
+    /// A pattern that is none, or that nothing matches.
+    #[error("`{pattern}` {problem}")]
+    Pattern {
+        /// The pattern as typed.
+        pattern: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// A vocabulary too small for what it must hold.
+    #[error("a vocabulary of {vocab} tokens is too small: bytes and the end of a document take {least}; give at least so many")]
+    SmallVocabulary {
+        /// The size asked for.
+        vocab: usize,
+        /// The least one.
+        least: usize,
+    },
+    /// A tokenizer without a token that ends a document, where one is needed.
+    #[error("the tokenizer `{spec}` has no {token}; {mend}")]
+    NoEnd {
+        /// The tokenizer.
+        spec: String,
+        /// What it lacks.
+        token: String,
+        /// The way out.
+        mend: &'static str,
+    },
     /// A file in the way of one to be written.
     #[error("`{}` exists; remove it, or give another name", path.display())]
     Exists {

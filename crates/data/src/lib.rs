@@ -14,6 +14,8 @@
 //! 6. a [`BatchPlan`] says which numbers a rank takes in a step, and [`Prefetch`] reads those [`Batch`]es ahead of time;
 //! 7. [`Windows`] walk the held-out part so that every token is predicted exactly once.
 //!
+//! Before all that, [`tokenize()`] turns text, JSON lines and compressed files into [`Indexed`] ones.
+//!
 //! # Examples
 //!
 //! The second of two data-parallel ranks reads its share of three steps, then the validation part is walked once:
@@ -60,6 +62,9 @@ mod corpus;
 mod error;
 mod file;
 mod indexed;
+mod inputs;
+#[cfg(feature = "huggingface")]
+mod learn;
 mod mmap;
 mod order;
 mod part;
@@ -68,6 +73,7 @@ mod prefetch;
 mod sample;
 mod source;
 mod split;
+mod tokenize;
 mod tokenizer;
 mod tokens;
 mod windows;
@@ -77,6 +83,9 @@ pub use blend::{seed_of, Blend, Ingredient};
 pub use corpus::Corpus;
 pub use error::{Error, Result};
 pub use indexed::{Element, Indexed, IndexedWriter};
+pub use inputs::{Documents, Input};
+#[cfg(feature = "huggingface")]
+pub use learn::train_tokenizer;
 pub use mmap::Mapping;
 pub use order::Order;
 pub use part::Part;
@@ -85,6 +94,7 @@ pub use prefetch::Prefetch;
 pub use sample::{Attend, Piece, Sample, Targets};
 pub use source::{SampleSource, TextSource};
 pub use split::{open, open_whole, split, Split, Validation};
+pub use tokenize::{tokenize, Job, Progress};
 pub use tokenizer::Tokenizer;
 pub use tokens::Tokens;
 pub use windows::{WindowBatches, Windows};

@@ -85,6 +85,26 @@ impl Tokenizer {
         }
     }
 
+    /// Returns the token that ends a document: by a name or an id where one is given, else the tokenizer's own.
+    ///
+    /// # Errors
+    /// [`Error::NoEnd`] if there is none.
+    pub fn end_named(&self, token: Option<&str>) -> Result<u32> {
+        let by_id = |token: &str| token.parse().ok().filter(|&id: &u32| (id as usize) < self.vocab_size());
+        match token {
+            None => self.end_of_document().ok_or_else(|| Error::NoEnd {
+                spec: self.spec.clone(),
+                token: "token that ends a document".into(),
+                mend: "name one with `--eod TOKEN`, or leave it out with `--no-eod`",
+            }),
+            Some(token) => self.id(token).or_else(|| by_id(token)).ok_or_else(|| Error::NoEnd {
+                spec: self.spec.clone(),
+                token: format!("token `{token}`"),
+                mend: "give the name or the id of one that its vocabulary holds",
+            }),
+        }
+    }
+
     /// Returns the id of a token that the vocabulary holds by this name; bytes have no names.
     pub fn id(&self, token: &str) -> Option<u32> {
         match &self.kind {

@@ -26,6 +26,9 @@ pub enum Command {
     /// Look into checkpoints, check them, and make others of them. Needs no mpirun.
     #[command(subcommand)]
     Checkpoint(Checkpoint),
+    /// Make data, look into them, and prove which of them a run has read. Needs no mpirun.
+    #[command(subcommand)]
+    Data(Data),
     /// Look at what this machine offers, and say how to mend what is missing.
     Doctor(Doctor),
 }
@@ -191,6 +194,91 @@ pub struct Made {
     /// The precision of the model's elements; default: as they are.
     #[arg(long, value_name = "fp64|fp32|bf16|fp16")]
     pub precision: Option<String>,
+}
+
+/// `mp-cli data`.
+#[derive(Debug, Subcommand)]
+pub enum Data {
+    /// Turn text, JSON lines and compressed files into token files (Megatron-LM's .bin and .idx).
+    Tokenize(Tokenize),
+    /// Learn a byte-level BPE tokenizer from text.
+    TrainTokenizer(TrainTokenizer),
+    /// Say what token files hold.
+    Inspect(DataInspect),
+    /// Prove from a run's own log that it read every sample in order, skipped none and repeated none.
+    Audit(Audit),
+}
+
+/// `mp-cli data tokenize`.
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "A plain file is one document. Of files called .jsonl, .ndjson or .json (and of others, where --field is given) \
+                  each line is an object with a document in a field. Files may be compressed with gzip or zstd."
+)]
+pub struct Tokenize {
+    /// Files, folders, patterns such as 'part-*.jsonl.zst', or - for standard input.
+    #[arg(required = true, value_name = "INPUT")]
+    pub inputs: Vec<String>,
+    /// "bytes", or a tokenizer.json.
+    #[arg(long, value_name = "FILE")]
+    pub tokenizer: String,
+    /// What to write: PREFIX.bin and PREFIX.idx.
+    #[arg(long, value_name = "PREFIX")]
+    pub out: PathBuf,
+    /// The field of JSON lines that holds the document; default: text.
+    #[arg(long, value_name = "NAME")]
+    pub field: Option<String>,
+    /// The token that ends a document, by name or id; default: the tokenizer's own.
+    #[arg(long, value_name = "TOKEN", conflicts_with = "no_eod")]
+    pub eod: Option<String>,
+    /// Append no token to documents.
+    #[arg(long)]
+    pub no_eod: bool,
+    /// How many threads tokenize; default: one a core.
+    #[arg(long, value_name = "N")]
+    pub threads: Option<usize>,
+    #[command(flatten)]
+    pub output: Output,
+}
+
+/// `mp-cli data train-tokenizer`.
+#[derive(Debug, clap::Args)]
+pub struct TrainTokenizer {
+    /// Files, folders, patterns, or - for standard input, as of tokenize.
+    #[arg(required = true, value_name = "INPUT")]
+    pub inputs: Vec<String>,
+    /// How many tokens it may have.
+    #[arg(long, value_name = "N")]
+    pub vocab: usize,
+    /// The file to write.
+    #[arg(long, value_name = "tokenizer.json")]
+    pub out: PathBuf,
+    /// The field of JSON lines that holds the document; default: text.
+    #[arg(long, value_name = "NAME")]
+    pub field: Option<String>,
+    #[command(flatten)]
+    pub output: Output,
+}
+
+/// `mp-cli data inspect`.
+#[derive(Debug, clap::Args)]
+pub struct DataInspect {
+    /// The files' common name.
+    pub prefix: PathBuf,
+    /// Read all of the files, and say whether they contradict themselves anywhere.
+    #[arg(long)]
+    pub verify: bool,
+    #[command(flatten)]
+    pub output: Output,
+}
+
+/// `mp-cli data audit`.
+#[derive(Debug, clap::Args)]
+pub struct Audit {
+    /// The run's folder.
+    pub run: PathBuf,
+    #[command(flatten)]
+    pub output: Output,
 }
 
 /// `mp-cli doctor`.

@@ -1,6 +1,7 @@
 //! One file a command.
 
 pub mod checkpoint;
+pub mod data;
 pub mod doctor;
 pub mod plan;
 pub mod train;

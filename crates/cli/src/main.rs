@@ -4,7 +4,7 @@
 //! | exit code | means |
 //! |---|---|
 //! | 0 | done, or stopped by a signal and saved |
-//! | 1 | the run failed, `doctor` found that none could start, or `verify` found a layout that differs |
+//! | 1 | the run failed, `doctor` found that none could start, `verify` found a layout that differs, or `data audit` a skip |
 //! | 2 | the input cannot serve |
 
 mod args;
@@ -33,6 +33,9 @@ fn main() -> ExitCode {
         // Alone it looks for itself whether MPI starts.
         return commands::doctor::alone(args);
     }
+    if let Ok(Args { command: Command::Data(data) }) = &args {
+        return commands::data::alone(data);
+    }
     let world = match World::meet() {
         Ok(world) => world,
         Err(error) => {
@@ -51,5 +54,7 @@ fn run(args: Result<Args, clap::Error>, world: &World) -> Result<(), Failure> {
         Command::Verify(verify) => commands::verify::run(&verify, world),
         Command::Checkpoint(checkpoint) => commands::checkpoint::run(&checkpoint, world),
         Command::Doctor(doctor) => commands::doctor::run(&doctor, world),
+        // It was done before the ranks met.
+        Command::Data(_) => Ok(()),
     }
 }

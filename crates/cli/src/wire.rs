@@ -25,6 +25,11 @@ pub fn launched() -> bool {
     LAUNCHERS.iter().any(|name| std::env::var_os(name).is_some())
 }
 
+/// Returns this process's rank as a launcher tells it, before ranks meet.
+pub fn launched_rank() -> Option<usize> {
+    LAUNCHERS.iter().find_map(|name| std::env::var(name).ok()?.parse().ok())
+}
+
 /// All ranks of this command. One that was started without a launcher is a world of its own.
 pub struct World {
     communicator: Arc<dyn Communicator>,

@@ -78,7 +78,7 @@ fn matches(pattern: &str) -> Result<Vec<Input>> {
     let paths = glob::glob(pattern).map_err(|error| refused(format!("is no pattern: {error}")))?;
     let mut found = Vec::new();
     for path in paths {
-        let path = path.map_err(|error| Error::Unreadable { path: error.path().into(), source: error.into_error() })?;
+        let path = path.map_err(|error| Error::Unreadable { path: error.path().into(), source: error.into() })?;
         found.extend(files(&path)?);
     }
     match found.is_empty() {

@@ -31,6 +31,7 @@ pub mod huggingface;
 pub mod state;
 pub mod saving;
 pub mod text;
+pub mod audit;
 pub mod run;
 pub mod verify;
 

@@ -1,21 +1,40 @@
-//! `metrics.jsonl`: one [`Record`] a line, appended while the run goes.
+//! Files of a run with a line a step, appended while it goes: `metrics.jsonl`, one [`Record`] a line, and its like.
 
 use std::fs::{File, OpenOptions};
 use std::io::{Error as IoError, ErrorKind, Write};
+use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
+
+use serde::{de::DeserializeOwned, Serialize};
 
 use crate::durable;
 use crate::records::Record;
 use crate::{Error, Result};
 
-/// Appends records to a file.
-#[derive(Debug)]
-pub struct Metrics {
-    path: PathBuf,
-    file: File,
+/// What one line says, and of which step.
+pub trait Line: Serialize + DeserializeOwned {
+    /// Returns the number of finished updates that the line speaks of.
+    fn step(&self) -> u64;
 }
 
-impl Metrics {
+impl Line for Record {
+    fn step(&self) -> u64 {
+        Record::step(self)
+    }
+}
+
+/// Appends lines to a file.
+#[derive(Debug)]
+pub struct Lines<R> {
+    path: PathBuf,
+    file: File,
+    kind: PhantomData<R>,
+}
+
+/// The lines of `metrics.jsonl`.
+pub type Metrics = Lines<Record>;
+
+impl<R: Line> Lines<R> {
     /// Opens a file, and drops what it says of steps after `step`: they will be made again, or never were saved.
     ///
     /// A file that is not there is made. A run that starts fresh passes 0.
@@ -25,19 +44,19 @@ impl Metrics {
     pub fn open(path: &Path, step: u64) -> Result<Self> {
         if path.exists() {
             let kept: String =
-                lines(path)?.into_iter().filter(|(_, r)| r.step() <= step).map(|(line, _)| line + "\n").collect();
+                lines::<R>(path)?.into_iter().filter(|(_, r)| r.step() <= step).map(|(line, _)| line + "\n").collect();
             durable::write(path, kept.as_bytes())?;
         }
         let file = OpenOptions::new().create(true).append(true).open(path);
         let file = file.map_err(|source| Error::Write { path: path.into(), source })?;
-        Ok(Self { path: path.into(), file })
+        Ok(Self { path: path.into(), file, kind: PhantomData })
     }
 
     /// Appends one line.
     ///
     /// # Errors
     /// [`Error::Write`].
-    pub fn write(&mut self, record: &Record) -> Result<()> {
+    pub fn write(&mut self, record: &R) -> Result<()> {
         // One call for the whole line, so that a reader beside the run sees it whole.
         let line = serde_json::to_string(record).expect("a record is JSON") + "\n";
         self.file.write_all(line.as_bytes()).map_err(|source| Error::Write { path: self.path.clone(), source })
@@ -49,11 +68,19 @@ impl Metrics {
 /// # Errors
 /// [`Error::Read`] where the file or one of its lines cannot be read.
 pub fn read(path: &Path) -> Result<Vec<Record>> {
+    lines_of(path)
+}
+
+/// Reads a file of lines of any kind; a last one that a crash cut off is left out.
+///
+/// # Errors
+/// [`Error::Read`] where the file or one of its lines cannot be read.
+pub fn lines_of<R: Line>(path: &Path) -> Result<Vec<R>> {
     Ok(lines(path)?.into_iter().map(|(_, record)| record).collect())
 }
 
 /// Reads the whole lines of a file, with what each says.
-fn lines(path: &Path) -> Result<Vec<(String, Record)>> {
+fn lines<R: Line>(path: &Path) -> Result<Vec<(String, R)>> {
     let text = std::fs::read_to_string(path).map_err(|source| Error::Read { path: path.into(), source })?;
     let whole = text.rfind('\n').map_or("", |end| &text[..end]);
     let parse = |(number, line): (usize, &str)| match serde_json::from_str(line) {

@@ -5,12 +5,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use mp_comm::{BufferMut, Communicator, Rank, ReduceOp};
-use mp_data::{Prefetch, Targets, Tokenizer, Windows};
+use mp_data::{BatchPlan, Prefetch, SampleSource, Targets, Tokenizer, Windows};
 use mp_plan::Zero;
 use mp_runtime::{device, Device};
 
 use crate::agree::{agree, agree_and_vote, Votes};
 use crate::assemble::Allocated;
+use crate::audit::DataLog;
 use crate::checkpoint::{About, CheckpointStore, DirectoryStore, Verify};
 use crate::evaluate::evaluate;
 use crate::generate::{generate, Sampling};
@@ -68,6 +69,8 @@ struct Run<'a> {
     layout: Layout,
     tokenizer: Tokenizer,
     reader: Prefetch,
+    /// Which samples it reads.
+    batches: BatchPlan,
     /// Which targets of the samples count.
     targets: Targets,
     windows: Option<Windows>,
@@ -78,6 +81,8 @@ struct Run<'a> {
     standing: Standing,
     /// On rank 0 alone.
     metrics: Option<Metrics>,
+    /// On rank 0 alone: which samples the steps have read.
+    data_log: Option<DataLog>,
     observer: &'a mut dyn Observer,
     /// Finished updates.
     step: u64,
@@ -120,7 +125,11 @@ impl<'a> Run<'a> {
         let step = agree(&*world, same_step(&*world, &store, step))?;
         let left = (config.train.steps.saturating_sub(step)).saturating_mul(config.train.global_batch as u64);
         agree(&*world, text.check(samples.saturating_add(left)))?;
-        let metrics = agree(&*world, opening(config, &layout, &folder, step, first))?;
+        let opened = match first {
+            true => opening(config, &layout, &folder, step, &text.source).map(Some),
+            false => Ok(None),
+        };
+        let (metrics, data_log) = agree(&*world, opened)?.unzip();
         let batches = layout.batches.after(step, samples);
         let (rank, ahead) = (trainer.groups().dp.rank().0, READ_AHEAD * batches.micro_batches());
         let reader = Prefetch::new(Arc::clone(&text.source), batches, rank, step, ahead);
@@ -154,6 +163,8 @@ impl<'a> Run<'a> {
             saver,
             standing,
             metrics,
+            data_log,
+            batches,
             observer,
             step,
             samples,
@@ -171,6 +182,7 @@ impl<'a> Run<'a> {
         // What rank 0 could not write is told to the others at the head of the next step.
         let mut written = Ok(());
         loop {
+            let (due_next, _) = self.reader.position();
             let ready = written.and_then(|()| match self.step < self.config.train.steps {
                 true => Ok(Some(self.reader.next_step()?)),
                 false => Ok(None),
@@ -191,7 +203,7 @@ impl<'a> Run<'a> {
                 self.save(None)?;
             }
             let record = self.one(&batches)?;
-            written = self.tell(Record::Step(record.clone()));
+            written = self.tell(Record::Step(record.clone())).and(self.log_samples(due_next));
             if self.metrics.is_some() {
                 self.observer.step(&record);
             }
@@ -249,6 +261,15 @@ impl<'a> Run<'a> {
     /// Target tokens since the run began.
     fn tokens(&self) -> u64 {
         self.samples * self.config.train.seq as u64
+    }
+
+    /// Notes on rank 0 which samples the step after `done` finished ones has read.
+    ///
+    /// They are those of the reader's own count, which would be off where the reader is.
+    fn log_samples(&mut self, done: u64) -> Result<()> {
+        let first = self.batches.samples(done, 0, 0).start;
+        let all = first..first + self.batches.global_batch() as u64;
+        self.data_log.as_mut().map_or(Ok(()), |log| log.write(self.step, all))
     }
 
     /// Writes a line of metrics, on rank 0.
@@ -389,16 +410,19 @@ fn same_step(world: &dyn Communicator, store: &DirectoryStore, step: u64) -> Res
     Err(Error::RunFolder { path: store.root().into(), problem })
 }
 
-/// Opens the run folder's files on rank 0.
-fn opening(config: &Config, layout: &Layout, folder: &RunFolder, step: u64, first: bool) -> Result<Option<Metrics>> {
-    if !first {
-        return Ok(None);
-    }
+/// Opens the run folder's files, on rank 0 alone.
+fn opening(
+    config: &Config,
+    layout: &Layout,
+    folder: &RunFolder,
+    step: u64,
+    source: &Arc<dyn SampleSource>,
+) -> Result<(Metrics, DataLog)> {
     if step > 0 {
         // Not earlier: a checkpoint that does not fit must not change what the folder says of its run.
         folder.write_config(config)?;
     }
     let plan = serde_json::to_string(&layout.plan(config)).expect("a plan is plain data");
     folder.write_plan(&plan)?;
-    Metrics::open(&folder.metrics(), step).map(Some)
+    Ok((Metrics::open(&folder.metrics(), step)?, DataLog::open(&folder.data_log(), step, Arc::clone(source))?))
 }

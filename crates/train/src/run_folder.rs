@@ -5,6 +5,7 @@
 //!   config.toml      the configuration, in the form that repeats the run
 //!   plan.json        what each rank holds
 //!   metrics.jsonl    see [`crate::metrics`]
+//!   data.jsonl       which samples each step read: see [`crate::audit`]
 //!   sample.txt       text that the model wrote at the end
 //!   checkpoints/     see [`crate::checkpoint`]
 //! ```
@@ -64,6 +65,11 @@ impl RunFolder {
     /// Returns the place of `metrics.jsonl`.
     pub fn metrics(&self) -> PathBuf {
         self.path.join("metrics.jsonl")
+    }
+
+    /// Returns the place of `data.jsonl`.
+    pub fn data_log(&self) -> PathBuf {
+        self.path.join(crate::audit::LOG)
     }
 
     /// Returns the place of the checkpoints.

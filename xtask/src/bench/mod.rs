@@ -1,5 +1,6 @@
 //! `cargo xtask bench`: runs of our own binaries beside their peers.
 
+mod checkpoint;
 mod shakespeare;
 mod throughput;
 
@@ -19,6 +20,9 @@ pub enum Which {
     /// What each cut costs on two processes: idle share of every schedule beside the simulated one, bytes on the wire beside
     /// the planned ones, and reductions behind the backward beside after it
     Parallel(throughput::Options),
+    /// Saving and loading a GPT-2-sized state on one and two ranks, beside the raw disk, torch.save and
+    /// torch.distributed.checkpoint
+    Checkpoint(checkpoint::Options),
 }
 
 /// Runs one benchmark.
@@ -26,6 +30,7 @@ pub fn command(workspace: &Workspace, which: &Which) -> Result<ExitCode> {
     match which {
         Which::Shakespeare(options) => shakespeare::command(workspace, options),
         Which::Train(options) => throughput::command(workspace, &throughput::TRAIN, options),
+        Which::Checkpoint(options) => checkpoint::command(workspace, options),
         Which::Parallel(options) => throughput::command(workspace, &throughput::PARALLEL, options),
     }
 }

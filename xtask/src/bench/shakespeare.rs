@@ -106,7 +106,7 @@ impl Bench<'_> {
 }
 
 /// `$MP_BENCH_PYTHON`, else an environment in the cache.
-fn peer_python(workspace: &Workspace) -> Result<PathBuf> {
+pub(super) fn peer_python(workspace: &Workspace) -> Result<PathBuf> {
     if let Some(own) = std::env::var_os("MP_BENCH_PYTHON") {
         return Ok(own.into());
     }

@@ -132,7 +132,7 @@ pub enum Verify {
 /// Opens the newest checkpoint of a run folder, or the checkpoint whose own folder it is.
 ///
 /// # Errors
-/// [`Error::Checkpoint`](crate::Error::Checkpoint) if there is none, or it is not intact.
+/// [`Error::Checkpoint`] if there is none, or it is not intact.
 pub fn open(path: &Path, verify: Verify) -> Result<Box<dyn CheckpointReader>> {
     if let Some((store, step)) = directory::own_folder(path) {
         return store.open(step, verify);

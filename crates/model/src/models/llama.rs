@@ -25,7 +25,7 @@ impl Llama {
     /// Makes what all layers share: the rotary table.
     ///
     /// # Errors
-    /// [`Error::Runtime`](crate::Error::Runtime) where libtorch refuses.
+    /// [`Error::Runtime`] where libtorch refuses.
     pub fn new(shards: &Shards<'_>) -> Result<Self> {
         let Architecture { max_seq, head_dim, rope_theta, rope_scaling, .. } = shards.architecture();
         let mut frequencies = rotary::frequencies(*head_dim, *rope_theta);

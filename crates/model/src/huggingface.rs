@@ -117,7 +117,6 @@ impl Description {
             Refusal::value("model_type", &Value::from(model_type), format!("the models that are computed are {known}"))
         })?;
         classes(&mut keys, family)?;
-        keys.must_be("quantization_config", &[])?;
         let (architecture, uneven_dropout) = match family {
             Family::Gpt2 => gpt2::read(&mut keys)?,
             Family::Llama | Family::Mistral | Family::Qwen2 => llama::read(&mut keys, family)?,

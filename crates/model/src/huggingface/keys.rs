@@ -8,8 +8,9 @@ use super::{Refusal, Result};
 
 /// Keys that change nothing of what a causal or masked language model computes: where it comes from, how it was trained,
 /// what a program does around it, and parts that other classes of transformers add.
-const WITHOUT_EFFECT: [&str; 64] = [
+const WITHOUT_EFFECT: [&str; 66] = [
     "_attn_implementation_autoset",
+    "_commit_hash",
     "_name_or_path",
     "architectures",
     "bad_words_ids",
@@ -31,6 +32,7 @@ const WITHOUT_EFFECT: [&str; 64] = [
     "gradient_checkpointing",
     "id2label",
     "initializer_range",
+    "is_llama_config",
     "keys_to_ignore_at_inference",
     "label2id",
     "length_penalty",
@@ -39,6 +41,7 @@ const WITHOUT_EFFECT: [&str; 64] = [
     "no_repeat_ngram_size",
     "num_beam_groups",
     "num_beams",
+    "num_labels",
     "num_return_sequences",
     "output_attentions",
     "output_hidden_states",
@@ -65,23 +68,24 @@ const WITHOUT_EFFECT: [&str; 64] = [
     "top_p",
     "torch_dtype",
     "torchscript",
+    "transformers.js_config",
     "transformers_version",
     "typical_p",
     "unk_token_id",
     "use_bfloat16",
     "use_cache",
     "vocab_file",
-    "num_labels",
-    "_commit_hash",
 ];
 
 /// Keys of every class that would change the computation, with the one value that does not.
-const INERT: [(&str, &[Value]); 8] = [
+const INERT: [(&str, &[Value]); 10] = [
     ("add_cross_attention", &[Value::Bool(false)]),
     ("cross_attention_hidden_size", &[]),
     ("is_decoder", &[Value::Bool(false)]),
     ("is_encoder_decoder", &[Value::Bool(false)]),
+    ("rope_interleaved", &[Value::Bool(false)]),
     ("tie_encoder_decoder", &[Value::Bool(false)]),
+    ("use_mrope", &[Value::Bool(false)]),
     ("attn_logit_softcapping", &[]),
     ("final_logit_softcapping", &[]),
     ("quantization_config", &[]),

@@ -67,6 +67,7 @@ fn run(options: &Options, world: &Arc<dyn Communicator>) -> Result<()> {
     let folder = options.folder.join(format!("bench-checkpoint-{}", layout.words().replace([' ', '×'], "")));
     fs::create_dir_all(&folder)?;
     let mut bench = Bench::new(&config, Arc::clone(world), &trainer, folder.join("checkpoints"));
+    bench.behind.prepare(&trainer)?;
     let mut rounds = Vec::new();
     for round in 0..options.rounds as u64 {
         let raw = raw(&**world, &folder, bytes)?;

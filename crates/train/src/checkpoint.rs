@@ -221,9 +221,20 @@ pub trait CheckpointReader: Send + Sync + fmt::Debug {
     /// Returns what it holds.
     fn manifest(&self) -> &Manifest;
 
-    /// Reads a box of a tensor, row-major and little-endian; no more of the files than that.
+    /// Reads a box of a tensor, row-major and little-endian, into memory of its length; no more of the files than that.
     ///
     /// # Errors
     /// [`Error::Checkpoint`] if there is no such tensor or box, or a file cannot be read.
-    fn read(&self, section: Section, name: &str, region: &[Range<usize>]) -> Result<Vec<u8>>;
+    fn read_into(&self, section: Section, name: &str, region: &[Range<usize>], into: &mut [u8]) -> Result<()>;
+
+    /// [Reads](Self::read_into) a box into memory of its own.
+    ///
+    /// # Errors
+    /// Those of [`read_into`](Self::read_into).
+    fn read(&self, section: Section, name: &str, region: &[Range<usize>]) -> Result<Vec<u8>> {
+        let width = self.manifest().entry(section, name).map_or(0, |entry| entry.dtype.bytes());
+        let mut elements = vec![0; region::volume(region) * width];
+        self.read_into(section, name, region, &mut elements)?;
+        Ok(elements)
+    }
 }

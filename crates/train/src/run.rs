@@ -149,7 +149,8 @@ impl<'a> Run<'a> {
         let rates = Rates::new(&config.optimizer, config.train.steps);
         let saved = (step > 0).then_some(step);
         let losses = store.losses().into_iter().map(|(loss, _)| loss).take(keep_best).collect();
-        let saver = Saver::new(&config.checkpoint, Arc::new(store), world, losses);
+        let mut saver = Saver::new(&config.checkpoint, Arc::new(store), Arc::clone(&world), losses);
+        agree(&*world, saver.prepare(&trainer))?;
         Ok(Self {
             config,
             layout,

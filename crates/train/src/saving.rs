@@ -38,7 +38,7 @@ pub struct Saver {
     /// What this rank writes, from when it first does.
     shard: Option<Arc<Shard>>,
     /// The copy's memory between saves.
-    spare: Vec<u8>,
+    spare: Task<Vec<u8>>,
     flight: Option<Flight>,
     /// When the last save began, or the run.
     begun: Instant,
@@ -82,12 +82,26 @@ impl Saver {
             keep_best: config.keep_best,
             asynchronous: config.asynchronous,
             shard: None,
-            spare: Vec::new(),
+            spare: Task::Over(Ok(Vec::new())),
             flight: None,
             begun: Instant::now(),
             held: Duration::ZERO,
             losses,
         }
+    }
+
+    /// Finds what this rank writes, and takes the memory of its copy behind the first steps, so that no save is held up by
+    /// the system handing out pages. Local to each rank.
+    ///
+    /// # Errors
+    /// Those of [`Shard::new`], and [`Error::Write`] if no thread can be started.
+    pub fn prepare(&mut self, trainer: &Trainer) -> Result<()> {
+        let shard = Arc::new(Shard::new(trainer)?);
+        let bytes = if self.asynchronous { shard.bytes() } else { 0 };
+        self.shard = Some(shard);
+        // Ones, for pages of zeros are handed out when they are first written.
+        self.spare = Task::spawn(move || Ok(vec![1; bytes]))?;
+        Ok(())
     }
 
     /// Says whether a save is due after so many updates.
@@ -143,7 +157,7 @@ impl Saver {
             shard.write(trainer, self.store.shard(step, writer)?)?;
             return Ok(Task::Over(Ok(Vec::new())));
         }
-        let mut copied = std::mem::take(&mut self.spare);
+        let mut copied = std::mem::replace(&mut self.spare, Task::Over(Ok(Vec::new()))).join()?;
         shard.copy(trainer, &mut copied)?;
         let store = Arc::clone(&self.store);
         Task::spawn(move || {
@@ -177,7 +191,7 @@ impl Saver {
         let step = about.step;
         let phase = match phase {
             Phase::Writing(task) => task.join().map(|copied| {
-                self.spare = copied;
+                self.spare = Task::Over(Ok(copied));
                 Phase::Written
             }),
             Phase::Committing(task) => task.join().map(|path| Phase::Over(Some(path))),

@@ -233,10 +233,9 @@ fn scatter(parameters: &Parameters, source: &dyn WeightSource, into: &Flat) -> R
         for (held, place) in into.pieces(range.clone())? {
             let within = held.start - range.start..held.end - range.start;
             for piece in region::pieces(parameter, parameters.tp_rank(), within.clone()) {
-                let elements = weights::tensor(source, &entry, &piece.region)?;
                 let start = (piece.local.start - within.start) as i64;
                 let narrowed = place.f_narrow(0, start, piece.local.len() as i64).map_err(mp_runtime::Error::from)?;
-                narrowed.shallow_clone().f_copy_(&elements).map_err(mp_runtime::Error::from)?;
+                weights::fill(source, &entry, &piece.region, narrowed)?;
             }
         }
     }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use mp_model::Parameters;
-use mp_runtime::{bytes, Tensor};
+use mp_runtime::{bytes, Device, Tensor};
 
 use crate::checkpoint::{self, CheckpointReader, Entry, Section, Verify};
 use crate::huggingface::Folder;
@@ -28,6 +28,15 @@ pub trait WeightSource: Send + Debug {
     /// [`Error::Checkpoint`] if there is no such tensor or box, [`Error::Read`].
     fn read(&self, name: &str, region: &[Range<usize>]) -> Result<Vec<u8>>;
 
+    /// [Reads](Self::read) a box into memory of its length.
+    ///
+    /// # Errors
+    /// Those of [`read`](Self::read).
+    fn read_into(&self, name: &str, region: &[Range<usize>], into: &mut [u8]) -> Result<()> {
+        into.copy_from_slice(&self.read(name, region)?);
+        Ok(())
+    }
+
     /// Returns where it lies, for messages.
     fn origin(&self) -> &Path;
 }
@@ -47,10 +56,9 @@ pub fn load(parameters: &Parameters, source: &dyn WeightSource) -> Result<()> {
         for kept in parameters.kept_of(range.clone())? {
             let within = kept.start - range.start..kept.end - range.start;
             for piece in region::pieces(parameter, parameters.tp_rank(), within) {
-                let elements = tensor(source, &entry, &piece.region)?;
                 let (start, length) = (piece.local.start as i64, piece.local.len() as i64);
                 let place = shard.f_narrow(0, start, length).map_err(mp_runtime::Error::from)?;
-                place.shallow_clone().f_copy_(&elements).map_err(mp_runtime::Error::from)?;
+                fill(source, &entry, &piece.region, place)?;
             }
         }
         parameters.load(index, &shard.f_view(layout.shape(index)).map_err(mp_runtime::Error::from)?)?;
@@ -69,6 +77,18 @@ pub fn expect(source: &dyn WeightSource, name: &str, shape: &[usize]) -> Result<
         true => Ok(entry),
         false => Err(refused(format!("`{name}` has shape {:?} where the model has {shape:?}", entry.shape))),
     }
+}
+
+/// Reads a box into a tensor of as many elements, which may be of another kind.
+///
+/// # Errors
+/// What reading raises.
+pub fn fill(source: &dyn WeightSource, entry: &Entry, region: &[Range<usize>], mut place: Tensor) -> Result<()> {
+    if place.kind() == entry.dtype.kind() && place.device() == Device::Cpu {
+        return source.read_into(&entry.name, region, bytes::view_mut(&mut place)?);
+    }
+    place.f_copy_(&tensor(source, entry, region)?).map_err(mp_runtime::Error::from)?;
+    Ok(())
 }
 
 /// Reads a box as a tensor of one dim, in host memory.
@@ -123,6 +143,10 @@ impl WeightSource for Stored {
 
     fn read(&self, name: &str, region: &[Range<usize>]) -> Result<Vec<u8>> {
         self.reader.read(self.section, &format!("{}{name}", self.prefix), region)
+    }
+
+    fn read_into(&self, name: &str, region: &[Range<usize>], into: &mut [u8]) -> Result<()> {
+        self.reader.read_into(self.section, &format!("{}{name}", self.prefix), region, into)
     }
 
     fn origin(&self) -> &Path {

@@ -103,22 +103,24 @@ impl DirectoryReader {
         bytes.get(range.start as usize..range.end as usize).ok_or_else(cut)
     }
 
-    fn gathered(&self, section: Section, name: &str, region: &[Range<usize>]) -> Checked<Vec<u8>> {
+    fn gather(&self, section: Section, name: &str, region: &[Range<usize>], into: &mut [u8]) -> Checked<()> {
         let tensor = self.manifest.section(section).get(name);
         let tensor = tensor.ok_or_else(|| format!("its {} part holds no tensor `{name}`", section.word()))?;
         let width = tensor.dtype.bytes();
-        let mut gathered = vec![0; region::volume(region) * width];
+        if into.len() != region::volume(region) * width {
+            return Err(format!("a box {region:?} of `{name}` does not take {} bytes", into.len()));
+        }
         let mut found = 0;
         for slice in &tensor.slices {
             let held = slice.region();
             let shared = if held.len() == region.len() { region::common(&held, region) } else { None };
             let Some(shared) = shared else { continue };
             let end = slice.start + (region::volume(&held) * width) as u64;
-            region::copy(self.elements(slice.file, slice.start..end)?, &held, &mut gathered, region, width);
+            region::copy(self.elements(slice.file, slice.start..end)?, &held, into, region, width);
             found += region::volume(&shared);
         }
         match found == region::volume(region) {
-            true => Ok(gathered),
+            true => Ok(()),
             false => Err(format!("`{name}` of shape {:?} has no box {region:?}", tensor.shape)),
         }
     }
@@ -133,9 +135,9 @@ impl CheckpointReader for DirectoryReader {
         &self.manifest
     }
 
-    fn read(&self, section: Section, name: &str, region: &[Range<usize>]) -> Result<Vec<u8>> {
+    fn read_into(&self, section: Section, name: &str, region: &[Range<usize>], into: &mut [u8]) -> Result<()> {
         let refused = |problem| Error::Checkpoint { path: self.path.clone(), problem };
-        self.gathered(section, name, region).map_err(refused)
+        self.gather(section, name, region, into).map_err(refused)
     }
 }
 

@@ -1,6 +1,7 @@
 //! `cargo xtask bench`: runs of our own binaries beside their peers.
 
 mod checkpoint;
+mod data;
 mod shakespeare;
 mod throughput;
 
@@ -20,6 +21,8 @@ pub enum Which {
     /// What each cut costs on two processes: idle share of every schedule beside the simulated one, bytes on the wire beside
     /// the planned ones, and reductions behind the backward beside after it
     Parallel(throughput::Options),
+    /// Text to tokens here and with the Python tokenizers package, and tokens to batches
+    Data(data::Options),
     /// Saving and loading a GPT-2-sized state on one and two ranks, beside the raw disk, torch.save and
     /// torch.distributed.checkpoint
     Checkpoint(checkpoint::Options),
@@ -30,6 +33,7 @@ pub fn command(workspace: &Workspace, which: &Which) -> Result<ExitCode> {
     match which {
         Which::Shakespeare(options) => shakespeare::command(workspace, options),
         Which::Train(options) => throughput::command(workspace, &throughput::TRAIN, options),
+        Which::Data(options) => data::command(workspace, options),
         Which::Checkpoint(options) => checkpoint::command(workspace, options),
         Which::Parallel(options) => throughput::command(workspace, &throughput::PARALLEL, options),
     }

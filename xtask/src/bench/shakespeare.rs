@@ -16,7 +16,7 @@ use crate::{environment, process, train};
 const RECIPE: &str = "shakespeare";
 const PEER: &str = "benches/peers/shakespeare.py";
 /// The script's Python environment: the same libtorch as ours, so that the difference is ours too.
-const PEER_PACKAGES: [&str; 2] = ["torch==2.11.0", "numpy"];
+const PEER_PACKAGES: [&str; 3] = ["torch==2.11.0", "numpy", "tokenizers"];
 /// Steps that are not timed: caches fill, and the allocator finds its sizes.
 const WARM_UP_STEPS: u64 = 50;
 
@@ -119,7 +119,7 @@ pub(super) fn peer_python(workspace: &Workspace) -> Result<PathBuf> {
     }
     eprintln!(
         "installing {} into {} (some gigabytes, once; MP_BENCH_PYTHON names a Python that has them)",
-        PEER_PACKAGES.join(" and "),
+        PEER_PACKAGES.join(", "),
         folder.display()
     );
     // pip goes on from what is installed already, so an interrupted environment is kept.

@@ -69,7 +69,7 @@ fn data_that_cannot_be_trained_on() {
     };
     let refused = |set: &str| refused(folder.path(), &[set]);
     assert!(refused("data.path=none.txt").contains("none.txt"));
-    assert!(refused("data.path=.").contains("folder"));
+    assert!(refused("data.path=.").contains("is empty"));
     assert!(refused(&file("empty.txt", b"")).contains("is empty"));
     assert!(refused(&file("short.txt", b"too short")).contains("tokens"));
     assert!(refused(&file("binary.txt", b"text, then \xff")).contains("byte 11 is 0xff"));

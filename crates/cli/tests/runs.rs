@@ -90,7 +90,7 @@ fn a_folder_is_taken_once_and_a_run_goes_on_as_if_it_had_not_ended() {
 
 /// Flips a bit of a checkpoint's weights.
 fn damage(folder: &Path, step: u64) -> PathBuf {
-    let path = folder.join(format!("runs/a/checkpoints/step-{step:08}/model.safetensors"));
+    let path = folder.join(format!("runs/a/checkpoints/step-{step:08}/model-00000.safetensors"));
     let mut bytes = fs::read(&path).unwrap();
     *bytes.last_mut().unwrap() ^= 1;
     fs::write(&path, bytes).unwrap();

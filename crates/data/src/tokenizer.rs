@@ -106,7 +106,7 @@ impl Tokenizer {
     }
 
     /// Returns the id of a token that the vocabulary holds by this name; bytes have no names.
-    pub fn id(&self, token: &str) -> Option<u32> {
+    pub fn id(&self, #[cfg_attr(not(feature = "huggingface"), expect(unused))] token: &str) -> Option<u32> {
         match &self.kind {
             Kind::Bytes => None,
             #[cfg(feature = "huggingface")]

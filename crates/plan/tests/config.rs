@@ -77,7 +77,10 @@ fn schedules_have_their_names() {
 #[test]
 fn unknown_keys_are_named_with_the_known_ones() {
     let error = toml::from_str::<ModelConfig>("hiden = 64").unwrap_err();
-    assert!(error.message().starts_with("unknown field `hiden`, expected one of `architecture`, `hidden`"), "{error}");
+    assert!(
+        error.message().starts_with("unknown field `hiden`, expected one of `from`, `architecture`, `hidden`"),
+        "{error}"
+    );
     let error = toml::from_str::<ParallelConfig>("tensor = 2").unwrap_err();
     assert!(error.message().starts_with("unknown field `tensor`, expected one of `tp`"), "{error}");
     let error = toml::from_str::<ModelConfig>("rope_scaling = { kind = 'linear', factr = 2.0 }").unwrap_err();

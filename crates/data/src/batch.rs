@@ -21,6 +21,8 @@ pub struct Batch {
     pub segments: Option<Vec<i64>>,
     /// For each input its type, row-major `[b, s]`, where the model has types.
     pub token_types: Option<Vec<i64>>,
+    /// What each row as a whole is to be told as, `[b]`, where rows are; [`IGNORED`] for one that is not.
+    pub labels: Option<Vec<i64>>,
     /// `b`.
     pub batch: usize,
     /// `s`.
@@ -50,7 +52,7 @@ impl Batch {
 
     pub(crate) fn with_capacity(rows: usize, seq: usize) -> Self {
         let room = || Vec::with_capacity(rows * seq);
-        Self { tokens: room(), targets: room(), segments: None, token_types: None, batch: 0, seq }
+        Self { tokens: room(), targets: room(), segments: None, token_types: None, labels: None, batch: 0, seq }
     }
 
     /// Appends a sample as a row.
@@ -68,6 +70,11 @@ impl Batch {
         self.targets.extend_from_slice(&sample.targets);
         extend(&mut self.segments, sample.segments.as_deref(), before, self.seq);
         extend(&mut self.token_types, sample.token_types.as_deref(), before, self.seq);
+        if sample.label.is_some() || self.labels.is_some() {
+            let labels = self.labels.get_or_insert_default();
+            labels.resize(self.batch, IGNORED);
+            labels.push(sample.label.unwrap_or(IGNORED));
+        }
         self.batch += 1;
         Ok(())
     }

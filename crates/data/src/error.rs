@@ -129,6 +129,15 @@ pub enum Error {
         /// The validation fraction that made the part, if one did.
         held_out: Option<f64>,
     },
+
+    /// Sequences too short for what frames a masked sample.
+    #[error("`train.seq` is {seq}, and masked samples with their framing tokens need at least {least}")]
+    MaskedLength {
+        /// The length of sequences.
+        seq: usize,
+        /// The least that will do.
+        least: usize,
+    },
     /// A validation fraction outside `[0, 1)`.
     #[error("a validation fraction of {fraction} is not in [0, 1); 0.1 holds out the last tenth, 0 nothing")]
     Fraction {

@@ -65,6 +65,7 @@ mod indexed;
 mod inputs;
 #[cfg(feature = "huggingface")]
 mod learn;
+mod masked;
 mod mmap;
 mod order;
 mod part;
@@ -86,6 +87,7 @@ pub use indexed::{Element, Indexed, IndexedWriter};
 pub use inputs::{Documents, Input};
 #[cfg(feature = "huggingface")]
 pub use learn::train_tokenizer;
+pub use masked::{MaskedSource, Masking};
 pub use mmap::Mapping;
 pub use order::Order;
 pub use part::Part;

@@ -16,6 +16,8 @@ pub struct Sample {
     pub segments: Option<Vec<i64>>,
     /// Each input's type, where the model has types.
     pub token_types: Option<Vec<i64>>,
+    /// What the sequence as a whole is to be told as, where it is: 0 where its second stretch follows the first, 1 where not.
+    pub label: Option<i64>,
 }
 
 impl Sample {
@@ -33,6 +35,7 @@ impl Sample {
         self.tokens.truncate(self.targets.len());
         self.segments = None;
         self.token_types = None;
+        self.label = None;
     }
 
     /// Becomes what a range of a part holds, as a row of `seq` inputs: of fewer, the rest is padding.
@@ -60,7 +63,7 @@ impl Sample {
 }
 
 /// The segment of what fills a row up.
-const PADDING: i64 = -1;
+pub(crate) const PADDING: i64 = -1;
 
 /// How far attention reaches where several documents lie in one sample.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

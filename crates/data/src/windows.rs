@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::{Attend, Batch, Error, Part, Result, Sample};
+use crate::{Attend, Batch, Error, Masking, Part, Result, Sample};
 
 /// Consecutive windows of `seq + 1` tokens that overlap by one; the last of each part may be shorter, down to two tokens.
 #[derive(Debug, Clone)]
@@ -10,6 +10,7 @@ pub struct Windows {
     parts: Vec<Part>,
     seq: usize,
     attend: Attend,
+    masking: Option<Masking>,
 }
 
 impl Windows {
@@ -27,7 +28,18 @@ impl Windows {
     /// Those of [`Windows::new`].
     pub fn of_parts(parts: Vec<Part>, seq: usize, attend: Attend) -> Result<Self> {
         parts.iter().try_for_each(|part| part.require(seq, 2, None))?;
-        Ok(Self { parts, seq, attend })
+        Ok(Self { parts, seq, attend, masking: None })
+    }
+
+    /// Hides tokens of each window, by its number, instead of predicting the next ones.
+    ///
+    /// # Errors
+    /// [`Error::MaskedLength`] if windows are too short to be framed.
+    pub fn masked(self, masking: Masking) -> Result<Self> {
+        match self.seq {
+            seq @ ..3 => Err(Error::MaskedLength { seq, least: 3 }),
+            _ => Ok(Self { masking: Some(masking), ..self }),
+        }
     }
 
     /// Returns the number of windows.
@@ -58,11 +70,14 @@ impl Windows {
         assert!(windows.end <= self.count(), "windows {windows:?} of {}", self.count());
         let mut batch = Batch::with_capacity(windows.len(), self.seq);
         let mut sample = Sample::default();
-        for window in windows {
-            let (part, window) = self.locate(window);
+        for number in windows {
+            let (part, window) = self.locate(number);
             let start = (window * self.seq) as u64;
             let end = part.len().min(start + self.seq as u64 + 1);
             sample.cut(part, start..end, self.seq, self.attend)?;
+            if let Some(masking) = &self.masking {
+                masking.apply(&mut sample, number as u64);
+            }
             batch.push(&sample)?;
         }
         Ok(batch)

@@ -2,10 +2,13 @@
 
 use std::ops::Range;
 
-use mp_plan::ArchitectureName;
+use mp_plan::{Architecture, ArchitectureName};
 
-use crate::layers::embedding::VocabParallelEmbedding;
+use crate::layers::embedding::{TokenTypes, VocabParallelEmbedding};
 use crate::layers::linear::ColumnParallel;
+use crate::layers::next_sentence::NextSentence;
+use crate::layers::norm::Norm;
+use crate::models::bert::Bert;
 use crate::models::block::{Block, Layer};
 use crate::models::gpt2::Gpt2;
 use crate::models::llama::Llama;
@@ -30,6 +33,7 @@ pub fn build(parameters: Parameters, group: TensorGroup, chunks: &[Range<usize>]
     }
     let shards = Shards { parameters: &parameters, group: &group, options };
     let family: Box<dyn Family> = match shards.architecture().name {
+        ArchitectureName::Bert => Box::new(Bert),
         ArchitectureName::Gpt2 => Box::new(Gpt2),
         ArchitectureName::Llama => Box::new(Llama::new(&shards)?),
         other => return Err(Error::Unbuilt(format!("architecture {other:?}"))),
@@ -58,9 +62,18 @@ fn entrance(shards: &Shards<'_>, family: &dyn Family) -> Result<Entrance> {
     Ok(Entrance {
         embedding: VocabParallelEmbedding::new(shards.weight(name)?, shards.range(name)?, vocab, shards.group()),
         positions: family.positions(shards)?,
+        types: types(shards, family)?,
         dropout: shards.dropout("embedding"),
         residence: shards.parameters.entrance(),
     })
+}
+
+fn types(shards: &Shards<'_>, family: &dyn Family) -> Result<Option<(TokenTypes, Norm)>> {
+    if shards.architecture().token_types == 0 {
+        return Ok(None);
+    }
+    let types = TokenTypes::new(shards.weight("token_types.weight")?, shards.group());
+    Ok(Some((types, family.norm(shards, "embedding_norm")?)))
 }
 
 fn block(shards: &Shards<'_>, family: &dyn Family, layer: usize) -> Result<Block> {
@@ -68,6 +81,7 @@ fn block(shards: &Shards<'_>, family: &dyn Family, layer: usize) -> Result<Block
     Ok(Block {
         layer,
         residence: shards.parameters.layer(layer),
+        order: family.order(),
         attention_norm: family.norm(shards, &at("attention_norm"))?,
         attention: shards.attention(&at("attention"), family.angles())?,
         attention_dropout: shards.dropout(&at("attention.output")),
@@ -79,9 +93,16 @@ fn block(shards: &Shards<'_>, family: &dyn Family, layer: usize) -> Result<Block
 
 fn exit(shards: &Shards<'_>, family: &dyn Family) -> Result<Exit> {
     let table = if shards.architecture().tie_embeddings { "embedding.weight" } else { "head.weight" };
+    let &Architecture { name, bias, next_sentence, .. } = shards.architecture();
+    let bias = shards.bias("head", bias && name == ArchitectureName::Bert)?;
+    let next_sentence = match next_sentence {
+        true => Some(NextSentence { pooler: shards.dense("pooler")?, classes: shards.dense("next_sentence")? }),
+        false => None,
+    };
     Ok(Exit {
-        norm: family.norm(shards, "final_norm")?,
-        head: ColumnParallel::new(shards.weight(table)?, None, shards.group()),
+        neck: family.neck(shards)?,
+        head: ColumnParallel::new(shards.weight(table)?, bias, shards.group()),
+        next_sentence,
         ids: shards.range(table)?,
         vocab: shards.architecture().vocab,
         residence: shards.parameters.exit(),

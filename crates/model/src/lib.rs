@@ -32,4 +32,4 @@ pub use error::{Error, Result};
 pub use parameter::Parameters;
 pub use pass::Pass;
 pub use shards::Options;
-pub use stage::{Model, Stage};
+pub use stage::{Goal, Model, Stage};

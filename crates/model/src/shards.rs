@@ -8,6 +8,7 @@ use mp_runtime::{Device, Kind};
 
 use crate::context::{Context, Form};
 use crate::layers::attention::{Heads, SelfAttention, Sight};
+use crate::layers::dense::Dense;
 use crate::layers::dropout::Dropout;
 use crate::layers::linear::{ColumnParallel, RowParallel};
 use crate::layers::mlp::{Activation, Mlp};
@@ -108,7 +109,7 @@ impl Shards<'_> {
             output: self.rows(&format!("{at}.output"), biases == AttentionBias::All)?,
             heads,
             angles,
-            sight: Sight { causal: true, window: self.architecture().window },
+            sight: Sight { causal: self.architecture().causal(), window: self.architecture().window },
             dropout: self.dropout(&format!("{at}.weights")),
         })
     }
@@ -119,12 +120,21 @@ impl Shards<'_> {
     /// [`Error::UnknownParameter`](crate::Error::UnknownParameter).
     pub(crate) fn mlp(&self, at: &str, activation: Activation) -> Result<Mlp> {
         let parts: &[&str] = match activation {
-            Activation::Gelu => &["up"],
+            Activation::Gelu | Activation::ExactGelu => &["up"],
             Activation::SwiGlu => &["gate", "up"],
         };
         let bias = self.architecture().bias;
         let narrow = self.rows(&format!("{at}.down"), bias)?;
         Ok(Mlp { widen: self.columns(at, parts, bias)?, narrow, activation })
+    }
+
+    /// Makes a linear layer that is whole on every rank.
+    ///
+    /// # Errors
+    /// [`Error::UnknownParameter`](crate::Error::UnknownParameter).
+    pub(crate) fn dense(&self, at: &str) -> Result<Dense> {
+        let bias = self.bias(at, self.architecture().bias)?;
+        Ok(Dense { weight: self.weight(&format!("{at}.weight"))?, bias })
     }
 
     /// Makes a dropout named after its place.
@@ -148,7 +158,7 @@ impl Shards<'_> {
     }
 
     /// Hands out the bias of a layer that has one.
-    fn bias(&self, at: &str, has: bool) -> Result<Option<Weight>> {
+    pub(crate) fn bias(&self, at: &str, has: bool) -> Result<Option<Weight>> {
         has.then(|| self.weight(&format!("{at}.bias"))).transpose()
     }
 

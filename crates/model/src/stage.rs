@@ -31,6 +31,16 @@ pub trait Stage: Send {
     /// [`Error::NotHere`](crate::Error::NotHere) on other stages; whatever a layer or a collective raises.
     fn loss_sum(&self, hidden: &Tensor, targets: &Tensor) -> Result<Tensor>;
 
+    /// Computes this rank's part of what a step makes smaller: the targets' cross-entropy and, with a head for whole sequences,
+    /// the labels', each times its share. The last stage alone can.
+    ///
+    /// # Shapes
+    /// As [`loss_sum`](Self::loss_sum).
+    ///
+    /// # Errors
+    /// As [`loss_sum`](Self::loss_sum), and [`Error::NotHere`](crate::Error::NotHere) for labels without a head.
+    fn loss(&self, hidden: &Tensor, pass: &Pass<'_>, goal: &Goal<'_>) -> Result<Tensor>;
+
     /// Computes the scores of the whole vocabulary, gathered on every tensor rank, padding cut off. The last stage alone
     /// can.
     ///
@@ -41,6 +51,17 @@ pub trait Stage: Send {
     /// # Errors
     /// As [`loss_sum`](Self::loss_sum).
     fn logits(&self, hidden: &Tensor) -> Result<Tensor>;
+}
+
+/// What a micro-batch is to bring about.
+#[derive(Debug, Clone, Copy)]
+pub struct Goal<'a> {
+    /// What is to be predicted at each position, `[b, s]`; −1 where nothing is.
+    pub targets: &'a Tensor,
+    /// What each target's loss is multiplied with.
+    pub share: f64,
+    /// A label for each sequence, `[b]`, and what its loss is multiplied with.
+    pub sentences: Option<(&'a Tensor, f64)>,
 }
 
 /// A rank's share of a model: its parameters, and the stages that use them.

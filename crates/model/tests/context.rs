@@ -120,7 +120,7 @@ fn same(architecture: &Architecture, layout: Layout, ranks: &[Trace], expected: 
 
 #[rstest]
 fn a_cut_sequence_gives_what_one_rank_gives(
-    #[values(ArchitectureName::Gpt2, ArchitectureName::Llama)] name: ArchitectureName,
+    #[values(ArchitectureName::Gpt2, ArchitectureName::Llama, ArchitectureName::Bert)] name: ArchitectureName,
     #[values(Form::Ring, Form::AllToAll)] form: Form,
     #[values(0.0, 0.2)] dropout: f64,
 ) {

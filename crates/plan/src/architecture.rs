@@ -35,7 +35,7 @@ pub struct Architecture {
     pub tie_embeddings: bool,
     /// Dropout probability.
     pub dropout: f64,
-    /// Whether linear layers, and in gpt2 the norms, carry a bias.
+    /// Whether linear layers, and all norms but llama's, carry a bias.
     pub bias: bool,
     /// Which projections of the attention carry a bias, where that is not what `bias` says.
     #[serde(default)]
@@ -43,7 +43,13 @@ pub struct Architecture {
     /// How many positions a query sees, its own among them, where it does not see all.
     #[serde(default)]
     pub window: Option<usize>,
-    /// Base of the rotary angles; without effect in gpt2.
+    /// How many types of tokens there are; 0 in all families but bert.
+    #[serde(default)]
+    pub token_types: usize,
+    /// Whether there is a head for whole sequences: does the second half follow the first?
+    #[serde(default)]
+    pub next_sentence: bool,
+    /// Base of the rotary angles; without effect where positions are learned.
     pub rope_theta: f64,
     /// Scaling of the rotary angles.
     pub rope_scaling: Option<RopeScaling>,
@@ -61,8 +67,8 @@ impl Architecture {
     /// model.
     pub fn resolve(config: &ModelConfig, tokenizer_vocab: usize, seq: usize) -> Result<Self> {
         let name = config.architecture;
-        let gpt2 = name == ArchitectureName::Gpt2;
-        let bias = config.bias.unwrap_or(gpt2);
+        let llama = name == ArchitectureName::Llama;
+        let bias = config.bias.unwrap_or(!llama);
         let or = |value: usize, default: usize| if value == 0 { default } else { value };
         positive("model.hidden", config.hidden)?;
         positive("model.heads", config.heads)?;
@@ -76,11 +82,16 @@ impl Architecture {
             ffn: or(config.ffn, default_ffn(name, config.hidden)),
             vocab: or(config.vocab, tokenizer_vocab),
             max_seq: or(config.max_seq, seq),
-            tie_embeddings: config.tie_embeddings.unwrap_or(gpt2),
+            tie_embeddings: config.tie_embeddings.unwrap_or(!llama),
             dropout: config.dropout,
             bias,
             attention_bias: config.attention_bias.filter(|&chosen| chosen != AttentionBias::like(bias)),
             window: Some(config.window).filter(|&window| window > 0),
+            token_types: match name {
+                ArchitectureName::Bert => or(config.token_types, 2),
+                _ => config.token_types,
+            },
+            next_sentence: config.next_sentence,
             rope_theta: config.rope_theta,
             rope_scaling: config.rope_scaling.clone(),
             norm_eps: config.norm_eps,
@@ -99,7 +110,7 @@ impl Architecture {
     ///
     /// # Errors
     /// [`Error::Zero`], [`Error::NotDivisible`] (key/value heads), [`Error::OddHeadDim`], [`Error::NoRotary`],
-    /// [`Error::OutOfRange`] (dropout, norm_eps, rope_theta, rope_scaling), [`Error::TooLarge`].
+    /// [`Error::NotOfFamily`], [`Error::OutOfRange`] (dropout, norm_eps, rope_theta, rope_scaling), [`Error::TooLarge`].
     pub fn check(&self) -> Result<()> {
         self.check_sizes()?;
         if !self.heads.is_multiple_of(self.kv_heads) {
@@ -112,6 +123,7 @@ impl Architecture {
             });
         }
         self.check_rotary()?;
+        self.check_types()?;
         let above = "finite and above 0";
         within("model.norm_eps", self.norm_eps, above, self.norm_eps > 0.0)?;
         within("model.dropout", self.dropout, "at least 0 and below 1", (0.0..1.0).contains(&self.dropout))
@@ -130,8 +142,17 @@ impl Architecture {
         limited("model parameters", self.estimate(), MOST_ELEMENTS)
     }
 
+    /// Refuses what only one family has.
+    fn check_types(&self) -> Result<()> {
+        let set = [("model.token_types", self.token_types > 0), ("model.next_sentence", self.next_sentence)];
+        match (self.name, set.into_iter().find(|(_, set)| *set)) {
+            (ArchitectureName::Bert, _) | (_, None) => Ok(()),
+            (_, Some((what, _))) => Err(Error::NotOfFamily { what, family: "bert" }),
+        }
+    }
+
     fn check_rotary(&self) -> Result<()> {
-        if self.name == ArchitectureName::Gpt2 {
+        if self.name != ArchitectureName::Llama {
             return self.rope_scaling.as_ref().map_or(Ok(()), |_| Err(Error::NoRotary));
         }
         if !self.head_dim.is_multiple_of(2) {
@@ -156,6 +177,11 @@ impl Architecture {
         }
     }
 
+    /// Says whether a position sees those before it alone, and the next token is what is learned.
+    pub fn causal(&self) -> bool {
+        self.name != ArchitectureName::Bert
+    }
+
     /// Returns which projections of the attention carry a bias.
     pub fn attention_biases(&self) -> AttentionBias {
         self.attention_bias.unwrap_or(AttentionBias::like(self.bias))
@@ -163,11 +189,11 @@ impl Architecture {
 
     /// Bounds the number of elements from above, in floating point, so that it cannot overflow.
     fn estimate(&self) -> f64 {
-        let [d, l, h, k, f, v, s] =
-            [self.hidden, self.layers, self.heads, self.head_dim, self.ffn, self.vocab, self.max_seq]
+        let [d, l, h, k, f, v, s, t] =
+            [self.hidden, self.layers, self.heads, self.head_dim, self.ffn, self.vocab, self.max_seq, self.token_types]
                 .map(|size| size as f64);
-        // The ones added to widths make room for biases and norms.
-        (d + 1.0) * (2.0 * v + s + 2.0) + l * (d + 4.0) * (4.0 * (h * k + 1.0) + 3.0 * (f + 1.0))
+        // The ones added to widths make room for biases and norms, the last widths for bert's heads.
+        (d + 1.0) * (2.0 * v + s + t + 2.0 * d + 8.0) + l * (d + 4.0) * (4.0 * (h * k + 1.0) + 3.0 * (f + 1.0))
     }
 
     /// Returns the configuration that resolves to this very architecture.
@@ -188,6 +214,8 @@ impl Architecture {
             bias: Some(self.bias),
             attention_bias: self.attention_bias,
             window: self.window.unwrap_or(0),
+            token_types: self.token_types,
+            next_sentence: self.next_sentence,
             rope_theta: self.rope_theta,
             rope_scaling: self.rope_scaling.clone(),
             norm_eps: self.norm_eps,
@@ -213,11 +241,13 @@ impl Architecture {
                 .map(|size| size as f64);
         let mlp_matrices = match self.name {
             ArchitectureName::Llama => 3.0,
-            ArchitectureName::Gpt2 => 2.0,
+            ArchitectureName::Gpt2 | ArchitectureName::Bert => 2.0,
         };
         let layer = d * k * (2.0 * h + 2.0 * kv) + mlp_matrices * d * f;
         let keys = self.window.map_or(seq, |window| window.min(seq)) as f64;
-        6.0 * (l * layer + d * v) + 12.0 * l * h * k * keys
+        // Bert's head multiplies by a square matrix first; what is done once a sequence is left out.
+        let head = if self.name == ArchitectureName::Bert { d * (d + v) } else { d * v };
+        6.0 * (l * layer + head) + 12.0 * l * h * k * keys
     }
 }
 
@@ -252,7 +282,7 @@ fn head_dim(config: &ModelConfig) -> Result<usize> {
 /// Returns the family's usual MLP width: `4·hidden`, or two thirds of it where a gate joins, rounded up to 32.
 fn default_ffn(name: ArchitectureName, hidden: usize) -> usize {
     match name {
-        ArchitectureName::Gpt2 => hidden.saturating_mul(4),
+        ArchitectureName::Gpt2 | ArchitectureName::Bert => hidden.saturating_mul(4),
         ArchitectureName::Llama => {
             let two_thirds = hidden.saturating_mul(8).div_ceil(3);
             two_thirds.checked_next_multiple_of(32).unwrap_or(two_thirds)

@@ -231,8 +231,7 @@ impl Arrangement {
 
 /// Says in which part of a model a parameter lies: before the layers, in one, or after them.
 fn part(parameter: &PartitionedParameter) -> (bool, Option<usize>) {
-    let entrance = ["embedding.", "positions."].iter().any(|name| parameter.spec.name.starts_with(name));
-    (entrance, parameter.spec.layer)
+    (parameter.spec.is_entrance(), parameter.spec.layer)
 }
 
 /// Says whether a parameter is stacked on the one before it: both are of one kind ("weight", "bias") and one layer, and

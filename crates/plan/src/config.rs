@@ -18,6 +18,9 @@ pub enum ArchitectureName {
     Llama,
     /// LayerNorm, learned positions, GELU, biases.
     Gpt2,
+    /// LayerNorm behind each half of a layer, learned positions, token types, exact GELU, biases, attention in both
+    /// directions; trained on masked tokens.
+    Bert,
 }
 
 /// A rotary-position scaling rule.
@@ -73,25 +76,28 @@ pub struct ModelConfig {
     pub heads: usize,
     /// Number of key/value heads; 0: as many as `heads`.
     pub kv_heads: usize,
-    /// Hidden width of the MLP; 0: `4·hidden` (gpt2), or two thirds of that rounded up to a multiple of 32 (llama).
+    /// Hidden width of the MLP; 0: `4·hidden` (gpt2, bert), or two thirds of that rounded up to a multiple of 32 (llama).
     pub ffn: usize,
     /// Vocabulary size; 0: the tokenizer's.
     pub vocab: usize,
     /// Longest sequence; 0: `train.seq`.
     pub max_seq: usize,
-    /// Whether the head is the embedding's matrix; unset: true for gpt2, false for llama.
+    /// Whether the head is the embedding's matrix; unset: false for llama alone.
     pub tie_embeddings: Option<bool>,
     /// Dropout probability.
     pub dropout: f64,
     /// Width of one head; 0: `hidden / heads`.
     pub head_dim: usize,
-    /// Whether linear layers (and LayerNorm) carry a bias; unset: true for gpt2, false for llama. `attention_bias` goes before
-    /// it.
+    /// Whether linear layers (and LayerNorm) carry a bias; unset: false for llama alone. `attention_bias` goes before it.
     pub bias: Option<bool>,
     /// Which projections of the attention carry a bias; unset: all where `bias` holds, else none.
     pub attention_bias: Option<AttentionBias>,
     /// How many positions a query sees, its own and those before it; 0: all.
     pub window: usize,
+    /// How many types of tokens there are, in bert; 0: 2.
+    pub token_types: usize,
+    /// Whether a second head tells if a sequence's second half follows its first, in bert.
+    pub next_sentence: bool,
     /// Base of the rotary angles.
     pub rope_theta: f64,
     /// Scaling of the rotary angles.
@@ -118,6 +124,8 @@ impl Default for ModelConfig {
             bias: None,
             attention_bias: None,
             window: 0,
+            token_types: 0,
+            next_sentence: false,
             rope_theta: 10_000.0,
             rope_scaling: None,
             norm_eps: 1e-5,

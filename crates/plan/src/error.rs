@@ -87,8 +87,17 @@ pub enum Error {
     },
 
     /// A setting of rotary positions in a family that has none.
-    #[error("model.rope_scaling is set, and gpt2 has no rotary positions")]
+    #[error("model.rope_scaling is set, and only llama has rotary positions")]
     NoRotary,
+
+    /// A setting of another family.
+    #[error("{what} is set, and only {family} has it")]
+    NotOfFamily {
+        /// The setting's key.
+        what: &'static str,
+        /// The family that has it.
+        family: &'static str,
+    },
 
     /// A vocabulary too small for the tokenizer.
     #[error("model.vocab {vocab} is less than the tokenizer's {tokenizer} tokens")]

@@ -28,6 +28,12 @@ pub struct ParameterSpec {
 }
 
 impl ParameterSpec {
+    /// Says whether it lies before the layers.
+    pub fn is_entrance(&self) -> bool {
+        let names = ["embedding.", "positions.", "token_types.", "embedding_norm."];
+        names.iter().any(|name| self.name.starts_with(name))
+    }
+
     /// Counts the elements of the full tensor.
     pub fn elements(&self) -> usize {
         self.shape.iter().product()
@@ -39,8 +45,8 @@ impl ParameterSpec {
 #[serde(rename_all = "snake_case", tag = "along")]
 #[non_exhaustive]
 pub enum Cut {
-    /// Not cut. Such parameters meet activations that sequence parallelism cuts: norms, learned positions, and the
-    /// biases of row-parallel layers.
+    /// Not cut. Such parameters meet activations that sequence parallelism cuts: norms, learned positions and types, the
+    /// biases of row-parallel layers, and small matrices of bert's heads.
     Nothing,
     /// Dim 0 by token, padded where it does not divide.
     Vocabulary,
@@ -107,21 +113,67 @@ struct List<'a> {
 
 impl List<'_> {
     fn model(&mut self) {
-        let &Architecture { name, hidden: d, vocab: v, max_seq, layers, tie_embeddings, .. } = self.architecture;
+        let &Architecture { name, hidden: d, vocab: v, max_seq, token_types, .. } = self.architecture;
         let normal = Init::Normal { std: STD };
         self.push("embedding.weight", &[v, d], Cut::Vocabulary, normal);
-        if name == ArchitectureName::Gpt2 {
+        if name != ArchitectureName::Llama {
             self.push("positions.weight", &[max_seq, d], Cut::Nothing, normal);
         }
-        for layer in 0..layers {
+        if name == ArchitectureName::Bert {
+            self.push("token_types.weight", &[token_types, d], Cut::Nothing, normal);
+            self.norm("embedding_norm");
+        }
+        self.layers();
+        match name {
+            ArchitectureName::Bert => self.masked_head(),
+            ArchitectureName::Llama | ArchitectureName::Gpt2 => self.norm("final_norm"),
+        }
+        if !self.architecture.tie_embeddings {
+            self.push("head.weight", &[v, d], Cut::Vocabulary, normal);
+        }
+        if name == ArchitectureName::Bert && self.architecture.bias {
+            self.push("head.bias", &[v], Cut::Vocabulary, Init::Zeros);
+        }
+        if self.architecture.next_sentence {
+            self.dense("pooler", [d, d]);
+            self.dense("next_sentence", [2, d]);
+        }
+    }
+
+    /// Adds the layers, with norms before or behind each half.
+    fn layers(&mut self) {
+        for layer in 0..self.architecture.layers {
             self.layer = Some(layer);
-            self.attention();
-            self.mlp();
+            match self.architecture.name {
+                ArchitectureName::Bert => {
+                    self.attention();
+                    self.norm("attention_norm");
+                    self.mlp();
+                    self.norm("mlp_norm");
+                }
+                ArchitectureName::Llama | ArchitectureName::Gpt2 => {
+                    self.norm("attention_norm");
+                    self.attention();
+                    self.norm("mlp_norm");
+                    self.mlp();
+                }
+            }
         }
         self.layer = None;
-        self.norm("final_norm");
-        if !tie_embeddings {
-            self.push("head.weight", &[v, d], Cut::Vocabulary, normal);
+    }
+
+    /// Adds what a masked language model does before it compares with the vocabulary.
+    fn masked_head(&mut self) {
+        let d = self.architecture.hidden;
+        self.dense("head.dense", [d, d]);
+        self.norm("head.norm");
+    }
+
+    /// Adds a linear layer that is whole on every rank.
+    fn dense(&mut self, name: &str, shape: [usize; 2]) {
+        self.push(&format!("{name}.weight"), &shape, Cut::Nothing, Init::Normal { std: STD });
+        if self.architecture.bias {
+            self.push(&format!("{name}.bias"), &shape[..1], Cut::Nothing, Init::Zeros);
         }
     }
 
@@ -130,7 +182,6 @@ impl List<'_> {
         let queries = ("attention.query", h * k, Cut::QueryHeads { dim: 0 });
         let keys = ("attention.key", kv * k, Cut::KeyValueHeads);
         let values = ("attention.value", kv * k, Cut::KeyValueHeads);
-        self.norm("attention_norm");
         let biases = self.architecture.attention_biases();
         self.entrance(&[queries, keys, values], biases != AttentionBias::None);
         self.exit("attention.output", [d, h * k], Cut::QueryHeads { dim: 1 }, biases == AttentionBias::All);
@@ -140,10 +191,9 @@ impl List<'_> {
         let &Architecture { name, hidden: d, ffn: f, bias, .. } = self.architecture;
         let gate = ("mlp.gate", f, Cut::Hidden { dim: 0 });
         let up = ("mlp.up", f, Cut::Hidden { dim: 0 });
-        self.norm("mlp_norm");
         match name {
             ArchitectureName::Llama => self.entrance(&[gate, up], bias),
-            ArchitectureName::Gpt2 => self.entrance(&[up], bias),
+            ArchitectureName::Gpt2 | ArchitectureName::Bert => self.entrance(&[up], bias),
         }
         self.exit("mlp.down", [d, f], Cut::Hidden { dim: 1 }, bias);
     }
@@ -174,7 +224,7 @@ impl List<'_> {
     fn norm(&mut self, name: &str) {
         let &Architecture { name: family, hidden: d, bias, .. } = self.architecture;
         self.push(&format!("{name}.weight"), &[d], Cut::Nothing, Init::Ones);
-        if bias && family == ArchitectureName::Gpt2 {
+        if bias && family != ArchitectureName::Llama {
             self.push(&format!("{name}.bias"), &[d], Cut::Nothing, Init::Zeros);
         }
     }

@@ -67,7 +67,7 @@ impl Partition {
         let held = |parameter: &&PartitionedParameter| match (parameter.spec.layer, parameter.spec.name.as_str()) {
             (Some(layer), _) => layers.iter().any(|range| range.contains(&layer)),
             (None, "embedding.weight") => rank == first || (tied && rank == last),
-            (None, "positions.weight") => rank == first,
+            (None, _) if parameter.spec.is_entrance() => rank == first,
             (None, _) => rank == last,
         };
         let marked = |parameter: &PartitionedParameter| {

@@ -276,13 +276,15 @@ impl Costs {
         ]
         .map(|size| size as u128);
         // Each row's gradient is added to its table; learned positions are added to the rows too.
-        let (mlp_matrices, first) = match architecture.name {
-            ArchitectureName::Llama => (3, d),
-            ArchitectureName::Gpt2 => (2, 3 * d),
+        let (mlp_matrices, first, head) = match architecture.name {
+            ArchitectureName::Llama => (3, d, v),
+            ArchitectureName::Gpt2 => (2, 3 * d, v),
+            // Types are added too, and the sum is normed; the head multiplies by a square matrix first.
+            ArchitectureName::Bert => (2, 17 * d, d + v),
         };
         let layer = 6 * (d * k * (2 * h + 2 * kv) + mlp_matrices * d * f) + 12 * h * k * s;
         // A norm squares, adds and multiplies twice; backward is twice that.
-        Self { first, layer, last: 6 * d * v + 12 * d }
+        Self { first, layer, last: 6 * d * head + 12 * d }
     }
 
     /// Deals layers one by one, each to the stage that is cheapest with it.

@@ -131,6 +131,9 @@ impl Count<'_> {
         if self.holds(self.schedule.stages.count() - 1) {
             // The largest logit; the sum of exponentials and the target's logit.
             bytes += all + 2 * own + 3 * self.tokens() * self.workload.precision.state_bytes();
+            // The sequences' loss, known to the rank that holds their first token.
+            let told = self.workload.sequence_parallel && self.partition.architecture.next_sentence;
+            bytes += if told { self.workload.precision.state_bytes() } else { 0 };
         }
         bytes * self.schedule.micro_batches + self.completion() + SCALAR
     }

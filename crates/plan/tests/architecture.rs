@@ -10,6 +10,10 @@ fn gpt2() -> ModelConfig {
     ModelConfig { architecture: ArchitectureName::Gpt2, ..ModelConfig::default() }
 }
 
+fn bert() -> ModelConfig {
+    ModelConfig { architecture: ArchitectureName::Bert, ..ModelConfig::default() }
+}
+
 fn resolve(config: &ModelConfig) -> Architecture {
     Architecture::resolve(config, 257, 64).unwrap()
 }
@@ -48,7 +52,7 @@ fn what_is_given_is_kept() {
 
 #[test]
 fn the_configuration_of_an_architecture_resolves_to_it() {
-    for config in [llama(), gpt2()] {
+    for config in [llama(), gpt2(), bert()] {
         let architecture = resolve(&config);
         assert_eq!(Architecture::resolve(&architecture.to_config(), 1, 1).unwrap(), architecture);
     }
@@ -212,6 +216,46 @@ fn llama_parameters_come_in_order() {
 }
 
 #[test]
+fn bert_parameters_come_in_order() {
+    let names = names(&resolve(&ModelConfig { layers: 1, next_sentence: true, ..bert() }));
+    let expected = [
+        "embedding.weight",
+        "positions.weight",
+        "token_types.weight",
+        "embedding_norm.weight",
+        "embedding_norm.bias",
+        "layers.0.attention.query.weight",
+        "layers.0.attention.key.weight",
+        "layers.0.attention.value.weight",
+        "layers.0.attention.query.bias",
+        "layers.0.attention.key.bias",
+        "layers.0.attention.value.bias",
+        "layers.0.attention.output.weight",
+        "layers.0.attention.output.bias",
+        "layers.0.attention_norm.weight",
+        "layers.0.attention_norm.bias",
+        "layers.0.mlp.up.weight",
+        "layers.0.mlp.up.bias",
+        "layers.0.mlp.down.weight",
+        "layers.0.mlp.down.bias",
+        "layers.0.mlp_norm.weight",
+        "layers.0.mlp_norm.bias",
+        "head.dense.weight",
+        "head.dense.bias",
+        "head.norm.weight",
+        "head.norm.bias",
+        "head.bias",
+        "pooler.weight",
+        "pooler.bias",
+        "next_sentence.weight",
+        "next_sentence.bias",
+    ];
+    assert_eq!(names, expected);
+    let refused = refusal(&ModelConfig { next_sentence: true, ..gpt2() });
+    assert_eq!(refused.to_string(), "model.next_sentence is set, and only bert has it");
+}
+
+#[test]
 fn the_attention_may_have_other_biases_than_the_rest() {
     let biases = |attention_bias: Option<AttentionBias>, bias: bool| {
         let config = ModelConfig { layers: 1, attention_bias, bias: Some(bias), ..llama() };
@@ -276,6 +320,9 @@ fn published_models_count_as_published() {
     // GPT-2 small: 124,439,808 (Radford et al. 2019, as released).
     let gpt2 = ModelConfig { hidden: 768, layers: 12, heads: 12, ..gpt2() };
     assert_eq!(Architecture::resolve(&gpt2, 50_257, 1024).unwrap().parameter_count(), 124_439_808);
+    // BERT base, uncased, with both heads: 110,106,428 (Devlin et al. 2019, as released).
+    let base = ModelConfig { hidden: 768, layers: 12, heads: 12, next_sentence: true, ..bert() };
+    assert_eq!(Architecture::resolve(&base, 30_522, 512).unwrap().parameter_count(), 110_106_428);
     // Llama 2 7B: 6,738,415,616; Llama 3 8B, with grouped queries: 8,030,261,248 (both as released).
     let llama2 = ModelConfig { hidden: 4096, layers: 32, heads: 32, ffn: 11_008, ..llama() };
     assert_eq!(Architecture::resolve(&llama2, 32_000, 4096).unwrap().parameter_count(), 6_738_415_616);

@@ -86,7 +86,7 @@ fn unknown_keys_are_named_with_the_known_ones() {
     let error = toml::from_str::<ModelConfig>("rope_scaling = { kind = 'linear', factr = 2.0 }").unwrap_err();
     assert!(error.message().contains("unknown field `factr`"), "{error}");
     let error = toml::from_str::<ModelConfig>("architecture = 'mamba'").unwrap_err();
-    assert!(error.message().contains("unknown variant `mamba`, expected `llama` or `gpt2`"), "{error}");
+    assert!(error.message().contains("unknown variant `mamba`, expected one of `llama`, `gpt2`, `bert`"), "{error}");
 }
 
 #[test]

@@ -10,7 +10,7 @@ use std::time::Instant;
 use mp_comm::{Communicator, Rank, Tag};
 use mp_model::collective::{start_receive, start_send, Arriving};
 use mp_model::deferral::DeferredProducts;
-use mp_model::{Model, Pass, Stage};
+use mp_model::{Goal, Model, Pass, Stage};
 use mp_plan::{Payload, Stages, Step};
 use mp_runtime::{autograd, Tensor};
 
@@ -29,10 +29,8 @@ pub struct Line<'a> {
 pub struct MicroBatch<'a> {
     /// What the stages compute on.
     pub pass: Pass<'a>,
-    /// `[b, s]`; what the last stage is to predict.
-    pub targets: &'a Tensor,
-    /// What its loss is multiplied with.
-    pub share: f64,
+    /// What the last stage is to bring about.
+    pub goal: Goal<'a>,
     /// The shape of the activations between stages.
     pub shape: [i64; 3],
 }
@@ -179,8 +177,7 @@ impl<'a> Flight<'a> {
         let work = &self.micro_batches[micro_batch];
         let mut output = stage.forward(&work.pass, input.as_ref())?;
         if self.line.stages.is_last(index) {
-            let sum = stage.loss_sum(&output, work.targets)?;
-            output = sum.f_mul_scalar(work.share).map_err(mp_runtime::Error::from)?;
+            output = stage.loss(&output, &work.pass, &work.goal)?;
             self.loss += output.double_value(&[]);
         } else {
             self.hand_over(Payload::Activation, index, micro_batch, &output)?;

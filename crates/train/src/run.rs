@@ -25,7 +25,7 @@ use crate::saving::{Saved, Saver};
 use crate::standing::Standing;
 use crate::state;
 use crate::step::{Trainer, Work};
-use crate::text::Text;
+use crate::text::{vocabulary, Text};
 use crate::weights;
 use crate::{Config, Error, Result};
 
@@ -101,7 +101,7 @@ impl<'a> Run<'a> {
     ) -> Result<Self> {
         let input = || -> Result<_> {
             let tokenizer = Tokenizer::load(&config.data.tokenizer)?;
-            let layout = Layout::new(config, tokenizer.vocab_size(), world.size())?;
+            let layout = Layout::new(config, vocabulary(config, &tokenizer), world.size())?;
             let text = Text::open(config, &tokenizer, layout.partition.architecture.vocab)?;
             if !config.checkpoint.resume {
                 text.check(config.train.steps.saturating_mul(config.train.global_batch as u64))?;
@@ -343,7 +343,7 @@ impl<'a> Run<'a> {
         };
         let sample = match reason {
             EndReason::Signal => None,
-            EndReason::Finished | EndReason::Patience => Some(self.sample()?),
+            EndReason::Finished | EndReason::Patience => self.sample()?,
         };
         let told = self.tell(Record::End(EndRecord { step: self.step, reason }));
         let kept = match (&sample, self.metrics.is_some()) {
@@ -358,8 +358,11 @@ impl<'a> Run<'a> {
         Ok(report)
     }
 
-    /// Lets the first data rank's model write a text; the other ranks wait and get an empty one.
-    fn sample(&self) -> Result<String> {
+    /// Lets the first data rank's model write a text, where it learned to; the other ranks wait and get an empty one.
+    fn sample(&self) -> Result<Option<String>> {
+        if !self.layout.partition.architecture.causal() {
+            return Ok(None);
+        }
         let sampling =
             Sampling { tokens: SAMPLE_TOKENS, temperature: SAMPLE_TEMPERATURE, seed: self.config.train.seed };
         let world = self.world();
@@ -373,7 +376,7 @@ impl<'a> Run<'a> {
             }
             false => Ok(String::new()),
         };
-        agree(&*world, text)
+        agree(&*world, text).map(Some)
     }
 }
 

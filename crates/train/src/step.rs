@@ -10,7 +10,7 @@ use mp_model::context::Context;
 use mp_model::faults;
 use mp_model::pass::{DropoutKey, Positions};
 use mp_model::regions::{Between, TensorGroup};
-use mp_model::{Model, Parameters, Pass};
+use mp_model::{Goal, Model, Parameters, Pass};
 use mp_plan::{Partition, Schedule, Step};
 use mp_runtime::{Device, Tensor};
 
@@ -246,6 +246,7 @@ impl Passes {
             targets: put(&batch.targets)?,
             segments: batch.segments.as_ref().map(|ids| place(&full(ids)?)).transpose()?,
             token_types: batch.token_types.as_ref().map(|ids| put(ids)).transpose()?,
+            labels: batch.labels.as_ref().map(|labels| place(&Tensor::from_slice(labels))).transpose()?,
             positions: self.method.context.positions(batch.seq)?,
         })
     }
@@ -271,8 +272,11 @@ impl Passes {
         let micro_batch = |(batch, own): (&Batch, &'a Own)| {
             let made = MicroBatch {
                 pass: Pass { first_sample, dropout, ..own.pass() },
-                targets: &own.targets,
-                share,
+                goal: Goal {
+                    targets: &own.targets,
+                    share,
+                    sentences: own.labels.as_ref().map(|labels| (labels, 1.0 / work.global_batch as f64)),
+                },
                 shape: self.activation_shape(batch.batch, own.positions.count()),
             };
             first_sample += batch.batch;
@@ -344,6 +348,8 @@ pub struct Own {
     pub segments: Option<Tensor>,
     /// The tokens' types, `[b, s / cp]`.
     pub token_types: Option<Tensor>,
+    /// What each sequence is to be told as, `[b]`.
+    pub labels: Option<Tensor>,
     /// Where in their sequences they stand.
     pub positions: Positions,
 }

@@ -4,10 +4,11 @@ use std::path::Path;
 use std::sync::Arc;
 
 use mp_data::{open, open_whole, seed_of, Attend, Blend, Ingredient, Part, SampleSource, Split, TextSource, Tokenizer};
-use mp_data::{Sample, Validation, Windows};
+use mp_data::{MaskedSource, Masking, Sample, Validation, Windows};
+use mp_plan::ArchitectureName;
 
 use crate::config::{BlendConfig, DataConfig};
-use crate::{Config, Result};
+use crate::{Config, Error, Result};
 
 /// The data of a run, opened.
 pub struct Text {
@@ -46,11 +47,17 @@ impl Text {
                 (blend, held_out)
             }
         };
+        let masking = masking(config, tokenizer);
+        let source = masked(source, config, masking)?;
         source.sample(0, &mut Sample::default())?;
         let validation_tokens = held_out.iter().map(Part::len).sum();
         let windows = match held_out.is_empty() {
             true => None,
             false => Some(Windows::of_parts(held_out, seq, attend)?),
+        };
+        let windows = match (windows, masking) {
+            (Some(windows), Some(masking)) => Some(windows.masked(masking)?),
+            (windows, _) => windows,
         };
         Ok(Self { source, windows, validation_tokens, limits })
     }
@@ -62,6 +69,27 @@ impl Text {
     pub fn check(&self, samples: u64) -> Result<()> {
         Ok(self.limits.as_ref().map_or(Ok(()), |blend| blend.check(samples))?)
     }
+}
+
+/// Returns the least vocabulary for a run's tokens: the tokenizer's, and what masked samples need beside them.
+pub fn vocabulary(config: &Config, tokenizer: &Tokenizer) -> usize {
+    masking(config, tokenizer).map_or_else(|| tokenizer.vocab_size(), |masking| masking.vocab_size())
+}
+
+/// Says how tokens are hidden, for a model that learns so.
+fn masking(config: &Config, tokenizer: &Tokenizer) -> Option<Masking> {
+    (config.model.architecture == ArchitectureName::Bert).then(|| Masking::new(tokenizer, config.train.seed))
+}
+
+/// Hides tokens where the model learns so.
+fn masked(source: Arc<dyn SampleSource>, config: &Config, masking: Option<Masking>) -> Result<Arc<dyn SampleSource>> {
+    let Some(masking) = masking else { return Ok(source) };
+    let pairs = config.model.next_sentence;
+    if pairs && !config.data.attend_across {
+        let rule = "must be true with `model.next_sentence`, whose halves attend to each other".to_string();
+        return Err(Error::Config { key: "data.attend_across", value: "false".into(), rule });
+    }
+    Ok(Arc::new(MaskedSource::new(source, masking, pairs)?))
 }
 
 /// Opens the sources of a blend, and what is held out: a fraction of each, or data of its own.

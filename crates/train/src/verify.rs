@@ -28,6 +28,7 @@ use mp_runtime::Device;
 
 use crate::agree::agree;
 use crate::config::Precision;
+use crate::text::vocabulary;
 use crate::{Config, Result};
 
 pub use case::{Case, GRAMMAR};
@@ -54,7 +55,7 @@ pub fn verify(
 ) -> Result<Report> {
     let prepared = || -> Result<(Shrunk, Vec<Case>)> {
         let tokenizer = Tokenizer::load(&config.data.tokenizer)?;
-        let shrunk = Shrunk::new(config, tokenizer.vocab_size(), world.size())?;
+        let shrunk = Shrunk::new(config, vocabulary(config, &tokenizer), world.size())?;
         let cases = which.cases(world.size(), &shrunk)?;
         Ok((shrunk, cases))
     };

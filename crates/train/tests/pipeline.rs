@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Arc;
 
 use mp_comm::threads;
-use mp_model::{Model, Parameters, Pass, Stage};
+use mp_model::{Goal, Model, Parameters, Pass, Stage};
 use mp_plan::{Architecture, Degrees, Mesh, ModelConfig, Partition, Schedule, ScheduleName, Stages};
 use mp_runtime::{autograd, Device, Kind, Precision, Tensor};
 use mp_train::pipeline::{forward_only, Flight, Line, MicroBatch};
@@ -69,6 +69,10 @@ impl Stage for Toy {
         Ok(hidden.f_sum(None)?)
     }
 
+    fn loss(&self, hidden: &Tensor, _pass: &Pass<'_>, goal: &Goal<'_>) -> mp_model::Result<Tensor> {
+        Ok(self.loss_sum(hidden, goal.targets)?.f_mul_scalar(goal.share)?)
+    }
+
     fn logits(&self, hidden: &Tensor) -> mp_model::Result<Tensor> {
         Ok(hidden.shallow_clone())
     }
@@ -99,8 +103,11 @@ fn check(name: ScheduleName, pp: usize, micro_batches: usize) {
         let model = model((0..chunks).map(toy).collect());
         let tokens: Vec<Tensor> =
             (0..micro_batches).map(|at| Tensor::from_slice(&[at as i64 + 1]).view([1, 1])).collect();
-        let micro_batch =
-            |tokens| MicroBatch { pass: Pass::evaluation(tokens), targets: tokens, share: 0.5, shape: [1, 1, 1] };
+        let micro_batch = |tokens| MicroBatch {
+            pass: Pass::evaluation(tokens),
+            goal: Goal { targets: tokens, share: 0.5, sentences: None },
+            shape: [1, 1, 1],
+        };
         let line = Line { stages, group: &*group };
         let steps = &schedule.ranks[rank];
         let mut flight = Flight::new(line, &model, tokens.iter().map(micro_batch).collect(), steps)?;

@@ -9,6 +9,7 @@ use mp_runtime::Device;
 use mp_train::config::Precision;
 use mp_train::verify::{verify, Case, Listener, Report, Verdict, Which, LIMIT, NOISE_LIMIT};
 use mp_train::{Config, Result};
+use rstest::rstest;
 
 /// Writes down what it hears.
 #[derive(Default)]
@@ -66,6 +67,17 @@ fn llama_in_single_precision() {
 fn gpt2_in_bfloat16() {
     let sets = ["model.architecture=gpt2", "train.precision=bf16", "optimizer.name=sgd"];
     passes(4, &sets, "tp2dp2zero2 sp,pp4 zb-h1,pp2 gpipe mb1,tp2cp2");
+}
+
+#[rstest]
+#[case::masked_alone(&["model.tie_embeddings=false", "model.dropout=0.1"], "tp4,cp4,cp2tp2 sp,pp2dp2 zb-h1,dp4zero3 full")]
+#[case::with_sentences(
+    &["model.next_sentence=true"],
+    "tp4 sp,tp2pp2 zb-v sp full,dp4zero3,pp2dp2zero1 interleaved,cp2tp2 sp selective,cp2dp2zero2 a2a"
+)]
+fn bert(#[case] more: &[&str], #[case] layouts: &str) {
+    let sets = [&["model.architecture=bert", "train.precision=fp64"], more].concat();
+    passes(4, &sets, layouts);
 }
 
 #[test]

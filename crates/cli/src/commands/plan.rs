@@ -4,6 +4,7 @@ use std::path::Path;
 
 use mp_data::Tokenizer;
 use mp_train::layout::Layout;
+use mp_train::text::vocabulary;
 use mp_train::Error;
 
 use crate::args::Plan;
@@ -28,7 +29,7 @@ pub fn run(args: &Plan, world: &World) -> Result<(), Failure> {
     }
     let config = args.configuration.load()?;
     let tokenizer = Tokenizer::load(&config.data.tokenizer).map_err(Error::from)?;
-    let layout = Layout::new(&config, tokenizer.vocab_size(), ranks)?;
+    let layout = Layout::new(&config, vocabulary(&config, &tokenizer), ranks)?;
     let plan = layout.plan(&config);
     let mut screen = Screen::open(&args.output, true)?;
     let path = args.out.join(FILE);

@@ -78,6 +78,40 @@ impl VocabParallelEmbedding {
     }
 }
 
+/// Adds a learned vector for the type of each token.
+#[derive(Debug)]
+pub struct TokenTypes {
+    weight: Weight,
+    group: TensorGroup,
+}
+
+impl TokenTypes {
+    /// Makes the layer from the whole table, `[types, d]`.
+    pub fn new(weight: Weight, group: &TensorGroup) -> Self {
+        Self { weight, group: group.clone() }
+    }
+
+    /// Adds row `t` to each token of type `t`; without types, row 0 to all.
+    ///
+    /// # Shapes
+    /// - `x`: `[b, s, d]`, or `[b, s / tp, d]`, its part of the sequence
+    /// - `types`: `[b, s]`
+    /// - returns the shape of `x`
+    ///
+    /// # Communication
+    /// None. Under sequence shards the table's gradient is partial: each rank saw its own positions.
+    ///
+    /// # Errors
+    /// [`Error::Runtime`] for a type beyond the table.
+    pub fn forward(&self, x: &Tensor, types: Option<&Tensor>) -> Result<Tensor> {
+        let table = self.weight.tracked()?;
+        let Some(types) = types else { return Ok(x.f_add(&table.f_select(0, 0)?)?) };
+        let own = self.group.positions(types.size()[1] as usize);
+        let types = types.f_narrow(1, own.start as i64, own.len() as i64)?;
+        Ok(x.f_add(&Tensor::f_embedding(&table, &types, -1, false, false)?)?)
+    }
+}
+
 /// Adds a learned vector for each position.
 #[derive(Debug)]
 pub struct LearnedPositions {

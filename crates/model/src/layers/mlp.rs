@@ -10,6 +10,8 @@ use crate::Result;
 pub enum Activation {
     /// GELU in its tanh form: Hendrycks and Gimpel 2016, arXiv:1606.08415, §2.
     Gelu,
+    /// GELU as it is defined, by the error function: Hendrycks and Gimpel 2016, arXiv:1606.08415, §2.
+    ExactGelu,
     /// `silu(gate) · up`, the two halves of the first product: Shazeer 2020, arXiv:2002.05202, eq. 5 with SiLU.
     SwiGlu,
 }
@@ -41,6 +43,7 @@ impl Mlp {
         let wide = self.widen.forward(x)?;
         let active = match self.activation {
             Activation::Gelu => wide.f_gelu("tanh")?,
+            Activation::ExactGelu => wide.f_gelu("none")?,
             Activation::SwiGlu => {
                 let halves = wide.f_chunk(2, 2)?;
                 halves[0].f_silu()?.f_mul(&halves[1])?

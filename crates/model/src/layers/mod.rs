@@ -2,8 +2,10 @@
 
 pub mod attention;
 pub mod cross_entropy;
+pub mod dense;
 pub mod dropout;
 pub mod embedding;
 pub mod linear;
 pub mod mlp;
+pub mod next_sentence;
 pub mod norm;

@@ -1,5 +1,5 @@
-//! The pre-norm residual block that both families share: what differs is the norms, the positions and the perceptron it
-//! is made with.
+//! The residual block that all families share: what differs is the norms and where they stand, the positions and the
+//! perceptron it is made with.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -15,6 +15,15 @@ use crate::regions::TensorGroup;
 use crate::unit::Residence;
 use crate::Result;
 
+/// Where the norm of each half of a block stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NormOrder {
+    /// Before the half, beside the residual stream.
+    Before,
+    /// Behind the sum, in the residual stream.
+    Behind,
+}
+
 /// One transformer layer.
 #[derive(Debug)]
 pub struct Block {
@@ -22,13 +31,15 @@ pub struct Block {
     pub layer: usize,
     /// When its values are there.
     pub residence: Residence,
-    /// Before the attention.
+    /// Where the norms stand.
+    pub order: NormOrder,
+    /// Of the attention's half.
     pub attention_norm: Norm,
     /// The attention.
     pub attention: SelfAttention,
     /// Of the attention's output.
     pub attention_dropout: Dropout,
-    /// Before the perceptron.
+    /// Of the perceptron's half.
     pub mlp_norm: Norm,
     /// The perceptron.
     pub mlp: Mlp,
@@ -37,7 +48,8 @@ pub struct Block {
 }
 
 impl Block {
-    /// Computes `x ← x + attention(norm(x))`, then `x ← x + mlp(norm(x))`.
+    /// Computes `x ← x + attention(norm(x))`, then `x ← x + mlp(norm(x))`; with the norms behind, `x ← norm(x + attention(x))`,
+    /// then `x ← norm(x + mlp(x))`.
     ///
     /// # Shapes
     /// - `x`: `[b, s, d]`, or `[b, s / tp, d]`, its part of the sequence
@@ -47,12 +59,20 @@ impl Block {
     /// Whatever a layer raises.
     ///
     /// # Source
-    /// Radford et al. 2019, §2.3 (norms moved to the input of each sub-block).
+    /// Vaswani et al. 2017, arXiv:1706.03762, §3.1; Radford et al. 2019, §2.3 (norms moved to the input of each sub-block).
     pub fn forward(&self, x: &Tensor, pass: &Pass<'_>, group: &TensorGroup) -> Result<Tensor> {
-        let attended = self.attention.forward(&self.attention_norm.forward(x)?, pass)?;
-        let x = x.f_add(&self.attention_dropout.forward(attended, pass, group)?)?;
-        let widened = self.mlp.forward(&self.mlp_norm.forward(&x)?)?;
-        Ok(x.f_add(&self.mlp_dropout.forward(widened, pass, group)?)?)
+        let attend = |x: &Tensor| self.attention_dropout.forward(self.attention.forward(x, pass)?, pass, group);
+        let widen = |x: &Tensor| self.mlp_dropout.forward(self.mlp.forward(x)?, pass, group);
+        match self.order {
+            NormOrder::Before => {
+                let x = x.f_add(&attend(&self.attention_norm.forward(x)?)?)?;
+                Ok(x.f_add(&widen(&self.mlp_norm.forward(&x)?)?)?)
+            }
+            NormOrder::Behind => {
+                let x = self.attention_norm.forward(&x.f_add(&attend(x)?)?)?;
+                self.mlp_norm.forward(&x.f_add(&widen(&x)?)?)
+            }
+        }
     }
 }
 

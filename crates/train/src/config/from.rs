@@ -10,6 +10,7 @@ use super::layers::{merge, Layers};
 use super::{resume, schema, Config, BYTES};
 use crate::huggingface::Folder;
 use crate::run_folder::{self, CHECKPOINTS};
+use crate::text::vocabulary;
 use crate::{Error, Result};
 
 /// A model of at most so many tokens may well be one of bytes and a few marks between texts.
@@ -67,7 +68,7 @@ fn run(from: &Path) -> Result<Origin> {
     }
     let saved = schema::read(resume::saved(folder)?)?;
     let vocab = match saved.model.vocab {
-        0 => Tokenizer::load(&saved.data.tokenizer)?.vocab_size(),
+        0 => vocabulary(&saved, &Tokenizer::load(&saved.data.tokenizer)?),
         said => said,
     };
     let model = Architecture::resolve(&saved.model, vocab, saved.train.seq)?;

@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use mp_comm::solo::Solo;
 use mp_comm::{Communicator, Rank};
-use mp_data::{Batch, BatchPlan, SampleSource, TextSource, Tokens};
+use mp_data::{Batch, BatchPlan, MaskedSource, Masking, SampleSource, TextSource, Tokens};
 use mp_model::shard;
-use mp_plan::PartitionedParameter;
+use mp_plan::{ArchitectureName, PartitionedParameter};
 use mp_runtime::flat::Flat;
 use mp_runtime::rng::Stream;
 use mp_runtime::{Device, Tensor};
@@ -70,9 +70,9 @@ pub(super) fn train(config: &Config, world: &Arc<dyn Communicator>, device: Devi
     let layout = Layout::new(config, VOCAB, world.size())?;
     let groups = layout.groups(world)?;
     let mut trainer = Allocated::new(config, &layout, &groups, device)?.trainer(config, &layout, groups)?;
-    let source = text(config.train.seq, config.train.seed)?;
+    let source = source(config)?;
     let initial = values(&trainer, length)?;
-    let one = |step| one(&mut trainer, &source, &layout.batches, step, length);
+    let one = |step| one(&mut trainer, &*source, &layout.batches, step, length);
     let steps = (1..=length.steps()).map(one).collect::<Result<_>>()?;
     let name = |parameter: &PartitionedParameter| parameter.spec.name.clone();
     let whole: HashMap<String, usize> = trainer.whole().parameters.iter().map(name).zip(0..).collect();
@@ -123,10 +123,24 @@ fn gathered(trainer: &Trainer, from: &Flat) -> Result<Vec<Tensor>> {
     (0..parameters.partition().parameters.len()).map(gather).collect()
 }
 
+/// Special tokens of a masked model.
+const SPECIAL: usize = 3;
+
+/// Makes samples of a text of random tokens, as the model learns from.
+fn source(config: &Config) -> Result<Box<dyn SampleSource>> {
+    let (seq, seed) = (config.train.seq, config.train.seed);
+    if config.model.architecture != ArchitectureName::Bert {
+        return Ok(Box::new(text(seq, seed, VOCAB)?));
+    }
+    let inner = Arc::new(text(seq, seed, VOCAB - SPECIAL)?);
+    let masking = Masking::plain(VOCAB - SPECIAL, seed);
+    Ok(Box::new(MaskedSource::new(inner, masking, config.model.next_sentence)?))
+}
+
 /// Makes a text of random tokens.
-fn text(seq: usize, seed: u64) -> Result<TextSource> {
+fn text(seq: usize, seed: u64, vocab: usize) -> Result<TextSource> {
     let mut words = vec![0; TEXT];
     Stream::new(seed, "text of a verification", 0).words(0, &mut words);
-    let ids = words.into_iter().map(|word| word % VOCAB as u32).collect();
+    let ids = words.into_iter().map(|word| word % vocab as u32).collect();
     Ok(TextSource::new(Tokens::new("random tokens", ids), seq, seed)?)
 }

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use common::{alone, finish, launcher, send, train, under_way};
+use common::{alone, chapter, finish, launcher, send, train, under_way};
 use mp_train::checkpoint::{self, Section, Verify};
 
 /// A run `runs/a` with checkpoints of steps 1 and 2.
@@ -171,4 +171,12 @@ fn models_go_out_and_come_in_again() {
     train(folder.path(), &["train.name=d", "model.from=runs/b"]).success();
     let ended = there(&["train", "--set", "model.from=out", "--set", "model.hidden=64"]);
     assert!(ended.input_error().contains("its `model.hidden` is 16, not 64"), "{ended:#?}");
+}
+
+#[test]
+fn the_chapter_on_moving_models_works_as_it_stands() {
+    let folder = tempfile::tempdir().unwrap();
+    let said = chapter("huggingface.md", folder.path());
+    assert!(said.contains("small: llama in model.safetensors") && said.contains("done: "), "{said}");
+    assert!(folder.path().join("runs/imported/checkpoints/step-00000000/manifest.json").is_file());
 }

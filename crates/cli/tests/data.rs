@@ -3,26 +3,8 @@
 mod common;
 
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
-use common::alone;
-
-/// Runs the commands of a chapter in one shell, and says what it printed.
-fn chapter(name: &str, folder: &Path) -> String {
-    let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs").join(name)).unwrap();
-    let blocks = text.split("```sh\n").skip(1).map(|rest| rest.split("```").next().unwrap());
-    let script: String = blocks.collect::<Vec<_>>().join("\n");
-    let programs = Path::new(env!("CARGO_BIN_EXE_mp-cli")).parent().unwrap().to_path_buf();
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let paths = std::iter::once(programs).chain(std::env::split_paths(&path)).collect::<Vec<PathBuf>>();
-    let mut shell = Command::new("bash");
-    shell.args(["-euo", "pipefail", "-c", &script]).current_dir(folder).stdin(Stdio::null());
-    let ended = shell.env("PATH", std::env::join_paths(paths).unwrap()).output().unwrap();
-    let said = String::from_utf8_lossy(&ended.stdout).into_owned();
-    assert!(ended.status.success(), "{said}\n{}", String::from_utf8_lossy(&ended.stderr));
-    said
-}
+use common::{alone, chapter};
 
 #[test]
 fn the_chapter_works_as_it_stands_and_a_planted_skip_turns_the_audit_red() {

@@ -1,6 +1,6 @@
 //! Starts the program as a user does, alone or under mpirun, and reads what it says.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
@@ -177,4 +177,20 @@ pub fn under_way(command: &mut Command, run: &Path, sets: &[&str]) -> Child {
         std::thread::sleep(Duration::from_millis(10));
     }
     child
+}
+
+/// Runs the commands of a chapter of the handbook in one shell, and says what it printed.
+pub fn chapter(name: &str, folder: &Path) -> String {
+    let text = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs").join(name)).unwrap();
+    let blocks = text.split("```sh\n").skip(1).map(|rest| rest.split("```").next().unwrap());
+    let script: String = blocks.collect::<Vec<_>>().join("\n");
+    let programs = Path::new(env!("CARGO_BIN_EXE_mp-cli")).parent().unwrap().to_path_buf();
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let paths = std::iter::once(programs).chain(std::env::split_paths(&path)).collect::<Vec<PathBuf>>();
+    let mut shell = Command::new("bash");
+    shell.args(["-euo", "pipefail", "-c", &script]).current_dir(folder).stdin(Stdio::null());
+    let ended = shell.env("PATH", std::env::join_paths(paths).unwrap()).output().unwrap();
+    let said = String::from_utf8_lossy(&ended.stdout).into_owned();
+    assert!(ended.status.success(), "{said}\n{}", String::from_utf8_lossy(&ended.stderr));
+    said
 }

@@ -4,7 +4,7 @@
 //! | file | is |
 //! |---|---|
 //! | `huggingface/keys.rs` | reading a `config.json` key by key, so that none is passed over |
-//! | `huggingface/gpt2.rs`, `huggingface/llama.rs` | a family's keys, both ways, and its names |
+//! | `huggingface/gpt2.rs`, `huggingface/llama.rs`, `huggingface/bert.rs` | a family's keys, both ways, and its names |
 //! | `huggingface/rope.rs` | the rotary angles' keys, in their old and new form |
 //! | `huggingface/place.rs` | a parameter as a part of a published tensor |
 //! | `huggingface/inventory.rs` | the tensors that are there against those that must be |
@@ -12,6 +12,7 @@
 //! What a published model computes and ours does not is refused by name. Keys that change nothing of what is computed
 //! are listed, and every other key is refused too: it may change something.
 
+mod bert;
 mod gpt2;
 mod inventory;
 mod keys;
@@ -44,10 +45,15 @@ pub enum Family {
     Mistral,
     /// `qwen2`: Llama with biases of queries, keys and values.
     Qwen2,
+    /// `bert`, with the head of a masked language model.
+    Bert,
 }
 
+/// BERT with its second head.
+const NEXT_SENTENCE: &str = "BertForPreTraining";
+
 impl Family {
-    const ALL: [Family; 4] = [Family::Gpt2, Family::Llama, Family::Mistral, Family::Qwen2];
+    const ALL: [Family; 5] = [Family::Gpt2, Family::Llama, Family::Mistral, Family::Qwen2, Family::Bert];
 
     /// Returns the `model_type`.
     pub fn model_type(self) -> &'static str {
@@ -56,6 +62,7 @@ impl Family {
             Family::Llama => "llama",
             Family::Mistral => "mistral",
             Family::Qwen2 => "qwen2",
+            Family::Bert => "bert",
         }
     }
 
@@ -66,6 +73,7 @@ impl Family {
             Family::Llama => &["LlamaForCausalLM", "LlamaModel"],
             Family::Mistral => &["MistralForCausalLM", "MistralModel"],
             Family::Qwen2 => &["Qwen2ForCausalLM", "Qwen2Model"],
+            Family::Bert => &["BertForMaskedLM", NEXT_SENTENCE],
         }
     }
 
@@ -76,6 +84,7 @@ impl Family {
     pub fn of(architecture: &Architecture) -> Result<Self> {
         match architecture.name {
             ArchitectureName::Gpt2 => Ok(Family::Gpt2),
+            ArchitectureName::Bert => Ok(Family::Bert),
             ArchitectureName::Llama => llama::family(architecture),
             other => {
                 Err(Refusal::counterpart("model.architecture", format!("{other:?}"), "transformers has no such model"))
@@ -88,6 +97,7 @@ impl Family {
         match self {
             Family::Gpt2 => gpt2::places(architecture),
             Family::Llama | Family::Mistral | Family::Qwen2 => llama::places(architecture),
+            Family::Bert => bert::places(architecture),
         }
     }
 }
@@ -116,22 +126,23 @@ impl Description {
             let known = Family::ALL.map(|family| format!("\"{}\"", family.model_type())).join(", ");
             Refusal::value("model_type", &Value::from(model_type), format!("the models that are computed are {known}"))
         })?;
-        classes(&mut keys, family)?;
+        let classes = classes(&mut keys, family)?;
         let (architecture, uneven_dropout) = match family {
             Family::Gpt2 => gpt2::read(&mut keys)?,
             Family::Llama | Family::Mistral | Family::Qwen2 => llama::read(&mut keys, family)?,
+            Family::Bert => bert::read(&mut keys, classes.contains(&NEXT_SENTENCE))?,
         };
         keys.finish()?;
         Ok(Self { family, architecture, uneven_dropout })
     }
 }
 
-/// Refuses a class that has more than the model and its head.
-fn classes(keys: &mut Keys<'_>, family: Family) -> Result<()> {
-    let Some(named) = keys.take("architectures") else { return Ok(()) };
+/// Returns the classes that a model is of, and refuses one that has more than the model and its head.
+fn classes<'a>(keys: &mut Keys<'a>, family: Family) -> Result<Vec<&'a str>> {
+    let Some(named) = keys.take("architectures") else { return Ok(Vec::new()) };
     let known = |class: &Value| class.as_str().is_some_and(|class| family.classes().contains(&class));
     match named.as_array() {
-        Some(classes) if classes.iter().all(known) => Ok(()),
+        Some(classes) if classes.iter().all(known) => Ok(classes.iter().filter_map(Value::as_str).collect()),
         _ => {
             Err(Refusal::value("architectures", named, format!("only {} are computed", family.classes().join(" and "))))
         }
@@ -147,9 +158,11 @@ pub fn config(architecture: &Architecture, dtype: &str) -> Result<Map<String, Va
     let mut written = match family {
         Family::Gpt2 => gpt2::write(architecture)?,
         Family::Llama | Family::Mistral | Family::Qwen2 => llama::write(architecture, family)?,
+        Family::Bert => bert::write(architecture)?,
     };
     written.insert("model_type".into(), family.model_type().into());
-    written.insert("architectures".into(), vec![family.classes()[0]].into());
+    let class = if architecture.next_sentence { NEXT_SENTENCE } else { family.classes()[0] };
+    written.insert("architectures".into(), vec![class].into());
     // Two releases of transformers read the same under two names.
     for key in ["dtype", "torch_dtype"] {
         written.insert(key.into(), dtype.into());

@@ -43,8 +43,17 @@ fn qwen2() -> Value {
     json
 }
 
+fn bert() -> Value {
+    json!({
+        "model_type": "bert", "architectures": ["BertForPreTraining"], "hidden_size": 12, "num_hidden_layers": 2,
+        "num_attention_heads": 3, "intermediate_size": 20, "vocab_size": 37, "max_position_embeddings": 16,
+        "type_vocab_size": 3, "layer_norm_eps": 1e-12, "position_embedding_type": "absolute", "pad_token_id": 0,
+    })
+}
+
 fn of(model: &str) -> Value {
     match model {
+        "bert" => bert(),
         "mistral" => mistral(),
         "qwen2" => qwen2(),
         "gpt2" => gpt2(),
@@ -126,6 +135,11 @@ fn both_forms_of_the_rotary_keys_say_the_same() {
 #[case("gpt2", "add_cross_attention", json!(true))]
 #[case("gpt2", "n_ctx", json!(8))]
 #[case("gpt2", "architectures", json!(["GPT2ForSequenceClassification"]))]
+#[case("bert", "hidden_act", json!("gelu_new"))]
+#[case("bert", "position_embedding_type", json!("relative_key"))]
+#[case("bert", "is_decoder", json!(true))]
+#[case("bert", "tie_word_embeddings", json!(false))]
+#[case("bert", "architectures", json!(["BertModel"]))]
 #[case("llama", "hidden_act", json!("gelu"))]
 #[case("llama", "pretraining_tp", json!(2))]
 #[case("qwen2", "use_sliding_window", json!("sometimes"))]
@@ -183,7 +197,7 @@ fn dropouts_that_differ_are_told() {
 }
 
 #[rstest]
-fn what_is_written_is_read_again(#[values("gpt2", "llama", "mistral", "qwen2")] model: &str) {
+fn what_is_written_is_read_again(#[values("gpt2", "llama", "mistral", "qwen2", "bert")] model: &str) {
     let architecture = read(&of(model));
     let written = Value::Object(config(&architecture, "float32").unwrap());
     let again = Description::read(&written).unwrap();
@@ -212,7 +226,7 @@ fn stored(family: Family, architecture: &Architecture) -> Tensors {
 }
 
 #[rstest]
-fn published_tensors_are_the_sum_of_their_parts(#[values("gpt2", "llama", "mistral", "qwen2")] model: &str) {
+fn published_tensors_are_the_sum_of_their_parts(#[values("gpt2", "llama", "mistral", "qwen2", "bert")] model: &str) {
     let Description { family, architecture, .. } = Description::read(&of(model)).unwrap();
     for tensor in Published::gather(family.places(&architecture)) {
         let mut reached = 0;
@@ -241,10 +255,10 @@ fn bare_models_and_old_buffers_are_known() {
     let mut tensors: Vec<_> = stored(Family::Gpt2, &model).into_iter().map(bare).collect();
     tensors.push(("h.1.attn.bias".into(), vec![1, 1, 16, 16]));
     let inventory = Inventory::take(Family::Gpt2, &model, &tensors).unwrap();
-    assert_eq!((inventory.places[0].tensor.as_str(), inventory.same), ("wte.weight", None));
+    assert_eq!((inventory.places[0].tensor.as_str(), inventory.same), ("wte.weight", Vec::new()));
     tensors.push(("lm_head.weight".into(), vec![37, 12]));
     let same = Inventory::take(Family::Gpt2, &model, &tensors).unwrap().same;
-    assert_eq!(same, Some(("lm_head.weight".into(), "wte.weight".into())));
+    assert_eq!(same, [("lm_head.weight".into(), "wte.weight".into())]);
 }
 
 #[test]
@@ -265,4 +279,26 @@ fn tensors_that_do_not_fit_are_refused_by_name() {
     assert!(matches!(shape, Refusal::Shape { .. }), "{shape}");
     let twice = refused(&|tensors| tensors.push(("norm.weight".into(), vec![12])));
     assert!(matches!(twice, Refusal::TwiceTensor { .. }), "{twice}");
+}
+
+#[test]
+fn berts_second_head_and_old_names_are_known() {
+    let mut json = bert();
+    let both = Description::read(&json).unwrap().architecture;
+    json["architectures"] = json!(["BertForMaskedLM"]);
+    let one = Description::read(&json).unwrap().architecture;
+    assert!(both.next_sentence && !one.next_sentence);
+    let old = |(name, shape): (String, Vec<usize>)| {
+        (name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"), shape)
+    };
+    let mut tensors: Tensors = stored(Family::Bert, &both).into_iter().map(old).collect();
+    tensors.push(("bert.embeddings.position_ids".into(), vec![1, 16]));
+    tensors.push(("cls.predictions.decoder.weight".into(), vec![37, 12]));
+    let table = "bert.embeddings.word_embeddings.weight";
+    for model in [&both, &one] {
+        let inventory = Inventory::take(Family::Bert, model, &tensors).unwrap();
+        assert_eq!(inventory.same, [("cls.predictions.decoder.weight".into(), table.into())]);
+    }
+    let lacks = Inventory::take(Family::Bert, &both, &stored(Family::Bert, &one)).unwrap_err();
+    assert_eq!(lacks, Refusal::MissingTensor { name: "bert.pooler.dense.weight".into(), count: 4 });
 }

@@ -8,6 +8,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::Arc;
 
 use mp_comm::{threads, Communicator};
+use mp_model::stage::Goal;
 use mp_model::Pass;
 use mp_runtime::{bytes, Device, Kind, Tensor};
 use mp_train::assemble::Allocated;
@@ -21,7 +22,7 @@ use safetensors::SafeTensors;
 use tempfile::tempdir;
 
 /// The fixtures with as many heads as two and four ranks can share, and those with three.
-const EVEN: [&str; 11] = [
+const EVEN: [&str; 12] = [
     "gpt2",
     "gpt2_sharded",
     "llama",
@@ -33,8 +34,9 @@ const EVEN: [&str; 11] = [
     "mistral_fp16",
     "qwen2",
     "qwen2_window",
+    "bert",
 ];
-const ODD: [&str; 2] = ["gpt2_odd", "llama_odd"];
+const ODD: [&str; 3] = ["gpt2_odd", "llama_odd", "bert_odd"];
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/huggingface").join(name)
@@ -50,29 +52,51 @@ fn config(from: &Path, sets: &[&str]) -> Config {
     Config::load(None, None, &all).unwrap()
 }
 
-/// The tokens and logits of a fixture.
-fn golden(name: &str) -> [Tensor; 2] {
-    let file = fs::read(fixture(name).join("golden.safetensors")).unwrap();
-    let tensors = SafeTensors::deserialize(&file).unwrap();
-    [("tokens", Kind::Int64), ("logits", Kind::Float)].map(|(name, kind)| {
-        let view = tensors.tensor(name).unwrap();
-        let shape: Vec<i64> = view.shape().iter().map(|&n| n as i64).collect();
-        bytes::tensor(view.data(), &shape, kind).unwrap()
-    })
+/// What a fixture's `golden.safetensors` holds.
+struct Golden {
+    bytes: Vec<u8>,
 }
 
-/// Computes the largest difference of a model's logits from a fixture's, under a layout.
+impl Golden {
+    fn of(name: &str) -> Self {
+        Self { bytes: fs::read(fixture(name).join("golden.safetensors")).unwrap() }
+    }
+
+    fn tensor(&self, name: &str, kind: Kind) -> Option<Tensor> {
+        let tensors = SafeTensors::deserialize(&self.bytes).unwrap();
+        let view = tensors.tensor(name).ok()?;
+        let shape: Vec<i64> = view.shape().iter().map(|&n| n as i64).collect();
+        Some(bytes::tensor(view.data(), &shape, kind).unwrap())
+    }
+}
+
+/// Computes the largest difference of a model's logits from a fixture's, under a layout; padding counts nothing.
 fn difference(from: &Path, name: &str, [tp, pp]: [usize; 2]) -> f64 {
     let config = config(from, &[&format!("parallel.tp={tp}"), &format!("parallel.pp={pp}")]);
     let one = |world: Arc<dyn Communicator>| -> Result<Option<f64>> {
-        let [tokens, logits] = golden(name);
+        let golden = Golden::of(name);
         let layout = Layout::new(&config, 0, world.size())?;
         let groups = layout.groups(&world)?;
         let trainer = Allocated::new(&config, &layout, &groups, Device::Cpu)?.trainer(&config, &layout, groups)?;
         weights::load(trainer.parameters(), &*weights::open(from)?)?;
+        let [tokens, token_types, kept] =
+            ["input_ids", "token_type_ids", "attention_mask"].map(|name| golden.tensor(name, Kind::Int64));
+        let tokens = tokens.unwrap();
+        let segments = kept.as_ref().map(|kept| kept - 1);
+        let (segments, token_types) = (segments.as_ref(), token_types.as_ref());
+        let pass = Pass { segments, token_types, ..Pass::evaluation(&tokens) };
         let shape = trainer.activation_shape(2, 12);
-        forward_only(trainer.line(), trainer.model(), &Pass::evaluation(&tokens), shape, |last, hidden| {
-            Ok((last.logits(hidden)? - &logits).abs().max().double_value(&[]))
+        forward_only(trainer.line(), trainer.model(), &pass, shape, |last, hidden| {
+            let differences = (last.logits(hidden)? - golden.tensor("logits", Kind::Float).unwrap()).abs();
+            let counted = kept.map_or(differences.shallow_clone(), |kept| &differences * kept.unsqueeze(-1));
+            let worst = counted.max().double_value(&[]);
+            let Some(scores) = golden.tensor("next_sentence", Kind::Float) else { return Ok(worst) };
+            // The head for next sentences shows in the loss of its labels alone.
+            let labels = Tensor::from_slice(&[0i64, 1]);
+            let targets = tokens.full_like(-1);
+            let goal = Goal { targets: &targets, share: 1.0, sentences: Some((&labels, 1.0)) };
+            let expected = scores.log_softmax(-1, Kind::Float).nll_loss(&labels).double_value(&[]) * 2.0;
+            Ok(worst.max((last.loss(hidden, &pass, &goal)?.double_value(&[]) - expected).abs()))
         })
     };
     threads::run(tp * pp, one).into_iter().flatten().fold(0.0, f64::max)

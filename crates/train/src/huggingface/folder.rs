@@ -84,7 +84,7 @@ impl Folder {
         let shapes: Vec<_> = stored.iter().map(|(name, tensor)| (name.clone(), tensor.shape.clone())).collect();
         let inventory = Inventory::take(description.family, &description.architecture, &shapes)
             .map_err(|refusal| refused(refusal.to_string()))?;
-        if let Some((head, table)) = &inventory.same {
+        for (head, table) in &inventory.same {
             let elements = |name: &str| &files[stored[name].file].bytes()[stored[name].bytes.clone()];
             if stored[head].dtype != stored[table].dtype || elements(head) != elements(table) {
                 let problem =

@@ -1,6 +1,6 @@
 """Writes the fixtures of this folder: tiny models with random weights as transformers saves them, and their logits.
 
-Each case is a folder `NAME/` with what `save_pretrained` writes and `golden.safetensors`: `tokens` and `logits`. The logits
+Each case is a folder `NAME/` with what `save_pretrained` writes and `golden.safetensors`: inputs and `logits`. The logits
 are computed in fp64 where the file holds fp32, so that they are the model's own, and not those of an order of additions.
 
     python -m venv venv && venv/bin/pip install -r requirements.txt && venv/bin/python generate.py [CASE…]
@@ -44,6 +44,19 @@ def llama(kind="Llama", **keys):
     return f"{kind}ForCausalLM", getattr(transformers, f"{kind}Config")(**(sizes | keys))
 
 
+def bert(kind="MaskedLM", **keys):
+    """BERT with four heads of width 4."""
+    sizes = dict(
+        vocab_size=37,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=16,
+    )
+    return f"BertFor{kind}", transformers.BertConfig(**(sizes | keys))
+
+
 def rope(theta=10_000.0, **scaling):
     """The rotary keys of transformers 5."""
     return {"rope_theta": theta, "rope_type": "default"} | scaling
@@ -67,6 +80,11 @@ CASES = {
     "mistral_fp16": (llama("Mistral", sliding_window=None), {"dtype": torch.float16}),
     "qwen2": (llama("Qwen2", tie_word_embeddings=True), {}),
     "qwen2_window": (llama("Qwen2", use_sliding_window=True, sliding_window=4, max_window_layers=0), {}),
+    "bert": (bert(), {}),
+    "bert_odd": (
+        bert("PreTraining", num_attention_heads=3, hidden_size=12, num_hidden_layers=3, type_vocab_size=3),
+        {"max_shard_size": "8KB"},
+    ),
 }
 
 
@@ -84,18 +102,25 @@ def make(name):
     folder = FOLDER / name
     shutil.rmtree(folder, ignore_errors=True)
     model.save_pretrained(folder, **options)
-    tokens = torch.randint(0, config.vocab_size, (2, 12))
+    inputs = {"input_ids": torch.randint(0, config.vocab_size, (2, 12))}
+    if cls.startswith("Bert"):
+        inputs["token_type_ids"] = torch.randint(0, config.type_vocab_size, (2, 12))
+        # The second sequence is shorter; what comes after it is padding.
+        inputs["attention_mask"] = (torch.arange(12) < torch.tensor([[12], [9]])).long()
     with torch.no_grad():
-        logits = reference(cls, folder, tokens)
-    save_file({"tokens": tokens, "logits": logits.float()}, folder / "golden.safetensors")
+        outputs = reference(cls, folder, inputs)
+    save_file({name: value.contiguous() for name, value in (inputs | outputs).items()}, folder / "golden.safetensors")
     print(name, sum(file.stat().st_size for file in folder.iterdir()), "bytes")
 
 
-def reference(cls, folder, tokens):
-    """Computes logits in fp64 from what was saved."""
+def reference(cls, folder, inputs):
+    """Computes logits in fp64 from what was saved, and rounds them."""
     # Not the fused kernel: on CPU it has another order of additions for each shape.
     model = getattr(transformers, cls).from_pretrained(folder, attn_implementation="eager", dtype=torch.float64)
-    return model.eval()(tokens).logits
+    outputs = model.eval()(**inputs)
+    if cls != "BertForPreTraining":
+        return {"logits": outputs.logits.float()}
+    return {"logits": outputs.prediction_logits.float(), "next_sentence": outputs.seq_relationship_logits.float()}
 
 
 for name in sys.argv[1:] or CASES:

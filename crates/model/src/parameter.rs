@@ -51,8 +51,10 @@ pub struct Parameters {
     /// Values in the optimizer's precision; absent where they are `values` themselves.
     masters: Option<Flat>,
     gradients: Flat,
-    buckets: Vec<Arc<Bucket>>,
+    /// As the arrangement has them; none for frozen ones.
+    buckets: Vec<Option<Arc<Bucket>>>,
     units: Vec<Arc<Unit>>,
+    parts: Vec<Part>,
     anchor: Tensor,
     deferral: Arc<Deferral>,
 }
@@ -92,7 +94,7 @@ impl Parameters {
             made.load(index, &initial::shard(parameter, tp_rank, seed)?)?;
         }
         if let Some(table) = made.tied() {
-            made.bucket(table).register_sum();
+            made.bucket(table)?.register_sum();
         }
         Ok(made)
     }
@@ -110,20 +112,23 @@ impl Parameters {
         let shape = |p: &PartitionedParameter| p.local_shape().iter().map(|&n| n as i64).collect::<Vec<_>>();
         let shapes = partition.parameters.iter().map(shape).collect();
         let layout = Layout::new(shapes, arrangement.ranges().to_vec(), arrangement.elements());
-        let owned = arrangement.owned(part(&arrangement, &sharing));
+        let part = part(&arrangement, &sharing);
+        let (owned, trained) = (arrangement.owned(part), arrangement.trained_ranges());
         let flat = |shared_from: Zero, kind: Kind| match sharing.zero >= shared_from {
             true => Flat::zeros_of(layout.clone(), &owned, kind, device),
-            false => Flat::zeros(layout.clone(), kind, device),
+            false => Flat::zeros_of(layout.clone(), &trained, kind, device),
         };
-        let values = flat(Zero::Parameters, precision.compute())?;
+        let values = Flat::zeros_of(layout.clone(), &arrangement.kept(part), precision.compute(), device)?;
         let masters = match precision.compute() == precision.master() {
             true => None,
             false => Some(flat(Zero::Optimizer, precision.master())?),
         };
         let gradients = flat(Zero::Gradients, precision.master())?;
+        let units = units(&arrangement, &sharing, &values)?;
         Ok(Self {
             buckets: buckets(&arrangement, &sharing, &gradients)?,
-            units: units(&arrangement, &sharing, &values)?,
+            parts: parts(&arrangement, &units),
+            units,
             partition: Arc::clone(partition),
             tp_rank,
             sharing,
@@ -175,7 +180,12 @@ impl Parameters {
         Ok(self.values.pieces(range)?.into_iter().map(|(piece, _)| piece).collect())
     }
 
-    /// Returns the values in the optimizer's precision: all that this rank owns, or more.
+    /// Returns the values as layers multiply by them: all of them, or this rank's part where the data ranks share them out.
+    pub fn values(&self) -> &Flat {
+        &self.values
+    }
+
+    /// Returns the values in the optimizer's precision: all that this rank owns, or more. Frozen parameters may have none.
     pub fn masters(&self) -> &Flat {
         self.masters.as_ref().unwrap_or(&self.values)
     }
@@ -245,7 +255,7 @@ impl Parameters {
             let own = self.values.range(self.arrangement.own_part(index, part))?.f_detach_copy()?;
             start_all_gather_into(&*self.sharing.data, &own, self.values.range(bucket.range.clone())?)
         };
-        let arriving = self.arrangement.buckets().iter().enumerate().map(gather).collect::<Result<Vec<_>>>()?;
+        let arriving = self.arrangement.trained().map(gather).collect::<Result<Vec<_>>>()?;
         arriving.into_iter().try_for_each(|values| values.wait().map(drop))
     }
 
@@ -256,7 +266,7 @@ impl Parameters {
     /// # Errors
     /// [`Error::Runtime`] where libtorch refuses.
     pub fn begin_step(&self, micro_batches: usize) -> Result<()> {
-        self.buckets.iter().try_for_each(|bucket| bucket.begin(micro_batches))
+        self.buckets.iter().flatten().try_for_each(|bucket| bucket.begin(micro_batches))
     }
 
     /// Waits until the gradients that this rank owns are summed over the data ranks.
@@ -265,12 +275,15 @@ impl Parameters {
     /// [`Error::Unused`] with the first parameter that was not used as often as was announced;
     /// [`Error::GradientMissing`] if a sum was not made; [`Error::Comm`].
     pub fn finish_reduction(&self) -> Result<()> {
-        let lacks = |index: &usize| self.bucket(*index).lacks(&self.gradients.layout().range(*index));
+        let lacks = |index: &usize| {
+            let bucket = &self.buckets[self.bucket_index(*index)];
+            bucket.as_ref().is_some_and(|bucket| bucket.lacks(&self.gradients.layout().range(*index)))
+        };
         if let Some(index) = (0..self.partition.parameters.len()).find(lacks) {
             return Err(Error::Unused { parameter: self.partition.parameters[index].spec.name.clone() });
         }
         // In the order in which a backward pass fills them.
-        self.buckets.iter().rev().try_for_each(|bucket| bucket.finish())
+        self.buckets.iter().rev().flatten().try_for_each(|bucket| bucket.finish())
     }
 
     /// Sums the gradient of a table that is both embedding and head over the two ranks that hold it. Its bucket is
@@ -283,7 +296,7 @@ impl Parameters {
     /// [`Error::Comm`] if it fails; [`Error::NotHere`] if this rank holds no such table.
     pub fn sum_tied(&self, pair: &dyn Communicator) -> Result<()> {
         let table = self.tied().ok_or(Error::NotHere { what: "a table of both ends of the model" })?;
-        let bucket = self.bucket(table);
+        let bucket = self.bucket(table)?;
         let mut gradient = bucket.sum(self.gradients.layout().range(table))?;
         #[cfg(feature = "faults")]
         let pair: &dyn Communicator = if active(Fault::TiedUnsummed) { &Solo::new("fault") } else { pair };
@@ -291,14 +304,20 @@ impl Parameters {
         bucket.summed()
     }
 
-    /// Finds the table that another rank of the pipeline holds too.
+    /// Finds the table that another rank of the pipeline holds and trains too.
     fn tied(&self) -> Option<usize> {
-        self.partition.parameters.iter().position(|parameter| parameter.tie != Tie::None)
+        let shared = |parameter: &PartitionedParameter| parameter.tie != Tie::None && !parameter.spec.frozen;
+        self.partition.parameters.iter().position(shared)
     }
 
-    fn bucket(&self, parameter: usize) -> &Arc<Bucket> {
-        let buckets = self.arrangement.buckets();
-        &self.buckets[buckets.partition_point(|bucket| bucket.parameters.end <= parameter)]
+    fn bucket_index(&self, parameter: usize) -> usize {
+        self.arrangement.buckets().partition_point(|bucket| bucket.parameters.end <= parameter)
+    }
+
+    /// Finds the bucket of a trained parameter.
+    fn bucket(&self, parameter: usize) -> Result<&Arc<Bucket>> {
+        let bucket = self.buckets[self.bucket_index(parameter)].as_ref();
+        bucket.ok_or(Error::NotHere { what: "a gradient of a frozen parameter" })
     }
 
     /// Puts off the products for weights in backward passes, until [`take_deferred`](Self::take_deferred).
@@ -341,16 +360,17 @@ impl Parameters {
 
     fn joined(&self, indices: Range<usize>) -> Result<Weight> {
         let layout = self.values.layout();
-        let buckets = self.arrangement.buckets();
-        let index = buckets.partition_point(|bucket| bucket.parameters.end <= indices.start);
+        let index = self.bucket_index(indices.start);
         let value =
             match self.units.iter().zip(self.arrangement.units()).find(|(_, unit)| unit.buckets.contains(&index)) {
                 Some((unit, _)) => Value::Shared(Arc::clone(unit)),
                 None => Value::Resident(self.values.joined(indices.clone())?),
             };
-        let bucket = Arc::clone(self.bucket(indices.start));
+        let bucket = self.buckets[index].clone();
         let range = layout.span(indices.clone());
-        bucket.register(range.clone());
+        if let Some(bucket) = &bucket {
+            bucket.register(range.clone());
+        }
         Ok(Weight {
             shape: layout.stacked(indices)?,
             value,
@@ -369,8 +389,7 @@ impl Parameters {
 
     /// Returns when the values of a layer are there.
     pub fn layer(&self, layer: usize) -> Residence {
-        let units = self.arrangement.units();
-        let index = units.iter().position(|unit| unit.layer == Some(layer));
+        let index = self.parts.iter().position(|part| part.layer == Some(layer));
         index.map_or_else(Residence::default, |index| {
             // The entrance multiplies by nothing in its backward.
             let previous = (index > 1).then(|| index - 1);
@@ -380,21 +399,17 @@ impl Parameters {
 
     /// Returns when the values of the model's exit are there.
     pub fn exit(&self) -> Residence {
-        let Some(last) = self.units.len().checked_sub(1) else { return Residence::default() };
+        let Some(last) = self.parts.len().checked_sub(1) else { return Residence::default() };
         let mut residence = self.residence(last, last.checked_sub(1));
         if self.partition.architecture.tie_embeddings {
-            residence.own.push(Arc::clone(&self.units[0]));
+            residence.own.extend(self.parts[0].units.iter().cloned());
         }
         residence
     }
 
     fn residence(&self, index: usize, previous: Option<usize>) -> Residence {
-        let Some(own) = self.units.get(index) else { return Residence::default() };
-        Residence {
-            own: vec![Arc::clone(own)],
-            next: self.units.get(index + 1).cloned(),
-            previous: previous.map(|previous| Arc::clone(&self.units[previous])),
-        }
+        let units = |index: usize| self.parts.get(index).map(|part| part.units.clone()).unwrap_or_default();
+        Residence { own: units(index), next: units(index + 1), previous: previous.map(units).unwrap_or_default() }
     }
 }
 
@@ -406,15 +421,18 @@ fn part(arrangement: &Arrangement, sharing: &Sharing) -> usize {
     }
 }
 
-fn buckets(arrangement: &Arrangement, sharing: &Sharing, gradients: &Flat) -> Result<Vec<Arc<Bucket>>> {
+fn buckets(arrangement: &Arrangement, sharing: &Sharing, gradients: &Flat) -> Result<Vec<Option<Arc<Bucket>>>> {
     let part = part(arrangement, sharing);
-    let bucket = |(index, bucket): (usize, &mp_plan::Bucket)| -> Result<Arc<Bucket>> {
+    let bucket = |(index, bucket): (usize, &mp_plan::Bucket)| -> Result<Option<Arc<Bucket>>> {
+        if bucket.frozen {
+            return Ok(None);
+        }
         let whole = match sharing.zero >= Zero::Gradients {
             true => None,
             false => Some(gradients.range(bucket.range.clone())?),
         };
         let own = gradients.range(arrangement.own_part(index, part))?;
-        Ok(Arc::new(Bucket::new(bucket.range.clone(), sharing.zero, &sharing.data, whole, own)))
+        Ok(Some(Arc::new(Bucket::new(bucket.range.clone(), sharing.zero, &sharing.data, whole, own))))
     };
     arrangement.buckets().iter().enumerate().map(bucket).collect()
 }
@@ -429,6 +447,26 @@ fn units(arrangement: &Arrangement, sharing: &Sharing, values: &Flat) -> Result<
         Ok(Arc::new(Unit::new(&sharing.data, shards)))
     };
     arrangement.units().iter().map(unit).collect()
+}
+
+/// What a model runs through in one go, with the units that are there meanwhile.
+#[derive(Debug)]
+struct Part {
+    layer: Option<usize>,
+    units: Vec<Arc<Unit>>,
+}
+
+/// Joins the units of each layer: its own parameters and its adapters.
+fn parts(arrangement: &Arrangement, units: &[Arc<Unit>]) -> Vec<Part> {
+    let mut parts: Vec<Part> = Vec::new();
+    for (planned, unit) in arrangement.units().iter().zip(units) {
+        let begun = parts.iter_mut().find(|part| planned.layer.is_some() && part.layer == planned.layer);
+        match begun {
+            Some(part) => part.units.push(Arc::clone(unit)),
+            None => parts.push(Part { layer: planned.layer, units: vec![Arc::clone(unit)] }),
+        }
+    }
+    parts
 }
 
 /// Copies what a flat buffer holds of a parameter from its shard.

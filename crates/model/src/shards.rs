@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use mp_plan::lora::{FIRST_FACTOR, SECOND_FACTOR};
 use mp_plan::{Architecture, AttentionBias};
 use mp_runtime::kernels::rotary::Angles;
 use mp_runtime::{Device, Kind};
@@ -11,6 +12,7 @@ use crate::layers::attention::{Heads, SelfAttention, Sight};
 use crate::layers::dense::Dense;
 use crate::layers::dropout::Dropout;
 use crate::layers::linear::{ColumnParallel, RowParallel};
+use crate::layers::low_rank::LowRank;
 use crate::layers::mlp::{Activation, Mlp};
 use crate::layers::norm::Norm;
 use crate::parameter::Parameters;
@@ -149,12 +151,47 @@ impl Shards<'_> {
             true => Some(self.parameters.stacked(&names("bias"))?),
             false => None,
         };
-        Ok(ColumnParallel::new(self.parameters.stacked(&names("weight"))?, bias, self.group))
+        let adapters = self.low_rank(at, parts)?;
+        let weight = self.parameters.stacked(&names("weight"))?;
+        Ok(ColumnParallel::new(weight, bias, self.group).with_adapters(adapters))
     }
 
     fn rows(&self, at: &str, bias: bool) -> Result<RowParallel> {
-        let bias = self.bias(at, bias)?;
-        Ok(RowParallel::new(self.weight(&format!("{at}.weight"))?, bias, self.group))
+        let layer = RowParallel::new(self.weight(&format!("{at}.weight"))?, self.bias(at, bias)?, self.group);
+        let Some((parent, part)) = at.rsplit_once('.') else { return Ok(layer) };
+        Ok(layer.with_adapter(self.low_rank(parent, &[part])?))
+    }
+
+    /// Makes the adapters beside matrices that read one input, where there are any.
+    fn low_rank(&self, at: &str, parts: &[&str]) -> Result<Option<LowRank>> {
+        let Some(lora) = &self.parameters.partition().lora else { return Ok(None) };
+        let (mut firsts, mut seconds, mut column) = (Vec::new(), Vec::new(), 0);
+        for part in parts {
+            let name = format!("{at}.{part}");
+            let base = &self.parameters.partition().parameters[self.parameters.index(&format!("{name}.weight"))?];
+            let columns = column..column + base.local_shape()[0];
+            column = columns.end;
+            // Without `layers.N.`.
+            if name.splitn(3, '.').nth(2).is_some_and(|target| lora.adapts(target)) {
+                firsts.push(format!("{name}.{FIRST_FACTOR}"));
+                seconds.push((columns, self.weight(&format!("{name}.{SECOND_FACTOR}"))?));
+            }
+        }
+        let Some(first) = firsts.first() else { return Ok(None) };
+        let input = &self.parameters.partition().parameters[self.parameters.index(first)?];
+        let width = input.spec.shape[1];
+        let columns = match input.range(self.parameters.tp_rank()) {
+            Some((1, range)) => range,
+            _ => 0..width,
+        };
+        Ok(Some(LowRank {
+            first: self.parameters.stacked(&firsts)?,
+            second: seconds,
+            scale: lora.scale(),
+            dropout: Dropout::new(lora.dropout, format!("{at}.{}.lora.dropout", parts[0])),
+            columns,
+            width,
+        }))
     }
 
     /// Hands out the bias of a layer that has one.

@@ -90,8 +90,8 @@ impl Unit {
 #[derive(Debug, Clone, Default)]
 pub struct Residence {
     pub(crate) own: Vec<Arc<Unit>>,
-    pub(crate) next: Option<Arc<Unit>>,
-    pub(crate) previous: Option<Arc<Unit>>,
+    pub(crate) next: Vec<Arc<Unit>>,
+    pub(crate) previous: Vec<Arc<Unit>>,
 }
 
 impl Residence {
@@ -132,8 +132,8 @@ impl Residence {
         Ok(outside)
     }
 
-    fn expect(&self, unit: &Option<Arc<Unit>>) -> Result<()> {
-        for unit in self.own.iter().chain(unit) {
+    fn expect(&self, soon: &[Arc<Unit>]) -> Result<()> {
+        for unit in self.own.iter().chain(soon) {
             unit.expect()?;
         }
         Ok(())

@@ -25,7 +25,8 @@ pub struct Weight {
     /// The elements of every flat buffer.
     pub(crate) range: Range<usize>,
     pub(crate) gradient_kind: Kind,
-    pub(crate) bucket: Arc<Bucket>,
+    /// Where gradients are summed; none for a frozen parameter.
+    pub(crate) bucket: Option<Arc<Bucket>>,
     pub(crate) anchor: Tensor,
     pub(crate) deferral: Arc<Deferral>,
 }
@@ -52,6 +53,11 @@ impl Weight {
     /// Returns the shape.
     pub fn shape(&self) -> &[i64] {
         &self.shape
+    }
+
+    /// Says whether training leaves the values as they are: gradients are then not to be computed, and nowhere added.
+    pub fn is_frozen(&self) -> bool {
+        self.bucket.is_none()
     }
 
     /// Returns the values, outside the graph.
@@ -85,13 +91,14 @@ impl Weight {
             value: self.value.share(),
             range: self.range.clone(),
             gradient_kind: self.gradient_kind,
-            bucket: Arc::clone(&self.bucket),
+            bucket: self.bucket.clone(),
             anchor: self.anchor.shallow_clone(),
             deferral: Arc::clone(&self.deferral),
         }
     }
 
-    /// Returns the values as a tensor of the graph, whose gradient is added to the flat buffer.
+    /// Returns the values as a tensor of the graph, whose gradient is added to the flat buffer; of a frozen parameter as a
+    /// constant.
     ///
     /// # Errors
     /// As [`value`](Self::value).
@@ -102,6 +109,9 @@ impl Weight {
             // The graph must not keep a whole gathered unit alive.
             Value::Shared(_) => value.f_detach_copy()?,
         };
+        if self.is_frozen() {
+            return Ok(used);
+        }
         let owner = self.share();
         autograd::attach(&[&self.anchor], &[used.shallow_clone()], move |gradients| {
             if let Some(gradient) = &gradients[0] {
@@ -130,6 +140,9 @@ impl Weight {
     /// # Errors
     /// [`Error::Runtime`](crate::Error::Runtime) where the shapes do not fit.
     pub fn accumulate_product(&self, dy: &Tensor, x: &Tensor) -> Result<()> {
+        if self.is_frozen() {
+            return Ok(());
+        }
         let Some((dy, x)) = self.deferral.offer(self, dy, x) else { return Ok(()) };
         self.product(&dy, &x)
     }
@@ -157,8 +170,9 @@ impl Weight {
 
     /// Lets `add` work on the gradient, and counts that this handle has contributed.
     fn add(&self, add: impl FnOnce(&mut Tensor) -> std::result::Result<Tensor, TchError>) -> Result<()> {
-        let mut sum = self.bucket.sum(self.range.clone())?.f_view(&self.shape[..])?;
+        let Some(bucket) = &self.bucket else { return Ok(()) };
+        let mut sum = bucket.sum(self.range.clone())?.f_view(&self.shape[..])?;
         let _ = add(&mut sum)?;
-        self.bucket.contributed(&self.range)
+        bucket.contributed(&self.range)
     }
 }

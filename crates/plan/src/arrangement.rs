@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{PartitionedParameter, RankBytes, Storage, Tie};
+use crate::{lora::FIRST_FACTOR, PartitionedParameter, RankBytes, Storage, Tie};
 
 /// Elements to which a group's start is aligned: whole cache lines for every kind that is trained in.
 pub const ALIGNMENT: usize = 64;
@@ -60,6 +60,8 @@ pub struct Bucket {
     pub range: Range<usize>,
     /// Its parameters.
     pub parameters: Range<usize>,
+    /// Whether they are frozen, all of them: there is nothing to reduce, and nobody owns them.
+    pub frozen: bool,
 }
 
 /// Neighbouring buckets that are gathered together where parameters are shared out: what comes before the layers, one
@@ -99,7 +101,8 @@ impl Arrangement {
     /// Arranges parameters in their order, for `parts` data ranks.
     ///
     /// A bucket closes once it holds `bucket_elements`; with [`Zero::Parameters`] it also ends with its unit. A table that
-    /// two pipeline ranks hold has one of its own, so that both reduce it in the same pieces and keep the same bits.
+    /// two pipeline ranks hold has one of its own, so that both reduce it in the same pieces and keep the same bits; frozen
+    /// parameters and trained ones do not share any.
     ///
     /// # Panics
     /// If `parts` is 0.
@@ -116,13 +119,15 @@ impl Arrangement {
         for (index, parameter) in parameters.iter().enumerate() {
             let last = index.checked_sub(1).map(|index| &parameters[index]);
             let opens_unit = last.is_none_or(|last| part(last) != part(parameter));
+            let frozen = last.is_some_and(|last| last.spec.frozen);
             if last.is_none_or(|last| !multiplies_with(last, parameter)) {
                 end = end.next_multiple_of(ALIGNMENT);
                 let alone = parameter.tie != Tie::None || last.is_some_and(|last| last.tie != Tie::None);
-                let ends_here = alone || (self.zero == Zero::Parameters && opens_unit);
+                let thaws = frozen != parameter.spec.frozen;
+                let ends_here = alone || thaws || (self.zero == Zero::Parameters && opens_unit);
                 if index > first && (end - start >= bucket_elements || ends_here) {
                     end = end.next_multiple_of(granule);
-                    self.buckets.push(Bucket { range: start..end, parameters: first..index });
+                    self.buckets.push(Bucket { range: start..end, parameters: first..index, frozen });
                     (start, first) = (end, index);
                 }
             }
@@ -132,9 +137,9 @@ impl Arrangement {
             self.ranges.push(end..end + parameter.local_elements());
             end += parameter.local_elements();
         }
-        if !parameters.is_empty() {
-            let range = start..end.next_multiple_of(granule);
-            self.buckets.push(Bucket { range, parameters: first..parameters.len() });
+        if let Some(last) = parameters.last() {
+            let (range, frozen) = (start..end.next_multiple_of(granule), last.spec.frozen);
+            self.buckets.push(Bucket { range, parameters: first..parameters.len(), frozen });
         }
         if let Some(unit) = self.units.last_mut() {
             unit.buckets.end = self.buckets.len();
@@ -165,9 +170,27 @@ impl Arrangement {
         self.buckets.last().map_or(0, |bucket| bucket.range.end)
     }
 
+    /// Returns the elements of trained parameters, padding included.
+    pub fn trained_elements(&self) -> usize {
+        self.trained().map(|(_, bucket)| bucket.range.len()).sum()
+    }
+
     /// Returns the elements that one data rank owns, padding included.
     pub fn own_elements(&self) -> usize {
-        self.elements() / self.parts
+        self.trained_elements() / self.parts
+    }
+
+    /// Returns the elements whose values one data rank keeps, padding included.
+    pub fn kept_elements(&self) -> usize {
+        match self.zero {
+            Zero::Parameters => self.elements() / self.parts,
+            _ => self.elements(),
+        }
+    }
+
+    /// Lists the buckets of trained parameters with their indices.
+    pub fn trained(&self) -> impl Iterator<Item = (usize, &Bucket)> {
+        self.buckets.iter().enumerate().filter(|(_, bucket)| !bucket.frozen)
     }
 
     /// Returns the elements of each parameter.
@@ -196,17 +219,22 @@ impl Arrangement {
         range.start + part * length..range.start + (part + 1) * length
     }
 
-    /// Returns everything that a data rank owns, neighbours joined.
+    /// Returns everything that a data rank owns, neighbours joined: its parts of what is trained.
     pub fn owned(&self, part: usize) -> Vec<Range<usize>> {
-        let mut owned: Vec<Range<usize>> = Vec::new();
-        for bucket in 0..self.buckets.len() {
-            let range = self.own_part(bucket, part);
-            match owned.last_mut() {
-                Some(last) if last.end == range.start => last.end = range.end,
-                _ => owned.push(range),
-            }
+        joined(self.trained().map(|(bucket, _)| self.own_part(bucket, part)))
+    }
+
+    /// Returns the elements whose values a data rank keeps.
+    pub fn kept(&self, part: usize) -> Vec<Range<usize>> {
+        match self.zero {
+            Zero::Parameters => joined((0..self.buckets.len()).map(|bucket| self.own_part(bucket, part))),
+            _ => joined(self.buckets.iter().map(|bucket| bucket.range.clone())),
         }
-        owned
+    }
+
+    /// Returns the elements of trained parameters, whoever owns them.
+    pub fn trained_ranges(&self) -> Vec<Range<usize>> {
+        joined(self.trained().map(|(_, bucket)| bucket.range.clone()))
     }
 
     /// Returns which of some elements a data rank owns.
@@ -217,11 +245,11 @@ impl Arrangement {
 
     /// Returns what a rank stores between steps: exactly what it allocates.
     pub fn bytes(&self, storage: &Storage) -> RankBytes {
-        let whole = storage.bytes(self.elements());
+        let whole = storage.bytes(self.trained_elements());
         let own = storage.bytes(self.own_elements());
         let choose = |shared_from: Zero, whole: usize, own: usize| if self.zero >= shared_from { own } else { whole };
         RankBytes {
-            parameters: choose(Zero::Parameters, whole.parameters, own.parameters),
+            parameters: storage.bytes(self.kept_elements()).parameters,
             gradients: choose(Zero::Gradients, whole.gradients, own.gradients),
             master: choose(Zero::Optimizer, whole.master, own.master),
             moments: choose(Zero::Optimizer, whole.moments, own.moments),
@@ -229,9 +257,22 @@ impl Arrangement {
     }
 }
 
-/// Says in which part of a model a parameter lies: before the layers, in one, or after them.
-fn part(parameter: &PartitionedParameter) -> (bool, Option<usize>) {
-    (parameter.spec.is_entrance(), parameter.spec.layer)
+/// Joins neighbours.
+fn joined(ranges: impl Iterator<Item = Range<usize>>) -> Vec<Range<usize>> {
+    let mut made: Vec<Range<usize>> = Vec::new();
+    for range in ranges {
+        match made.last_mut() {
+            Some(last) if last.end == range.start => last.end = range.end,
+            _ => made.push(range),
+        }
+    }
+    made
+}
+
+/// Says in which part of a model a parameter lies: before the layers, in one, or after them; adapters of a layer are a part
+/// of their own.
+fn part(parameter: &PartitionedParameter) -> (bool, Option<usize>, bool) {
+    (parameter.spec.is_entrance(), parameter.spec.layer, parameter.spec.frozen)
 }
 
 /// Says whether a parameter is stacked on the one before it: both are of one kind ("weight", "bias") and one layer, and
@@ -239,7 +280,9 @@ fn part(parameter: &PartitionedParameter) -> (bool, Option<usize>) {
 fn multiplies_with(last: &PartitionedParameter, next: &PartitionedParameter) -> bool {
     let family = |parameter: &PartitionedParameter| {
         let mut words: Vec<String> = parameter.spec.name.split('.').map(str::to_owned).collect();
-        let own = words.len().checked_sub(2)?;
+        // The factors of adapters that read one input, too.
+        let factor = usize::from(parameter.spec.name.ends_with(FIRST_FACTOR));
+        let own = words.len().checked_sub(2 + factor)?;
         let joins = ["query", "key", "value", "gate", "up"];
         joins.contains(&words[own].as_str()).then(|| {
             words.remove(own);

@@ -27,6 +27,15 @@ pub enum Error {
         range: &'static str,
     },
 
+    /// A matrix that adapters cannot stand beside.
+    #[error("lora.targets names \"{target}\", and can name {}", legal.join(", "))]
+    Target {
+        /// The name.
+        target: String,
+        /// Every name that would do.
+        legal: Vec<String>,
+    },
+
     /// A size beyond what integers of the plan can count.
     #[error("{what}: {value:e} is more than the {limit:e} that can be planned")]
     TooLarge {

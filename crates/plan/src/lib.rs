@@ -64,6 +64,7 @@ pub mod config;
 pub mod deadlock;
 pub mod degrees;
 pub mod error;
+pub mod lora;
 pub mod mesh;
 pub mod parameters;
 pub mod partition;
@@ -89,6 +90,7 @@ pub use degrees::{
     sequence_parallel,
 };
 pub use error::{Error, Result};
+pub use lora::LoraConfig;
 pub use mesh::{Axis, Coordinates, Degrees, Mesh};
 pub use parameters::{Cut, Init, ParameterSpec};
 pub use partition::{GradientSync, Partition, PartitionedParameter, Tie};

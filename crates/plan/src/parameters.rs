@@ -25,6 +25,9 @@ pub struct ParameterSpec {
     pub decays: bool,
     /// The layer it belongs to, if any.
     pub layer: Option<usize>,
+    /// Whether training leaves it as it is: it has values, and neither gradients nor optimizer state.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub frozen: bool,
 }
 
 impl ParameterSpec {
@@ -62,6 +65,9 @@ pub enum Cut {
         /// The dim.
         dim: usize,
     },
+    /// Not cut, and used with a cut of something else: the factor of an adapter that lies on the side of its matrix that is
+    /// whole. Each rank's gradient is a part of the sum.
+    Partial,
 }
 
 /// Values before the first step.
@@ -77,6 +83,11 @@ pub enum Init {
     Normal {
         /// The standard deviation.
         std: f64,
+    },
+    /// Uniform around 0.
+    Uniform {
+        /// The largest absolute value.
+        bound: f64,
     },
 }
 
@@ -235,6 +246,7 @@ impl List<'_> {
             None => name.to_owned(),
         };
         let decays = shape.len() >= 2;
-        self.parameters.push(ParameterSpec { name, shape: shape.to_vec(), cut, init, decays, layer: self.layer });
+        let (shape, layer) = (shape.to_vec(), self.layer);
+        self.parameters.push(ParameterSpec { name, shape, cut, init, decays, layer, frozen: false });
     }
 }

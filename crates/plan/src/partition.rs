@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     degrees::{check_tensor, refuse_uncut},
-    Architecture, Axis, Cut, Mesh, ParameterSpec, Placement, Result, Stages,
+    Architecture, Axis, Cut, LoraConfig, Mesh, ParameterSpec, Placement, Result, Stages,
 };
 
 pub use crate::degrees::{check_sequence, sequence_parallel};
@@ -18,10 +18,13 @@ pub struct Partition {
     pub architecture: Architecture,
     /// The ranks.
     pub mesh: Mesh,
-    /// All parameters, in the order of [`Architecture::parameters`].
+    /// All parameters, in the order of [`Architecture::parameters`]; after them the adapters, where there are any.
     pub parameters: Vec<PartitionedParameter>,
     /// The vocabulary with its padding: the next multiple of the tensor degree.
     pub vocab_padded: usize,
+    /// What is trained instead of the model's own parameters; see [`Partition::adapted`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lora: Option<LoraConfig>,
 }
 
 impl Partition {
@@ -52,7 +55,32 @@ impl Partition {
             mesh: *mesh,
             parameters: architecture.parameters().into_iter().map(place).collect(),
             vocab_padded: architecture.vocab.div_ceil(tp) * tp,
+            lora: None,
         })
+    }
+
+    /// Freezes the model and adds adapters to train in its place; a rank of 0 changes nothing.
+    ///
+    /// Of the two factors of an adapter the one on the cut side of its matrix is cut like it, and the other is whole on every
+    /// tensor rank.
+    ///
+    /// # Errors
+    /// [`Error::Target`](crate::Error::Target), [`Error::Zero`](crate::Error::Zero) and
+    /// [`Error::OutOfRange`](crate::Error::OutOfRange) for adapters that cannot be.
+    pub fn adapted(mut self, lora: &LoraConfig) -> Result<Self> {
+        if lora.rank == 0 {
+            return Ok(self);
+        }
+        let base: Vec<ParameterSpec> = self.parameters.iter().map(|parameter| parameter.spec.clone()).collect();
+        let tp = self.mesh.degree(Axis::Tp);
+        let adapters = lora.parameters(&base)?.into_iter().map(|spec| {
+            let placement = place(&self.architecture, &spec, tp);
+            PartitionedParameter { spec, tp: placement, tie: Tie::None }
+        });
+        self.parameters.iter_mut().for_each(|parameter| parameter.spec.frozen = true);
+        self.parameters.extend(adapters);
+        self.lora = Some(lora.clone());
+        Ok(self)
     }
 
     /// Takes the parameters that one rank of a pipeline holds, in order.
@@ -92,13 +120,19 @@ impl Partition {
     pub fn local_elements(&self) -> usize {
         self.parameters.iter().map(PartitionedParameter::local_elements).sum()
     }
+
+    /// Counts those of them that are trained.
+    pub fn local_trained(&self) -> usize {
+        let trained = self.parameters.iter().filter(|parameter| !parameter.spec.frozen);
+        trained.map(PartitionedParameter::local_elements).sum()
+    }
 }
 
 /// Cuts one parameter.
 fn place(architecture: &Architecture, spec: &ParameterSpec, tp: usize) -> Placement {
     let &Architecture { heads, kv_heads, head_dim, ffn, .. } = architecture;
     match spec.cut {
-        Cut::Nothing => Placement::Replicated { ranks: tp },
+        Cut::Nothing | Cut::Partial => Placement::Replicated { ranks: tp },
         Cut::Vocabulary => Placement::padded(0, architecture.vocab, tp),
         Cut::QueryHeads { dim } => Placement::by_units(dim, heads, head_dim, tp),
         Cut::KeyValueHeads => Placement::by_units(0, kv_heads, head_dim, tp),
@@ -171,7 +205,9 @@ impl PartitionedParameter {
     /// Returns what a gradient still needs on the tensor axis after a backward pass, before any sum over data ranks.
     pub fn gradient_sync(&self, sequence_parallel: bool) -> GradientSync {
         match (&self.tp, self.replicas()) {
+            _ if self.spec.frozen => GradientSync::None,
             (_, 1) => GradientSync::None,
+            (Placement::Replicated { .. }, _) if self.spec.cut == Cut::Partial => GradientSync::SumOverTp,
             // Each replica saw only its own query heads.
             (Placement::Sharded { .. }, group_size) => GradientSync::SumOverReplicas { group_size },
             // Each rank saw only its own part of the sequence; without that cut, all saw the same.

@@ -83,7 +83,7 @@ impl Plan {
             vocab_padded: partition.vocab_padded,
             elements: partition.parameters.iter().map(|parameter| parameter.spec.elements()).sum(),
             rank_elements,
-            rank_bytes: storage.bytes(rank_elements),
+            rank_bytes: storage.bytes_of(rank_elements, partition.local_trained()),
             zero: Zero::Replicated,
             schedule: None,
             stages: Vec::new(),
@@ -100,9 +100,11 @@ impl Plan {
         let stages = &schedule.stages;
         let parts = self.mesh.degree(Axis::Dp) * self.mesh.degree(Axis::Cp);
         let held = |rank: usize| {
-            let elements = partition.of_rank(stages, rank).local_elements();
+            let held = partition.of_rank(stages, rank);
+            let elements = held.local_elements();
+            let bytes = self.storage.bytes_of(elements, held.local_trained());
             let layers = stages.rank_layers(rank).into_iter().map(|layers| [layers.start, layers.end]).collect();
-            PlannedStages { rank, layers, elements, bytes: self.storage.bytes(elements).shared(zero, parts) }
+            PlannedStages { rank, layers, elements, bytes: bytes.shared(zero, parts) }
         };
         let all: Vec<PlannedStages> = (0..stages.pp()).map(held).collect();
         if let Some(largest) = all.iter().max_by_key(|stages| stages.elements) {

@@ -57,6 +57,12 @@ pub struct Storage {
 }
 
 impl Storage {
+    /// Returns the bytes that `elements` elements take, of which `trained` are trained; of the others there are values alone.
+    pub fn bytes_of(&self, elements: usize, trained: usize) -> RankBytes {
+        let parameters = elements * self.precision.parameter_bytes();
+        RankBytes { parameters, ..self.bytes(trained) }
+    }
+
     /// Returns the bytes that `elements` elements take.
     pub fn bytes(&self, elements: usize) -> RankBytes {
         let state = elements * self.precision.state_bytes();

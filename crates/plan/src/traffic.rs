@@ -8,7 +8,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Arrangement, Axis, ContextForm, GradientSync, Partition, Payload, Precision, Schedule, Step, Tie, Zero};
+use crate::{
+    lora::FIRST_FACTOR, Arrangement, Axis, ContextForm, GradientSync, Partition, PartitionedParameter, Payload,
+    Precision, Schedule, Step, Tie, Zero,
+};
 
 /// What a step works on, beside the model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -116,6 +119,23 @@ impl Count<'_> {
         self.tokens() * self.partition.architecture.hidden * self.workload.precision.parameter_bytes()
     }
 
+    /// Says whether a matrix is trained.
+    fn trains(&self, name: &str) -> bool {
+        self.partition.get(name).is_some_and(|parameter| !parameter.spec.frozen)
+    }
+
+    /// Counts the column-parallel products of a layer that read their input again in the backward: those that train
+    /// something, be it an adapter.
+    fn reads_again(&self, layer: usize) -> usize {
+        let products = [
+            ["query", "key", "value"].map(|name| format!("layers.{layer}.attention.{name}")).to_vec(),
+            ["gate", "up"].map(|name| format!("layers.{layer}.mlp.{name}")).to_vec(),
+        ];
+        let trained =
+            |name: &String| ["weight", FIRST_FACTOR].iter().any(|last| self.trains(&format!("{name}.{last}")));
+        products.iter().filter(|names| names.iter().any(trained)).count()
+    }
+
     /// A layer has two column- and two row-parallel products. Without sequence shards each pair all-reduces once forward
     /// and once backward; with them a column-parallel product gathers forward and again backward, and scatters its input's
     /// gradient; a row-parallel one scatters forward and gathers backward.
@@ -124,13 +144,17 @@ impl Count<'_> {
             true => (self.activation(), self.activation() / self.degree(Axis::Tp)),
             false => (self.activation(), 0),
         };
-        let mut bytes = self.layers() * (4 * all + 6 * own) + self.repeated() * (2 * all + 2 * own);
+        let mut bytes = self.layers() * (4 * all + 4 * own) + self.repeated() * (2 * all + 2 * own);
+        let layers = self.schedule.stages.rank_layers(self.rank).into_iter().flatten();
+        bytes += layers.map(|layer| self.reads_again(layer) * own).sum::<usize>();
         if self.holds(0) {
-            bytes += all + own;
+            bytes += all + if self.trains("embedding.weight") { own } else { 0 };
         }
         if self.holds(self.schedule.stages.count() - 1) {
             // The largest logit; the sum of exponentials and the target's logit.
-            bytes += all + 2 * own + 3 * self.tokens() * self.workload.precision.state_bytes();
+            let table = if self.partition.architecture.tie_embeddings { "embedding.weight" } else { "head.weight" };
+            bytes += all + own + if self.trains(table) { own } else { 0 };
+            bytes += 3 * self.tokens() * self.workload.precision.state_bytes();
             // The sequences' loss, known to the rank that holds their first token.
             let told = self.workload.sequence_parallel && self.partition.architecture.next_sentence;
             bytes += if told { self.workload.precision.state_bytes() } else { 0 };
@@ -180,7 +204,7 @@ impl Count<'_> {
     /// multiplies by nothing), and a table that is also the head with the exit.
     fn data(&self) -> usize {
         let precision = self.workload.precision;
-        let gradients = self.arrangement.elements() * precision.state_bytes();
+        let gradients = self.arrangement.trained_elements() * precision.state_bytes();
         let values = self.arrangement.own_elements() * precision.parameter_bytes();
         let micro_batches = self.schedule.micro_batches;
         match self.arrangement.zero() {
@@ -191,6 +215,7 @@ impl Count<'_> {
                 let entrance: usize = self.arrangement.units().first().map_or(0, |unit| {
                     unit.buckets.clone().map(|bucket| self.arrangement.own_part(bucket, self.part).len()).sum()
                 });
+                let values = self.arrangement.kept_elements() * precision.parameter_bytes();
                 let entrance = entrance * precision.parameter_bytes();
                 let gathered = match self.partition.architecture.tie_embeddings {
                     true => 2 * values + entrance,
@@ -213,7 +238,8 @@ impl Count<'_> {
     }
 
     fn ends(&self) -> usize {
-        let tied = self.partition.parameters.iter().find(|parameter| parameter.tie != Tie::None);
+        let sums = |parameter: &&PartitionedParameter| parameter.tie != Tie::None && !parameter.spec.frozen;
+        let tied = self.partition.parameters.iter().find(sums);
         tied.map_or(0, |table| table.local_elements() * self.workload.precision.state_bytes())
     }
 }

@@ -23,6 +23,11 @@ impl Dropout {
         Self { probability, name }
     }
 
+    /// Returns the probability.
+    pub fn probability(&self) -> f64 {
+        self.probability
+    }
+
     /// Returns what to draw from in this pass, or `None` where nothing is dropped.
     fn stream(&self, pass: &Pass<'_>) -> Option<Stream> {
         let DropoutKey { seed, step } = pass.dropout.filter(|_| self.probability > 0.0)?;
@@ -35,6 +40,29 @@ impl Dropout {
         let (samples, seq) = (pass.samples(), pass.positions.seq());
         let stream = self.stream(pass)?;
         Some(WeightDropout { probability: self.probability, stream, samples, heads, all, seq })
+    }
+
+    /// Draws which elements of an activation inside a tensor group's regions are kept: 1 for those, 0 for the others; `None`
+    /// where nothing is dropped.
+    ///
+    /// # Shapes
+    /// - `x`: `[b, s, columns]`, those columns of all `width` at all positions of the pass
+    ///
+    /// # Errors
+    /// [`Error::Runtime`](crate::Error::Runtime) where libtorch refuses.
+    pub(crate) fn inside(
+        &self,
+        x: &Tensor,
+        pass: &Pass<'_>,
+        columns: &Range<usize>,
+        width: usize,
+    ) -> Result<Option<Tensor>> {
+        let Some(stream) = self.stream(pass) else { return Ok(None) };
+        let seq = pass.positions.seq();
+        let first = |sample: usize, position: usize| (((sample * seq + position) * width) + columns.start) as u64;
+        let positions = |sample: usize| pass.positions.iter().map(move |position| first(sample, position));
+        let rows: Vec<u64> = pass.samples().flat_map(positions).collect();
+        Ok(Some(dropout::mask(&x.size(), self.probability, Place { rows: &rows, stream }, x)?))
     }
 
     /// Drops elements of an activation that lies between a tensor group's regions.

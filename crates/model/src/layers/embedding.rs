@@ -34,7 +34,7 @@ impl VocabParallelEmbedding {
     ///
     /// # Communication
     /// Forward: one all-reduce (with sequence shards one reduce-scatter) of `b·s·d` elements. Backward: none; with
-    /// sequence shards one all-gather.
+    /// sequence shards one all-gather, unless the table is frozen.
     ///
     /// # Errors
     /// [`Error::Runtime`] for ids beyond the vocabulary.
@@ -53,7 +53,7 @@ impl VocabParallelEmbedding {
         };
         let (weight, group) = (self.weight.share(), self.group.clone());
         autograd::attach(&[self.weight.anchor()], &[y.shallow_clone()], move |gradients| {
-            if let Some(dy) = &gradients[0] {
+            if let (Some(dy), false) = (&gradients[0], weight.is_frozen()) {
                 let dy = group.leave_backward(dy)?;
                 let rows = match &outside {
                     Some(outside) => dy.f_masked_fill(&outside.f_unsqueeze(-1)?, 0.0)?,

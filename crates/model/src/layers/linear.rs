@@ -8,6 +8,8 @@ use mp_comm::ReduceOp;
 use mp_runtime::{autograd, Tensor};
 
 use crate::collective::{start_all_gather, start_all_reduce, start_reduce_scatter, Arriving};
+use crate::layers::low_rank::{Kept, LowRank};
+use crate::pass::Pass;
 use crate::regions::{Between, TensorGroup, SEQUENCE};
 use crate::weight::Weight;
 use crate::{Error, Result};
@@ -17,16 +19,32 @@ use crate::{Error, Result};
 pub struct ColumnParallel {
     weight: Weight,
     bias: Option<Weight>,
+    adapters: Option<LowRank>,
     group: TensorGroup,
 }
 
 impl ColumnParallel {
     /// Makes the layer from this rank's columns (stored as rows, `[d_out / tp, d_in]`).
     pub fn new(weight: Weight, bias: Option<Weight>, group: &TensorGroup) -> Self {
-        Self { weight, bias, group: group.clone() }
+        Self { weight, bias, adapters: None, group: group.clone() }
     }
 
-    /// Computes `Y_i = X · A_i + b_i`.
+    /// Puts adapters beside the matrix.
+    #[must_use]
+    pub fn with_adapters(self, adapters: Option<LowRank>) -> Self {
+        Self { adapters, ..self }
+    }
+
+    /// Computes `Y_i = X · A_i + b_i`, and adds what the adapters make of `X`, nothing of it dropped; see
+    /// [`forward_in`](Self::forward_in).
+    ///
+    /// # Errors
+    /// As [`forward_in`](Self::forward_in).
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        self.run(x, None)
+    }
+
+    /// Computes `Y_i = X · A_i + b_i`, and adds what the adapters make of `X` in this pass.
     ///
     /// # Shapes
     /// - `x`: `[b, s, d_in]`, replicated over `tp`; or `[b, s / tp, d_in]`, its part of the sequence
@@ -34,29 +52,37 @@ impl ColumnParallel {
     ///
     /// # Communication
     /// Forward: none; with sequence shards one all-gather of `b·s·d_in` elements. Backward: one all-reduce (with
-    /// sequence shards one all-gather and one reduce-scatter) of as many, behind the products.
+    /// sequence shards one all-gather and one reduce-scatter) of as many, behind the products; nothing is gathered again
+    /// where nothing is trained.
     ///
     /// # Errors
     /// [`Error::Shape`] if the last dim of `x` is not `d_in`.
     ///
     /// # Source
     /// Shoeybi et al. 2019, arXiv:1909.08053, §3; Korthikanti et al. 2022, arXiv:2205.05198, §4.2.2.
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+    pub fn forward_in(&self, x: &Tensor, pass: &Pass<'_>) -> Result<Tensor> {
+        self.run(x, Some(pass))
+    }
+
+    fn run(&self, x: &Tensor, pass: Option<&Pass<'_>>) -> Result<Tensor> {
         check_width("the input of a column-parallel layer", x, &self.weight)?;
-        let y = {
+        let (y, kept) = {
             let _off = autograd::no_grad();
             let x = self.enter(x)?.map_or_else(|| Ok(x.shallow_clone()), Arriving::wait)?;
-            x.f_linear(&self.weight.value()?, self.bias.as_ref().map(Weight::value).transpose()?)?
+            let y = x.f_linear(&self.weight.value()?, self.bias.as_ref().map(Weight::value).transpose()?)?;
+            let kept = self.adapters.as_ref().map(|adapters| adapters.forward(&y, &x, pass)).transpose()?;
+            (y, kept)
         };
         let backward = Self {
             weight: self.weight.share(),
             bias: self.bias.as_ref().map(Weight::share),
+            adapters: self.adapters.as_ref().map(LowRank::share),
             group: self.group.clone(),
         };
         let saved = x.detach();
         autograd::attach(&[x, self.weight.anchor()], &[y.shallow_clone()], move |gradients| {
             let Some(dy) = &gradients[0] else { return Ok(vec![None, None]) };
-            Ok(vec![Some(backward.backward(&saved, dy)?), None])
+            Ok(vec![Some(backward.backward(&saved, kept.as_ref(), dy)?), None])
         })?;
         Ok(y)
     }
@@ -69,10 +95,13 @@ impl ColumnParallel {
         }
     }
 
-    fn backward(&self, x: &Tensor, dy: &Tensor) -> Result<Tensor> {
+    fn backward(&self, x: &Tensor, kept: Option<&Kept>, dy: &Tensor) -> Result<Tensor> {
         // The gathered input is not kept: it is gathered again behind the first product.
-        let gathering = self.enter(x)?;
-        let dx = dy.f_matmul(&self.weight.value()?)?;
+        let reads = kept.is_some() || !self.weight.is_frozen();
+        let gathering = if reads { self.enter(x)? } else { None };
+        let mut dx = dy.f_matmul(&self.weight.value()?)?;
+        let adapting = self.adapters.as_ref().zip(kept);
+        let adapting = adapting.map(|(adapters, kept)| adapters.backward(kept, dy, &mut dx)).transpose()?;
         let reducing = match self.group.between {
             Between::Replicated => start_all_reduce(&*self.group.comm, dx, ReduceOp::Sum)?,
             Between::SequenceSharded => start_reduce_scatter(&*self.group.comm, &dx, SEQUENCE)?,
@@ -81,6 +110,9 @@ impl ColumnParallel {
         accumulate(&self.weight, dy, &x)?;
         if let Some(bias) = &self.bias {
             accumulate_bias(bias, dy)?;
+        }
+        if let Some(adapting) = adapting {
+            adapting.accumulate(&x)?;
         }
         reducing.wait()
     }
@@ -91,16 +123,32 @@ impl ColumnParallel {
 pub struct RowParallel {
     weight: Weight,
     bias: Option<Weight>,
+    adapters: Option<LowRank>,
     group: TensorGroup,
 }
 
 impl RowParallel {
     /// Makes the layer from this rank's rows (stored as columns, `[d_out, d_in / tp]`) and the whole bias.
     pub fn new(weight: Weight, bias: Option<Weight>, group: &TensorGroup) -> Self {
-        Self { weight, bias, group: group.clone() }
+        Self { weight, bias, adapters: None, group: group.clone() }
     }
 
-    /// Computes `Y = Σ_i X_i · A_i + b`.
+    /// Puts an adapter beside the matrix.
+    #[must_use]
+    pub fn with_adapter(self, adapters: Option<LowRank>) -> Self {
+        Self { adapters, ..self }
+    }
+
+    /// Computes `Y = Σ_i X_i · A_i + b`, and adds what the adapter makes of `X`, nothing of it dropped; see
+    /// [`forward_in`](Self::forward_in).
+    ///
+    /// # Errors
+    /// As [`forward_in`](Self::forward_in).
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        self.run(x, None)
+    }
+
+    /// Computes `Y = Σ_i X_i · A_i + b`, and adds what the adapter makes of `X` in this pass.
     ///
     /// # Shapes
     /// - `x`: `[b, s, d_in / tp]`, sharded(2)
@@ -115,18 +163,27 @@ impl RowParallel {
     ///
     /// # Source
     /// Shoeybi et al. 2019, arXiv:1909.08053, §3; Korthikanti et al. 2022, arXiv:2205.05198, §4.2.2.
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+    pub fn forward_in(&self, x: &Tensor, pass: &Pass<'_>) -> Result<Tensor> {
+        self.run(x, Some(pass))
+    }
+
+    fn run(&self, x: &Tensor, pass: Option<&Pass<'_>>) -> Result<Tensor> {
         check_width("the input of a row-parallel layer", x, &self.weight)?;
-        let y = {
+        let (y, kept) = {
             let _off = autograd::no_grad();
-            let y = self.group.leave(x.f_linear(&self.weight.value()?, None::<Tensor>)?)?;
-            match &self.bias {
+            let partial = x.f_linear(&self.weight.value()?, None::<Tensor>)?;
+            // Before the reduction: the adapter's output is linear in what each rank reads, and is summed with the rest.
+            let kept = self.adapters.as_ref().map(|adapters| adapters.forward(&partial, x, pass)).transpose()?;
+            let y = self.group.leave(partial)?;
+            let y = match &self.bias {
                 // After the reduction; before it, the bias would count once a rank.
                 Some(bias) => y.shallow_clone().f_add_(&bias.value()?)?,
                 None => y,
-            }
+            };
+            (y, kept)
         };
         let (weight, bias) = (self.weight.share(), self.bias.as_ref().map(Weight::share));
+        let adapters = self.adapters.as_ref().map(LowRank::share);
         let (group, saved) = (self.group.clone(), x.detach());
         autograd::attach(&[x, self.weight.anchor()], &[y.shallow_clone()], move |gradients| {
             let Some(dy) = &gradients[0] else { return Ok(vec![None, None]) };
@@ -134,8 +191,11 @@ impl RowParallel {
                 accumulate_bias(bias, dy)?;
             }
             let dy = group.leave_backward(dy)?;
-            let dx = dy.f_matmul(&weight.value()?)?;
+            let mut dx = dy.f_matmul(&weight.value()?)?;
             accumulate(&weight, &dy, &saved)?;
+            if let Some((adapters, kept)) = adapters.as_ref().zip(kept.as_ref()) {
+                adapters.backward(kept, &dy, &mut dx)?.accumulate(&saved)?;
+            }
             Ok(vec![Some(dx), None])
         })?;
         Ok(y)
@@ -148,13 +208,16 @@ fn accumulate(weight: &Weight, dy: &Tensor, x: &Tensor) -> Result<()> {
 }
 
 fn accumulate_bias(bias: &Weight, dy: &Tensor) -> Result<()> {
+    if bias.is_frozen() {
+        return Ok(());
+    }
     // Summed in the gradient's precision: a sum over all tokens of bfloat16 values would lose most of them.
     let kind = bias.gradient_kind();
     bias.accumulate(&rows(dy)?.f_sum_dim_intlist([0i64].as_slice(), false, kind)?)
 }
 
 /// Views `[…, d]` as `[n, d]`.
-fn rows(tensor: &Tensor) -> Result<Tensor> {
+pub(crate) fn rows(tensor: &Tensor) -> Result<Tensor> {
     let width = *tensor.size().last().unwrap_or(&1);
     Ok(tensor.f_reshape([-1, width])?)
 }

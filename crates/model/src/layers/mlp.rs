@@ -3,7 +3,7 @@
 use mp_runtime::Tensor;
 
 use crate::layers::linear::{ColumnParallel, RowParallel};
-use crate::Result;
+use crate::{Pass, Result};
 
 /// What stands between the two products.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,8 +39,8 @@ impl Mlp {
     ///
     /// # Errors
     /// [`Error::Shape`](crate::Error::Shape) if the width is not that of the weights.
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let wide = self.widen.forward(x)?;
+    pub fn forward(&self, x: &Tensor, pass: &Pass<'_>) -> Result<Tensor> {
+        let wide = self.widen.forward_in(x, pass)?;
         let active = match self.activation {
             Activation::Gelu => wide.f_gelu("tanh")?,
             Activation::ExactGelu => wide.f_gelu("none")?,

@@ -6,6 +6,7 @@ pub mod dense;
 pub mod dropout;
 pub mod embedding;
 pub mod linear;
+pub mod low_rank;
 pub mod mlp;
 pub mod next_sentence;
 pub mod norm;

@@ -62,7 +62,7 @@ impl Block {
     /// Vaswani et al. 2017, arXiv:1706.03762, §3.1; Radford et al. 2019, §2.3 (norms moved to the input of each sub-block).
     pub fn forward(&self, x: &Tensor, pass: &Pass<'_>, group: &TensorGroup) -> Result<Tensor> {
         let attend = |x: &Tensor| self.attention_dropout.forward(self.attention.forward(x, pass)?, pass, group);
-        let widen = |x: &Tensor| self.mlp_dropout.forward(self.mlp.forward(x)?, pass, group);
+        let widen = |x: &Tensor| self.mlp_dropout.forward(self.mlp.forward(x, pass)?, pass, group);
         match self.order {
             NormOrder::Before => {
                 let x = x.f_add(&attend(&self.attention_norm.forward(x)?)?)?;

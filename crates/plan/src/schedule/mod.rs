@@ -80,7 +80,7 @@ pub struct Schedule {
     pub stages: Stages,
     /// The micro-batches of an update.
     pub micro_batches: usize,
-    /// Whether embedding and head are one table.
+    /// Whether embedding and head are one table that is trained.
     pub tied: bool,
     /// The steps by pipeline rank. Lists that were read or changed are to be [checked](Self::check).
     pub ranks: Vec<Vec<Step>>,
@@ -110,7 +110,7 @@ impl Schedule {
     }
 
     /// Cuts a model in `pp` stages as a configuration asks and writes its schedule down, choosing where it leaves a
-    /// choice: 1F1B, the schedule's own number of chunks, layers by cost.
+    /// choice: 1F1B, the schedule's own number of chunks, layers by cost. Of a `frozen` model no gradients are summed.
     ///
     /// # Errors
     /// As [`Stages::new`] and [`new`](Self::new).
@@ -119,6 +119,7 @@ impl Schedule {
         architecture: &Architecture,
         pp: usize,
         micro_batches: usize,
+        frozen: bool,
     ) -> Result<Self> {
         let name = config.schedule.unwrap_or(ScheduleName::OneFOneB);
         let chunks = if config.chunks == 0 { name.default_chunks() } else { config.chunks };
@@ -126,7 +127,7 @@ impl Schedule {
         name.check_chunks(chunks)?;
         let fixed = (!config.split.is_empty()).then_some(config.split.as_slice());
         let stages = Stages::new(architecture, pp, chunks, name.folding(), fixed)?;
-        Self::new(name, stages, micro_batches, architecture.tie_embeddings)
+        Self::new(name, stages, micro_batches, architecture.tie_embeddings && !frozen)
     }
 
     /// Proves that every list runs to its end and that together they are one training step.

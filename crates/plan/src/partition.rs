@@ -121,10 +121,14 @@ impl Partition {
         self.parameters.iter().map(PartitionedParameter::local_elements).sum()
     }
 
+    /// Lists the parameters that are trained.
+    pub fn trained(&self) -> impl Iterator<Item = &PartitionedParameter> {
+        self.parameters.iter().filter(|parameter| !parameter.spec.frozen)
+    }
+
     /// Counts those of them that are trained.
     pub fn local_trained(&self) -> usize {
-        let trained = self.parameters.iter().filter(|parameter| !parameter.spec.frozen);
-        trained.map(PartitionedParameter::local_elements).sum()
+        self.trained().map(PartitionedParameter::local_elements).sum()
     }
 }
 

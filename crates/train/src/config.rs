@@ -24,7 +24,7 @@ use std::path::{Path, PathBuf};
 
 pub use every::Every;
 use mp_data::Validation;
-use mp_plan::{ModelConfig, ParallelConfig};
+use mp_plan::{LoraConfig, ModelConfig, ParallelConfig};
 use serde::{Deserialize, Serialize};
 
 use crate::Result;
@@ -48,6 +48,8 @@ pub struct Config {
     pub checkpoint: CheckpointConfig,
     /// What is measured on the way.
     pub eval: EvalConfig,
+    /// Adapters that are trained in the model's place.
+    pub lora: LoraConfig,
     /// Where the configuration comes from, in one word: the preset's or the file's name. Run folders are named by it.
     #[serde(skip)]
     pub label: String,

@@ -67,10 +67,11 @@ impl Layout {
             chosen => chosen,
         };
         let batches = BatchPlan::new(global_batch, micro_batch, dp)?;
-        let schedule = Schedule::resolve(&config.parallel, &architecture, pp, batches.micro_batches())?;
+        let schedule =
+            Schedule::resolve(&config.parallel, &architecture, pp, batches.micro_batches(), config.lora.rank > 0)?;
         schedule.check()?;
         Ok(Self {
-            partition: Arc::new(Partition::new(&architecture, &mesh)?),
+            partition: Arc::new(Partition::new(&architecture, &mesh)?.adapted(&config.lora)?),
             between,
             form,
             recompute: recompute(config)?,

@@ -12,7 +12,7 @@ use mp_runtime::{device, Device};
 use crate::agree::{agree, agree_and_vote, Votes};
 use crate::assemble::Allocated;
 use crate::audit::DataLog;
-use crate::checkpoint::{About, CheckpointStore, DirectoryStore, Verify};
+use crate::checkpoint::{About, CheckpointReader, CheckpointStore, DirectoryStore, Verify};
 use crate::evaluate::evaluate;
 use crate::generate::{generate, Sampling};
 use crate::layout::Layout;
@@ -388,18 +388,22 @@ fn due(every: u64, step: u64) -> bool {
 /// Continues from the newest checkpoint where the configuration says so, and returns what it says of the run; otherwise takes
 /// the weights from where the model comes from.
 fn begin(config: &Config, store: &DirectoryStore, trainer: &Trainer) -> Result<Option<About>> {
-    if config.checkpoint.resume {
-        let world = &trainer.groups().world;
-        if let Some(reader) = store.latest(Verify::Share { rank: world.rank().0, of: world.size() })? {
-            let about = reader.manifest().about.clone();
-            state::restore(trainer, reader)?;
-            return Ok(Some(about));
-        }
+    let resumed = if config.checkpoint.resume { latest(store, trainer)? } else { None };
+    // What a run freezes is in none of its checkpoints.
+    let frozen = trainer.parameters().partition().lora.is_some();
+    if let Some(from) = config.model.from.as_ref().filter(|_| frozen || resumed.is_none()) {
+        weights::load_base(trainer.parameters(), &*weights::open(from)?)?;
     }
-    if let Some(from) = &config.model.from {
-        weights::load(trainer.parameters(), &*weights::open(from)?)?;
-    }
-    Ok(None)
+    let Some(reader) = resumed else { return Ok(None) };
+    let about = reader.manifest().about.clone();
+    state::restore(trainer, reader)?;
+    Ok(Some(about))
+}
+
+/// Opens the newest checkpoint of a run, where there is one.
+fn latest(store: &DirectoryStore, trainer: &Trainer) -> Result<Option<Box<dyn CheckpointReader>>> {
+    let world = &trainer.groups().world;
+    store.latest(Verify::Share { rank: world.rank().0, of: world.size() })
 }
 
 /// Refuses to go on where ranks found different checkpoints, as nodes with folders of their own do. Collective.

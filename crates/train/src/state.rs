@@ -1,4 +1,4 @@
-//! A trainer's state into a checkpoint, and back, whatever the layouts of the two.
+//! A trainer's state into a checkpoint, and back, whatever the layouts of the two. Frozen parameters are no part of it.
 //!
 //! Of every element that several ranks hold, one writes it: of a tied table the first stage's rank; of what data ranks
 //! share out its owner; of what they and tensor ranks all hold, each its part of a matrix, and small tensors in turn.
@@ -222,12 +222,15 @@ pub fn restore(trainer: &Trainer, reader: Box<dyn CheckpointReader>) -> Result<(
         let source = Stored::new(Arc::clone(&reader), Section::Optimizer, part.prefix);
         scatter(parameters, &source, part.flat)?;
     }
-    weights::load(parameters, &Stored::new(reader, Section::Model, String::new()))
+    weights::load_trained(parameters, &Stored::new(reader, Section::Model, String::new()))
 }
 
 /// Fills what a flat buffer holds of every parameter.
 fn scatter(parameters: &Parameters, source: &dyn WeightSource, into: &Flat) -> Result<()> {
     for (index, parameter) in parameters.partition().parameters.iter().enumerate() {
+        if parameter.spec.frozen {
+            continue;
+        }
         let range = into.layout().range(index);
         let entry = weights::expect(source, &parameter.spec.name, &parameter.spec.shape)?;
         for (held, place) in into.pieces(range.clone())? {

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use mp_model::Parameters;
+use mp_plan::ParameterSpec;
 use mp_runtime::{bytes, Device, Tensor};
 
 use crate::checkpoint::{self, CheckpointReader, Entry, Section, Verify};
@@ -46,9 +47,33 @@ pub trait WeightSource: Send + Debug {
 /// # Errors
 /// [`Error::Checkpoint`] if a tensor is missing or of another shape; what reading raises.
 pub fn load(parameters: &Parameters, source: &dyn WeightSource) -> Result<()> {
+    load_some(parameters, source, |_| true)
+}
+
+/// Gives a model its own values from where it comes from; adapters that are trained beside it keep theirs.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_base(parameters: &Parameters, source: &dyn WeightSource) -> Result<()> {
+    let adapted = parameters.partition().lora.is_some();
+    load_some(parameters, source, |spec| spec.frozen || !adapted)
+}
+
+/// Gives what is trained its values, as a run's checkpoint holds them; frozen parameters keep theirs.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_trained(parameters: &Parameters, source: &dyn WeightSource) -> Result<()> {
+    load_some(parameters, source, |spec| !spec.frozen)
+}
+
+fn load_some(parameters: &Parameters, source: &dyn WeightSource, takes: impl Fn(&ParameterSpec) -> bool) -> Result<()> {
     let _span = tracing::info_span!("load", from = %source.origin().display()).entered();
     let layout = parameters.masters().layout();
     for (index, parameter) in parameters.partition().parameters.iter().enumerate() {
+        if !takes(&parameter.spec) {
+            continue;
+        }
         let entry = expect(source, &parameter.spec.name, &parameter.spec.shape)?;
         let range = layout.range(index);
         let shard = Tensor::f_zeros([range.len() as i64], (entry.dtype.kind(), parameters.device()));

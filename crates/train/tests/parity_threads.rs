@@ -125,3 +125,23 @@ fn ignored_targets_over_stages_and_parts_of_sequences() {
     hold(name, Some(4), &[2], |_, ranks| parity::staged_layouts(ranks, 4));
     hold(name, Some(4), &[2], |_, ranks| parity::context_layouts(ranks, 4, 4));
 }
+
+#[test]
+fn adapters_of_gpt2() {
+    check("gpt2 adapters");
+}
+
+#[test]
+fn adapters_of_llama_everywhere_with_dropout() {
+    check("llama adapters");
+}
+
+#[test]
+fn stages_of_adapters() {
+    hold("gpt2 adapters", Some(8), &[2], |_, ranks| parity::staged_layouts(ranks, 8));
+}
+
+#[test]
+fn sequences_under_adapters_cut_in_parts() {
+    hold("llama adapters", None, &[4], |_, ranks| parity::context_layouts(ranks, 1, 2));
+}

@@ -55,6 +55,11 @@ fn every_layout_sends_what_is_planned() {
     for (ranks, sets) in [
         (2, ["parallel.tp=2", "parallel.sequence_parallel=false"].as_slice()),
         (2, &["parallel.tp=2", "parallel.sequence_parallel=true"]),
+        (4, &["parallel.tp=2", "parallel.sequence_parallel=true", "lora.rank=2"]),
+        (4, &["parallel.tp=4", "lora.rank=2", "lora.targets=['mlp.up', 'attention.output']"]),
+        (4, &["parallel.tp=2", "parallel.zero=3", "lora.rank=2"]),
+        (2, &["parallel.tp=1", "parallel.zero=1", "lora.rank=2", "train.precision=bf16"]),
+        (2, &["parallel.pp=2", "parallel.tp=1", "model.tie_embeddings=true", "lora.rank=2"]),
         (4, &["parallel.tp=4", "parallel.sequence_parallel=true", "parallel.micro_batch=2"]),
         (4, &["parallel.tp=4", "parallel.sequence_parallel=false", "model.bias=true"]),
         (2, &["parallel.tp=1", "parallel.zero=0"]),

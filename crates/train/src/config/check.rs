@@ -25,6 +25,9 @@ pub(super) fn all(config: &Config) -> Result<()> {
         let rule = "there is a `data.blend` too; give one of them";
         require(false, "data.path", path.display(), rule)?;
     }
+    if config.lora.rank > 0 {
+        config.lora.check()?;
+    }
     if let Validation::Fraction(fraction) = config.data.validation {
         let rule = "must be in [0, 1); 0.1 holds out the last tenth, 0 nothing, and a path names another text";
         require((0.0..1.0).contains(&fraction), "data.validation", fraction, rule)?;

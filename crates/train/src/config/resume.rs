@@ -10,7 +10,7 @@ use crate::run_folder;
 use crate::{Error, Result};
 
 /// The sections, and keys of `[train]`, that a continued run keeps whatever the new command says.
-const KEPT_SECTIONS: [&str; 2] = ["model", "data"];
+const KEPT_SECTIONS: [&str; 3] = ["model", "data", "lora"];
 const KEPT_OF_TRAIN: [&str; 2] = ["seq", "seed"];
 
 impl Config {

@@ -29,6 +29,7 @@ fn keys(section: &str) -> Option<&'static [&'static str]> {
         "data" => fields::<DataConfig>(),
         "checkpoint" => fields::<CheckpointConfig>(),
         "eval" => fields::<EvalConfig>(),
+        "lora" => fields::<mp_plan::LoraConfig>(),
         _ => return None,
     })
 }
@@ -166,7 +167,7 @@ mod tests {
 
     #[test]
     fn every_section_has_keys() {
-        assert_eq!(fields::<Config>().len(), 7);
+        assert_eq!(fields::<Config>().len(), 8);
         for section in fields::<Config>() {
             assert!(!keys(section).unwrap().is_empty(), "{section}");
         }

@@ -22,6 +22,8 @@ const SEQ: usize = 12;
 const FFN: usize = 12;
 /// Sequences of a global batch, at least.
 const BATCH: usize = 8;
+/// Rows of adapters, at most.
+const RANK: usize = 3;
 /// Small: each layer's gradients fill more than one bucket.
 const BUCKET_BYTES: usize = 8192;
 
@@ -47,6 +49,10 @@ impl Shrunk {
         small.parallel = Default::default();
         small.train.seq = seq(config.train.seq, ranks);
         small.train.clip_norm = CLIP_NORM;
+        if small.lora.rank > RANK {
+            small.lora.alpha *= RANK as f64 / small.lora.rank as f64;
+            small.lora.rank = RANK;
+        }
         // See `compare`: a gradient that is all rounding must not make an update that is.
         small.optimizer.eps = small.optimizer.eps.max(CLIP_NORM);
         Ok(Self { config: small })
@@ -60,13 +66,13 @@ impl Shrunk {
         format!("{family}, {layers} layers of width {hidden}, {heads} heads on {kv_heads} key/value heads, MLP {ffn}, vocabulary {vocab}, sequences of {seq}")
     }
 
-    /// Returns the names of all parameters in execution order.
+    /// Returns the names of all trained parameters in execution order, adapters after what is none.
     ///
     /// # Errors
     /// [`Error::Plan`](crate::Error::Plan) for a model that cannot be.
     pub(super) fn names(&self) -> Result<Vec<String>> {
-        let architecture = Architecture::resolve(&self.config.model, VOCAB, self.config.train.seq)?;
-        Ok(architecture.parameters().into_iter().map(|parameter| parameter.name).collect())
+        let layout = self.layout(&Case::default())?;
+        Ok(layout.partition.trained().map(|parameter| parameter.spec.name.clone()).collect())
     }
 
     /// Returns the sequences in a step of a layout.

@@ -43,7 +43,7 @@ const TEXT: usize = 1999;
 /// What training left on one rank.
 #[derive(Debug)]
 pub(super) struct Trace {
-    /// Which parameters this rank holds, as indices into the whole model's, in execution order.
+    /// Which trained parameters this rank holds, as indices into the whole model's, in execution order.
     pub held: Vec<usize>,
     /// Whether this rank speaks for its parameters: one does of those that hold them.
     pub speaks: bool,
@@ -75,8 +75,8 @@ pub(super) fn train(config: &Config, world: &Arc<dyn Communicator>, device: Devi
     let one = |step| one(&mut trainer, &*source, &layout.batches, step, length);
     let steps = (1..=length.steps()).map(one).collect::<Result<_>>()?;
     let name = |parameter: &PartitionedParameter| parameter.spec.name.clone();
-    let whole: HashMap<String, usize> = trainer.whole().parameters.iter().map(name).zip(0..).collect();
-    let held = trainer.parameters().partition().parameters.iter().map(|parameter| whole[&name(parameter)]).collect();
+    let whole: HashMap<String, usize> = trainer.whole().trained().map(name).zip(0..).collect();
+    let held = trainer.parameters().partition().trained().map(|parameter| whole[&name(parameter)]).collect();
     let groups = trainer.groups();
     let speaks = groups.tp.rank() == Rank(0) && groups.data.rank() == Rank(0);
     Ok(Trace { held, speaks, initial, steps })
@@ -113,14 +113,15 @@ fn values(trainer: &Trainer, length: Length) -> Result<Vec<Tensor>> {
     }
 }
 
-/// Copies every parameter that this rank holds, in full.
+/// Copies every trained parameter that this rank holds, in full.
 fn gathered(trainer: &Trainer, from: &Flat) -> Result<Vec<Tensor>> {
     let parameters = trainer.parameters();
     let gather = |index: usize| -> Result<Tensor> {
         let full = shard::gather(parameters, index, from, &*trainer.groups().tp)?;
         Ok(full.f_detach_copy().map_err(mp_runtime::Error::from)?)
     };
-    (0..parameters.partition().parameters.len()).map(gather).collect()
+    let all = parameters.partition().parameters.iter().enumerate();
+    all.filter(|(_, parameter)| !parameter.spec.frozen).map(|(index, _)| gather(index)).collect()
 }
 
 /// Special tokens of a masked model.

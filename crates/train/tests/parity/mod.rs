@@ -13,7 +13,8 @@ use mp_model::recompute::Recompute;
 use mp_model::regions::{Between, TensorGroup};
 use mp_model::{build, shard, Options, Parameters};
 use mp_plan::{
-    Architecture, ArchitectureName, Degrees, Mesh, ModelConfig, Partition, Schedule, ScheduleName, Stages, Zero,
+    Architecture, ArchitectureName, Degrees, LoraConfig, Mesh, ModelConfig, Partition, Schedule, ScheduleName, Stages,
+    Zero,
 };
 use mp_runtime::rng::Stream;
 use mp_runtime::{Device, Kind, Precision, Tensor};
@@ -37,6 +38,7 @@ pub struct Model {
     pub config: ModelConfig,
     pub optimizer: OptimizerName,
     pub targets: Targets,
+    pub lora: LoraConfig,
 }
 
 /// How it is cut.
@@ -69,9 +71,24 @@ pub fn models() -> Vec<Model> {
     let gpt2 = ModelConfig { architecture: ArchitectureName::Gpt2, ..base.clone() };
     let llama = ModelConfig { architecture: ArchitectureName::Llama, ..base };
     let adamw = OptimizerName::AdamW;
-    let model = |name, config, optimizer| Model { name, config, optimizer, targets: Targets::Every };
+    let model = |name, config, optimizer| Model {
+        name,
+        config,
+        optimizer,
+        targets: Targets::Every,
+        lora: LoraConfig::default(),
+    };
+    let every = ["query", "key", "value", "output"].map(|name| format!("attention.{name}")).into_iter();
+    let every: Vec<String> = every.chain(["gate", "up", "down"].map(|name| format!("mlp.{name}"))).collect();
+    let lora = LoraConfig { rank: 3, alpha: 48.0, ..LoraConfig::default() };
+    let dropped = LoraConfig { dropout: 0.1, targets: every, ..lora.clone() };
     vec![
         model("gpt2", gpt2.clone(), adamw),
+        Model { lora, ..model("gpt2 adapters", gpt2.clone(), adamw) },
+        Model {
+            lora: dropped,
+            ..model("llama adapters", ModelConfig { kv_heads: 1, dropout: 0.1, ..llama.clone() }, adamw)
+        },
         model("gpt2 untied", ModelConfig { tie_embeddings: Some(false), ..gpt2.clone() }, OptimizerName::Sgd),
         model("gpt2 dropout", ModelConfig { dropout: 0.1, ..gpt2.clone() }, adamw),
         Model { targets: Targets::Counted, ..model("gpt2 with ignored targets", gpt2, adamw) },
@@ -178,11 +195,11 @@ pub fn train(model: &Model, layout: Layout, world: Arc<dyn Communicator>) -> Res
     let architecture = Architecture::resolve(&model.config, VOCAB, SEQ)?;
     let mesh = Mesh::new(Degrees { tp, dp, pp, cp, ..Degrees::default() })?;
     let stages = Stages::new(&architecture, pp, schedule.default_chunks(), schedule.folding(), None)?;
-    let schedule = Schedule::new(schedule, stages, accumulation, architecture.tie_embeddings)?;
+    let schedule = Schedule::new(schedule, stages, accumulation, architecture.tie_embeddings && model.lora.rank == 0)?;
     schedule.check()?;
     let groups = Groups::new(&world, &mesh, schedule.stages.tied_ranks())?;
     let rank = groups.pp.rank().0;
-    let whole = Arc::new(Partition::new(&architecture, &mesh)?);
+    let whole = Arc::new(Partition::new(&architecture, &mesh)?.adapted(&model.lora)?);
     let partition = Arc::new(whole.of_rank(&schedule.stages, rank));
     // Small enough that every model fills several.
     let sharing = Sharing { data: Arc::clone(&groups.data), zero, bucket_bytes: 4096 };
@@ -209,6 +226,7 @@ fn one_step(trainer: &mut Trainer, plan: &BatchPlan, step: u64, targets: Targets
     let outcome = trainer.step(&Work { step, lr: 1e-2, batches: &batches, global_batch: GLOBAL_BATCH, targets })?;
     let parameters = trainer.parameters();
     let gradients = (0..parameters.partition().parameters.len())
+        .filter(|&index| !parameters.partition().parameters[index].spec.frozen)
         .map(|index| {
             let name = parameters.partition().parameters[index].spec.name.clone();
             Ok((name, shard::gather(parameters, index, parameters.gradients(), &*trainer.groups().tp)?.copy()))

@@ -16,7 +16,7 @@ pub(crate) fn shard(parameter: &PartitionedParameter, tp_rank: usize, seed: u64)
     let shape: Vec<i64> = parameter.local_shape().iter().map(|&n| n as i64).collect();
     let kind = (Kind::Double, Device::Cpu);
     // Draws the elements with these indices, and what they are multiplied by.
-    let (draw, scale): (fn(&Stream, Range<u64>) -> Vec<f64>, f64) = match parameter.spec.init {
+    let (draw, scale): (Draw, f64) = match parameter.spec.init {
         Init::Zeros => return Ok(Tensor::f_zeros(&shape[..], kind)?),
         Init::Ones => return Ok(Tensor::f_ones(&shape[..], kind)?),
         Init::Normal { std } => (Stream::normals, std),
@@ -48,6 +48,9 @@ pub(crate) fn shard(parameter: &PartitionedParameter, tp_rank: usize, seed: u64)
     let _ = made.shallow_clone().f_mul_scalar_(scale)?;
     Ok(made)
 }
+
+/// Draws the elements with some indices.
+type Draw = fn(&Stream, Range<u64>) -> Vec<f64>;
 
 /// Draws values between −1 and 1.
 fn uniform(stream: &Stream, range: Range<u64>) -> Vec<f64> {

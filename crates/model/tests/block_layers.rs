@@ -252,7 +252,7 @@ fn perceptron_is_its_twin(
                 false => (&["up"], Activation::Gelu),
             };
             let (widen, narrow) = (rank.columns(at, parts)?, rank.narrow(&format!("{at}.down"))?);
-            Mlp { widen, narrow, activation }.forward(x)
+            Mlp { widen, narrow, activation }.forward(x, &Pass::evaluation(&tokens()))
         },
     );
 }

@@ -83,7 +83,7 @@ fn block(shards: &Shards<'_>, family: &dyn Family, layer: usize) -> Result<Block
         residence: shards.parameters.layer(layer),
         order: family.order(),
         attention_norm: family.norm(shards, &at("attention_norm"))?,
-        attention: shards.attention(&at("attention"), family.angles())?,
+        attention: shards.attention(layer, family.angles())?,
         attention_dropout: shards.dropout(&at("attention.output")),
         mlp_norm: family.norm(shards, &at("mlp_norm"))?,
         mlp: shards.mlp(&at("mlp"), family.activation())?,

@@ -6,6 +6,7 @@
 
 mod bucket;
 pub mod build;
+pub mod cache;
 pub mod collective;
 pub mod context;
 pub mod deferral;

@@ -30,6 +30,15 @@ pub struct Sharing {
     pub bucket_bytes: usize,
 }
 
+/// What parameters are allocated for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Purpose {
+    /// With gradients and masters.
+    Training,
+    /// Values alone.
+    Reading,
+}
+
 /// Bytes of a bucket where nobody says: enough that latency does not count, little enough that reductions start early.
 pub const BUCKET_BYTES: usize = 25 << 20;
 
@@ -99,12 +108,38 @@ impl Parameters {
         Ok(made)
     }
 
+    /// Allocates a rank's shards, all zero, for a model that is not trained: without gradients, and without masters of
+    /// another kind than the values. Passes run with [`mp_runtime::autograd::no_grad`].
+    ///
+    /// # Errors
+    /// [`Error::Runtime`] if the device has no room.
+    pub fn frozen(
+        partition: &Arc<Partition>,
+        tp_rank: usize,
+        sharing: Sharing,
+        precision: Precision,
+        device: Device,
+    ) -> Result<Self> {
+        Self::allocate(partition, tp_rank, sharing, precision, device, Purpose::Reading)
+    }
+
     fn zeros(
         partition: &Arc<Partition>,
         tp_rank: usize,
         sharing: Sharing,
         precision: Precision,
         device: Device,
+    ) -> Result<Self> {
+        Self::allocate(partition, tp_rank, sharing, precision, device, Purpose::Training)
+    }
+
+    fn allocate(
+        partition: &Arc<Partition>,
+        tp_rank: usize,
+        sharing: Sharing,
+        precision: Precision,
+        device: Device,
+        purpose: Purpose,
     ) -> Result<Self> {
         let bucket_elements = sharing.bucket_bytes / precision.master().elt_size_in_bytes();
         let arrangement =
@@ -119,14 +154,18 @@ impl Parameters {
             false => Flat::zeros_of(layout.clone(), &trained, kind, device),
         };
         let values = Flat::zeros_of(layout.clone(), &arrangement.kept(part), precision.compute(), device)?;
-        let masters = match precision.compute() == precision.master() {
+        let trained = purpose == Purpose::Training;
+        let masters = match precision.compute() == precision.master() || !trained {
             true => None,
             false => Some(flat(Zero::Optimizer, precision.master())?),
         };
-        let gradients = flat(Zero::Gradients, precision.master())?;
+        let gradients = match trained {
+            true => flat(Zero::Gradients, precision.master())?,
+            false => Flat::zeros_of(layout, &[], precision.master(), device)?,
+        };
         let units = units(&arrangement, &sharing, &values)?;
         Ok(Self {
-            buckets: buckets(&arrangement, &sharing, &gradients)?,
+            buckets: buckets(&arrangement, &sharing, &gradients, purpose)?,
             parts: parts(&arrangement, &units),
             units,
             partition: Arc::clone(partition),
@@ -421,10 +460,15 @@ fn part(arrangement: &Arrangement, sharing: &Sharing) -> usize {
     }
 }
 
-fn buckets(arrangement: &Arrangement, sharing: &Sharing, gradients: &Flat) -> Result<Vec<Option<Arc<Bucket>>>> {
+fn buckets(
+    arrangement: &Arrangement,
+    sharing: &Sharing,
+    gradients: &Flat,
+    purpose: Purpose,
+) -> Result<Vec<Option<Arc<Bucket>>>> {
     let part = part(arrangement, sharing);
     let bucket = |(index, bucket): (usize, &mp_plan::Bucket)| -> Result<Option<Arc<Bucket>>> {
-        if bucket.frozen {
+        if bucket.frozen || purpose == Purpose::Reading {
             return Ok(None);
         }
         let whole = match sharing.zero >= Zero::Gradients {

@@ -4,6 +4,8 @@ use std::ops::Range;
 
 use mp_runtime::Tensor;
 
+use crate::cache::Cached;
+
 /// One micro-batch on its way through a model.
 #[derive(Debug)]
 pub struct Pass<'a> {
@@ -20,13 +22,15 @@ pub struct Pass<'a> {
     pub first_sample: usize,
     /// What dropout draws from, or `None` outside training.
     pub dropout: Option<DropoutKey>,
+    /// What the pass reads and writes of the keys and values of positions before it, or `None` for whole sequences.
+    pub cached: Option<&'a Cached<'a>>,
 }
 
 impl<'a> Pass<'a> {
     /// A pass over whole sequences, without dropout.
     pub fn evaluation(tokens: &'a Tensor) -> Self {
         let positions = Positions::whole(tokens.size()[1] as usize);
-        Self { tokens, positions, segments: None, token_types: None, first_sample: 0, dropout: None }
+        Self { tokens, positions, segments: None, token_types: None, first_sample: 0, dropout: None, cached: None }
     }
 
     /// Makes what a graph keeps of the pass, to compute something of it again.
@@ -74,6 +78,8 @@ impl KeptPass {
             token_types: self.token_types.as_ref(),
             first_sample: self.first_sample,
             dropout: self.dropout,
+            // What is computed again for a backward is never a step of writing.
+            cached: None,
         }
     }
 }

@@ -90,7 +90,8 @@ impl Shards<'_> {
     /// # Errors
     /// [`Error::UnknownParameter`](crate::Error::UnknownParameter); [`Error::Plan`](crate::Error::Plan) if they
     /// cannot be exchanged over the context group.
-    pub(crate) fn attention(&self, at: &str, angles: Option<Angles>) -> Result<SelfAttention> {
+    pub(crate) fn attention(&self, layer: usize, angles: Option<Angles>) -> Result<SelfAttention> {
+        let at = &format!("layers.{layer}.attention");
         let width = self.architecture().head_dim;
         let query = self.range(&format!("{at}.query.weight"))?;
         let heads = Heads {
@@ -105,6 +106,7 @@ impl Shards<'_> {
             mp_plan::check_all_to_all(heads.query.len(), heads.key_value, 1, context.comm.size())?;
         }
         Ok(SelfAttention {
+            layer,
             context,
             recompute: self.options.recompute,
             project: self.columns(at, &["query", "key", "value"], biases != AttentionBias::None)?,

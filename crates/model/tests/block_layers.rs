@@ -295,6 +295,7 @@ fn attention(rank: &Rank, at: &str, sight: Sight) -> Result<SelfAttention> {
     let width = architecture.head_dim;
     let query = rank.rows(&format!("{at}.query.weight"))?;
     Ok(SelfAttention {
+        layer: 0,
         project: rank.columns(at, &["query", "key", "value"])?,
         output: rank.narrow(&format!("{at}.output"))?,
         heads: Heads {

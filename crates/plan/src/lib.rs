@@ -59,6 +59,7 @@
 
 pub mod architecture;
 pub mod arrangement;
+pub mod cache;
 pub mod completeness;
 pub mod config;
 pub mod deadlock;
@@ -80,6 +81,7 @@ mod waits;
 
 pub use architecture::Architecture;
 pub use arrangement::{Arrangement, Bucket, Unit, Zero};
+pub use cache::cache_bytes;
 pub use completeness::Incomplete;
 pub use config::{
     ArchitectureName, AttentionBias, ContextForm, ModelConfig, ParallelConfig, RecomputeName, RopeScaling, Switch,

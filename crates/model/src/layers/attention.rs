@@ -56,6 +56,8 @@ impl Sight {
 /// Self-attention with this rank's heads.
 #[derive(Debug)]
 pub struct SelfAttention {
+    /// The layer's index in the whole model.
+    pub layer: usize,
     /// Queries, keys and values in one product.
     pub project: ColumnParallel,
     /// The output projection.
@@ -112,9 +114,15 @@ impl SelfAttention {
         self.output.forward_in(&y_bshk.f_reshape([b, s, h * k])?, pass)
     }
 
-    /// Attends within the rank, or over the context group.
+    /// Attends within the rank, to what a cache holds, or over the context group.
     fn attend(&self, [q, k, v]: [&Tensor; 3], pass: &Pass<'_>) -> Result<Tensor> {
         let Context { comm, form } = &self.context;
+        if let Some(cached) = pass.cached {
+            cached.keep(self.layer, k, v)?;
+            if cached.is_step() {
+                return cached.attend(self.layer, q, self.sight);
+            }
+        }
         self.context.check(&pass.positions)?;
         let (seq, visibility) = (pass.positions.seq(), self.sight.of(pass));
         let dropped = self.dropout.weights(pass, self.heads.query.clone(), self.heads.all);

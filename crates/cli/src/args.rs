@@ -23,6 +23,10 @@ pub enum Command {
     Plan(Plan),
     /// Prove on a small model like the configured one that layouts compute what one rank computes.
     Verify(Verify),
+    /// Measure how well a model predicts a text.
+    Eval(Eval),
+    /// Let a model go on with a text.
+    Generate(Generate),
     /// Look into checkpoints, check them, and make others of them. Needs no mpirun.
     #[command(subcommand)]
     Checkpoint(Checkpoint),
@@ -284,6 +288,71 @@ pub struct Audit {
 /// `mp-cli doctor`.
 #[derive(Debug, clap::Args)]
 pub struct Doctor {
+    #[command(flatten)]
+    pub output: Output,
+}
+
+/// `mp-cli eval`.
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "For example: mp-cli eval --set model.from=runs/a --set data.path=held-out.txt\nThe text is cut into \
+                  consecutive windows of train.seq tokens; each predicts all of its tokens but the first."
+)]
+pub struct Eval {
+    #[command(flatten)]
+    pub configuration: Configuration,
+    /// Windows in a pass of a rank.
+    #[arg(long, value_name = "N", default_value_t = 8)]
+    pub batch: usize,
+    #[command(flatten)]
+    pub output: Output,
+}
+
+/// `mp-cli generate`.
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "For example: mp-cli generate --set model.from=runs/a --prompt 'Once' --max-new-tokens 50\nWith neither \
+                  --prompt nor --prompts it asks for one after the other, where a person is there to ask."
+)]
+pub struct Generate {
+    #[command(flatten)]
+    pub configuration: Configuration,
+    /// The text to go on with.
+    #[arg(long, value_name = "TEXT", conflicts_with = "prompts")]
+    pub prompt: Option<String>,
+    /// A file of them: one a line, or (.jsonl) one JSON string or object with "prompt" a line.
+    #[arg(long, value_name = "FILE")]
+    pub prompts: Option<PathBuf>,
+    /// The most tokens to write.
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    pub max_new_tokens: usize,
+    /// Divides the scores of tokens: lower is more certain, 0 always takes the most likely token.
+    #[arg(long, value_name = "T", default_value_t = 1.0, allow_negative_numbers = true)]
+    pub temperature: f64,
+    /// Choose among so many of the most likely tokens only; 0: all.
+    #[arg(long, value_name = "K", default_value_t = 0)]
+    pub top_k: usize,
+    /// Choose among the fewest most likely tokens whose probabilities sum to P.
+    #[arg(long, value_name = "P", default_value_t = 1.0, allow_negative_numbers = true)]
+    pub top_p: f64,
+    /// Choose among tokens at least P times as likely as the most likely one.
+    #[arg(long, value_name = "P", default_value_t = 0.0, allow_negative_numbers = true)]
+    pub min_p: f64,
+    /// Make tokens that the text already holds less likely; 1 does not.
+    #[arg(long, value_name = "R", default_value_t = 1.0, allow_negative_numbers = true)]
+    pub repetition_penalty: f64,
+    /// End before this string; may come several times.
+    #[arg(long = "stop", value_name = "TEXT")]
+    pub stops: Vec<String>,
+    /// Decides the choices: the same seed writes the same text.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub seed: u64,
+    /// Prompts that a model continues side by side.
+    #[arg(long, value_name = "N", default_value_t = 16)]
+    pub batch: usize,
+    /// Keep no keys and values: read the whole text again for each token. Slow; to compare.
+    #[arg(long)]
+    pub no_cache: bool,
     #[command(flatten)]
     pub output: Output,
 }

@@ -3,6 +3,8 @@
 pub mod checkpoint;
 pub mod data;
 pub mod doctor;
+pub mod eval;
+pub mod generate;
 pub mod plan;
 pub mod train;
 pub mod verify;

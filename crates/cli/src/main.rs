@@ -52,6 +52,8 @@ fn run(args: Result<Args, clap::Error>, world: &World) -> Result<(), Failure> {
         Command::Train(train) => commands::train::run(&train, world),
         Command::Plan(plan) => commands::plan::run(&plan, world),
         Command::Verify(verify) => commands::verify::run(&verify, world),
+        Command::Eval(eval) => commands::eval::run(&eval, world),
+        Command::Generate(generate) => commands::generate::run(&generate, world),
         Command::Checkpoint(checkpoint) => commands::checkpoint::run(&checkpoint, world),
         Command::Doctor(doctor) => commands::doctor::run(&doctor, world),
         // It was done before the ranks met.

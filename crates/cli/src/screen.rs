@@ -59,12 +59,35 @@ impl Screen {
         };
     }
 
+    /// Says whether standard output is for people.
+    pub fn shows(&self) -> bool {
+        self.speaks && !matches!(self.json, Json::StandardOutput)
+    }
+
+    /// Prints a piece of text for people, at once.
+    pub fn piece(&self, text: &str) {
+        if self.shows() {
+            let _ = write!(io::stdout(), "{text}").and_then(|()| io::stdout().flush());
+        }
+    }
+
+    /// Writes one of several results as a line of JSON, where it was asked for.
+    ///
+    /// # Errors
+    /// What the disk refuses.
+    pub fn object(&mut self, value: &impl Serialize) -> mp_train::Result<()> {
+        self.write(serde_json::to_string(value).expect("a result is plain data") + "\n")
+    }
+
     /// Writes the command's result as JSON, where it was asked for.
     ///
     /// # Errors
     /// What the disk refuses.
     pub fn result(&mut self, value: &impl Serialize) -> mp_train::Result<()> {
-        let text = serde_json::to_string_pretty(value).expect("a result is plain data") + "\n";
+        self.write(serde_json::to_string_pretty(value).expect("a result is plain data") + "\n")
+    }
+
+    fn write(&mut self, text: String) -> mp_train::Result<()> {
         match &mut self.json {
             Json::Nowhere => {}
             Json::StandardOutput => {

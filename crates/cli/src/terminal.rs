@@ -19,10 +19,19 @@ pub fn draw_target() -> Option<ProgressDrawTarget> {
     watched_launcher().then(|| ProgressDrawTarget::term_like_with_hz(Box::new(Piped), 10))
 }
 
+/// Says whether a person can be asked: standard input is a terminal, or a launcher hands one on.
+pub fn is_asked() -> bool {
+    io::stdin().is_terminal() || is_terminal(launcher_stream(0))
+}
+
 /// Says whether a launcher forwards this process's standard error to a terminal.
 fn watched_launcher() -> bool {
-    let output = launcher_output().and_then(|output| fs::read_link(output).ok());
-    output.is_some_and(|path| path.starts_with("/dev/pts") || path.to_string_lossy().starts_with("/dev/tty"))
+    is_terminal(launcher_output())
+}
+
+fn is_terminal(stream: Option<PathBuf>) -> bool {
+    let stream = stream.and_then(|stream| fs::read_link(stream).ok());
+    stream.is_some_and(|path| path.starts_with("/dev/pts") || path.to_string_lossy().starts_with("/dev/tty"))
 }
 
 /// Prints a line on the launcher's own standard error; says whether that could be done.
@@ -36,15 +45,20 @@ pub fn past_the_launcher(text: &str) -> bool {
 /// Finds the launcher's standard error: that of the nearest ancestor that has another one than this process, for a shell
 /// between the two has the same.
 fn launcher_output() -> Option<PathBuf> {
+    launcher_stream(2)
+}
+
+/// Finds the launcher's stream of a number, in the same way.
+fn launcher_stream(number: u8) -> Option<PathBuf> {
     if !crate::wire::launched() {
         return None;
     }
-    let own = fs::read_link("/proc/self/fd/2").ok()?;
+    let own = fs::read_link(format!("/proc/self/fd/{number}")).ok()?;
     let mut process = "self".to_string();
     loop {
         let status = fs::read_to_string(format!("/proc/{process}/status")).ok()?;
         process = status.lines().find_map(|line| line.strip_prefix("PPid:"))?.trim().to_string();
-        let output = PathBuf::from(format!("/proc/{process}/fd/2"));
+        let output = PathBuf::from(format!("/proc/{process}/fd/{number}"));
         if fs::read_link(&output).ok()? != own {
             return Some(output);
         }

@@ -105,6 +105,20 @@ impl Tokenizer {
         }
     }
 
+    /// Returns how many bytes of text each token stands for, by id; 0 where an id is nobody's.
+    ///
+    /// # Errors
+    /// [`Error::Decode`] if the tokenizer's decoder gives up.
+    pub fn byte_lengths(&self) -> Result<Vec<usize>> {
+        match &self.kind {
+            Kind::Bytes => Ok(vec![1; BYTES]),
+            #[cfg(feature = "huggingface")]
+            Kind::HuggingFace(model) => {
+                model.byte_lengths().map_err(|cause| Error::Decode { spec: self.spec.clone(), tokens: 1, cause })
+            }
+        }
+    }
+
     /// Returns the id of a token that the vocabulary holds by this name; bytes have no names.
     pub fn id(&self, #[cfg_attr(not(feature = "huggingface"), expect(unused))] token: &str) -> Option<u32> {
         match &self.kind {
@@ -199,6 +213,32 @@ mod huggingface {
 
         pub fn id(&self, token: &str) -> Option<u32> {
             self.inner.token_to_id(token)
+        }
+
+        /// Where tokens are of bytes, those count; elsewhere what a token adds to the text of one before it.
+        pub fn byte_lengths(&self) -> Result<Vec<usize>, Cause> {
+            let decoder = serde_json::to_string(&self.inner.get_decoder())?;
+            let (of_bytes, falls_back) = (decoder.contains("\"ByteLevel\""), decoder.contains("\"ByteFallback\""));
+            let added = self.inner.get_added_tokens_decoder();
+            let anchor = self.inner.encode_fast("a", false).ok().and_then(|encoded| encoded.get_ids().last().copied());
+            let before: Vec<u32> = anchor.into_iter().collect();
+            let start = self.decode(&before)?.len();
+            let length = |id: u32| -> Result<usize, Cause> {
+                let Some(token) = self.inner.id_to_token(id) else { return Ok(0) };
+                if let Some(added) = added.get(&id) {
+                    return Ok(added.content.len());
+                }
+                if of_bytes {
+                    // Each byte is written as one character.
+                    return Ok(token.chars().count());
+                }
+                if falls_back && token.len() == 6 && token.starts_with("<0x") {
+                    return Ok(1);
+                }
+                let both = [before.as_slice(), &[id]].concat();
+                Ok(self.decode(&both)?.len().saturating_sub(start))
+            };
+            (0..self.vocab_size as u32).map(length).collect()
         }
 
         pub fn encode(&self, text: &str) -> Result<Vec<u32>, Cause> {

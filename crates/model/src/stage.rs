@@ -81,6 +81,11 @@ impl Model {
         &self.parameters
     }
 
+    /// Gives the parameters back, for another model of them.
+    pub fn into_parameters(self) -> Parameters {
+        self.parameters
+    }
+
     /// Returns this rank's stages in the order of the layers.
     pub fn chunks(&self) -> &[Box<dyn Stage>] {
         &self.chunks

@@ -139,6 +139,25 @@ pub enum Error {
         /// The system's reason.
         source: std::io::Error,
     },
+    /// A text that cannot be continued.
+    #[error("prompt {number} {problem}")]
+    Prompt {
+        /// Which, from 1.
+        number: u64,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// Scores that nothing can be chosen by.
+    #[error(
+        "the scores after {position} tokens of prompt {prompt} are no finite numbers: the weights are none, or they are too \
+         large for `train.precision`"
+    )]
+    Scores {
+        /// The prompt's number, from 1.
+        prompt: u64,
+        /// Tokens before.
+        position: usize,
+    },
     /// A run folder that cannot serve.
     #[error("the run folder `{}` {problem}", path.display())]
     RunFolder {
@@ -206,6 +225,7 @@ impl Error {
             | Error::Plan(_)
             | Error::Read { .. }
             | Error::RunFolder { .. }
+            | Error::Prompt { .. }
             | Error::NoTargets { .. }
             | Error::Published { .. }
             | Error::Checkpoint { .. } => true,
@@ -216,6 +236,7 @@ impl Error {
             | Error::Runtime(_)
             | Error::Write { .. }
             | Error::NotFinite { .. }
+            | Error::Scores { .. }
             | Error::MicroBatches { .. }
             | Error::Failed
             | Error::Layout { .. }

@@ -1,49 +1,150 @@
 //! The mean loss over held-out text.
 
-use mp_comm::{BufferMut, ReduceOp};
-use mp_data::{Windows, IGNORED};
-use mp_plan::Zero;
+mod consecutive;
 
+use std::ops::Range;
+use std::sync::Arc;
+
+use mp_comm::{BufferMut, Communicator, ReduceOp};
+use mp_data::{open_whole, Batch, Corpus, Part, Tokenizer, Windows, IGNORED};
+use mp_runtime::Device;
+use serde::Serialize;
+
+pub use consecutive::Consecutive;
+
+use crate::agree::agree;
+use crate::assembled::Assembled;
+use crate::inference::{Inference, Use};
 use crate::pipeline::forward_only;
-use crate::step::Trainer;
-use crate::Result;
+use crate::{weights, Config, Error, Result};
 
-/// Computes the mean loss over consecutive windows, in nats; the data ranks share the batches. Collective over the
-/// world; every rank gets the mean.
+/// A text cut into windows, each a row of a batch.
+pub trait Walk {
+    /// Returns the number of windows.
+    fn count(&self) -> usize;
+
+    /// Returns some of them as a batch.
+    ///
+    /// # Errors
+    /// [`Error::Data`] for what a file of them should not hold.
+    fn batch(&self, windows: Range<usize>) -> Result<Batch>;
+}
+
+impl Walk for Windows {
+    fn count(&self) -> usize {
+        Windows::count(self)
+    }
+
+    fn batch(&self, windows: Range<usize>) -> Result<Batch> {
+        Ok(Windows::batch(self, windows)?)
+    }
+}
+
+/// How well a model predicts a text.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Measured {
+    /// Mean over the predicted tokens, in nats.
+    pub loss: f64,
+    /// How many were predicted.
+    pub tokens: u64,
+    /// The loss over the bytes that these tokens stand for, in bits.
+    pub bits_per_byte: f64,
+}
+
+impl Measured {
+    /// Returns the exponential of the loss: among how many equally likely tokens the model would be as uncertain.
+    pub fn perplexity(&self) -> f64 {
+        self.loss.exp()
+    }
+}
+
+/// Measures the model that `model.from` names on all of `data.path`, cut into [`Consecutive`] windows of `train.seq` tokens,
+/// `batch` at a time. Collective over the world.
+///
+/// # Errors
+/// On all ranks: [`Error::Config`] where no model is named or a window predicts nothing; what cannot be cut or read.
+pub fn measure(config: &Config, world: &Arc<dyn Communicator>, device: Device, batch: usize) -> Result<Measured> {
+    let input = || -> Result<_> {
+        let from = config.model.from.as_deref().ok_or_else(unnamed)?;
+        let tokenizer = Tokenizer::load(&config.data.tokenizer)?;
+        let vocab = if config.model.vocab > 0 { config.model.vocab } else { tokenizer.vocab_size() };
+        let part: Part = match &config.data.path {
+            Some(path) => open_whole(path, &tokenizer, vocab)?,
+            None => Corpus::embedded().tokenize(&tokenizer)?.into(),
+        };
+        let windows = Consecutive::new(part, config.train.seq)?;
+        Ok((weights::open(from)?, tokenizer, windows))
+    };
+    let (source, tokenizer, windows) = agree(&**world, input())?;
+    let inference = Inference::new(config, tokenizer.vocab_size(), &*source, world, device, Use::Reading)?;
+    let lengths = agree(&**world, tokenizer.byte_lengths().map_err(Error::from))?;
+    let bytes = |target: i64| usize::try_from(target).ok().and_then(|id| lengths.get(id)).copied().unwrap_or(0);
+    let Sums { loss, targets, bytes } = sums(inference.assembled(), &windows, batch, 0, bytes)?;
+    let bits_per_byte = loss / std::f64::consts::LN_2 / bytes;
+    Ok(Measured { loss: loss / targets, tokens: targets as u64, bits_per_byte })
+}
+
+fn unnamed() -> Error {
+    let rule = "must name the model: a folder with the `config.json` of a published one, or a run folder";
+    Error::Config { key: "model.from", value: "unset".into(), rule: rule.into() }
+}
+
+/// Computes the mean loss over windows, in nats; the data ranks share the batches. Collective over the world; every rank
+/// gets the mean.
 ///
 /// `limit` is the number of batches of `batch` windows; 0 takes all.
 ///
 /// # Errors
 /// Whatever a layer or a collective raises.
-pub fn evaluate(trainer: &Trainer, windows: &Windows, batch: usize, limit: usize) -> Result<f64> {
+pub fn evaluate(model: Assembled<'_>, windows: &dyn Walk, batch: usize, limit: usize) -> Result<f64> {
+    let sums = sums(model, windows, batch, limit, |_| 0)?;
+    Ok(sums.loss / sums.targets)
+}
+
+/// What ranks add up.
+struct Sums {
+    loss: f64,
+    targets: f64,
+    bytes: f64,
+}
+
+fn sums(
+    model: Assembled<'_>,
+    windows: &dyn Walk,
+    batch: usize,
+    limit: usize,
+    bytes: impl Fn(i64) -> usize,
+) -> Result<Sums> {
     let _span = tracing::info_span!("evaluate").entered();
-    let groups = trainer.groups();
-    let mut sums = [0.0f64; 2];
-    let walk = windows.batches(batch, limit)?;
-    let rounds = walk.remaining().div_ceil(groups.dp.size());
-    let mut own = walk.skip(groups.dp.rank().0).step_by(groups.dp.size());
-    // Where parameters are shared out, every data rank takes part in every pass, if only to give its part of them.
-    let shared = trainer.parameters().sharing().zero == Zero::Parameters;
-    for _ in 0..rounds {
-        let next = own.next().transpose()?;
-        let counts = next.is_some();
-        let Some(batch) =
-            next.map_or_else(|| shared.then(|| windows.batch(0..1)).transpose(), |batch| Ok(Some(batch)))?
-        else {
-            continue;
+    let groups = model.groups;
+    let mut sums = [0.0f64; 3];
+    let (count, all) = (windows.count(), windows.count().div_ceil(batch));
+    let batches = if limit == 0 { all } else { all.min(limit) };
+    for round in 0..batches.div_ceil(groups.dp.size()) {
+        let index = round * groups.dp.size() + groups.dp.rank().0;
+        let counts = index < batches;
+        // Where parameters are shared out, every data rank takes part in every pass, if only to give its part of them.
+        let own = match counts {
+            true => index * batch..((index + 1) * batch).min(count),
+            false if model.is_shared_out() => 0..1,
+            false => continue,
         };
-        let own = trainer.own(&batch)?;
-        let shape = trainer.activation_shape(batch.batch, own.positions.count());
-        let (line, model) = (trainer.line(), trainer.model());
-        let loss = forward_only(line, model, &own.pass(), shape, |last, hidden| last.loss_sum(hidden, &own.targets))?;
+        let batch = windows.batch(own)?;
+        let own = model.own(&batch)?;
+        let shape = model.activation_shape(batch.batch, own.positions.count());
+        let last = |last: &dyn mp_model::Stage, hidden: &_| last.loss_sum(hidden, &own.targets);
+        let loss = forward_only(model.line(), model.model, &own.pass(), shape, last)?;
         if let (Some(loss), true) = (loss, counts) {
             sums[0] += loss.double_value(&[]);
-            let targets = batch.targets.iter().filter(|&&target| target != IGNORED).count();
-            sums[1] += targets as f64 / groups.cp.size() as f64;
+            let targets = || batch.targets.iter().filter(|&&target| target != IGNORED);
+            // Context ranks have the same targets in their batches.
+            sums[1] += targets().count() as f64 / groups.cp.size() as f64;
+            sums[2] += targets().map(|&target| bytes(target)).sum::<usize>() as f64 / groups.cp.size() as f64;
         }
     }
     for group in [&groups.data, &groups.pp] {
         group.all_reduce(BufferMut::new(&mut sums), ReduceOp::Sum)?;
     }
-    Ok(sums[0] / sums[1])
+    let [loss, targets, bytes] = sums;
+    Ok(Sums { loss, targets: targets.round(), bytes: bytes.round() })
 }

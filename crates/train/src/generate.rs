@@ -1,113 +1,272 @@
 //! Text from a model, one token after the other.
+//!
+//! | file | is |
+//! |---|---|
+//! | `generate.rs` | prompts, the loop over steps, and the ranks that share the work |
+//! | `generate/sampling.rs` | how a token is chosen |
+//! | `generate/continuation.rs` | what of a growing text can be shown |
+//! | `generate/passes.rs` | the scores of the next tokens, from kept keys and values or from nothing |
+//! | `generate/ends.rs` | the tokens at which a text is over |
 
-use mp_comm::{BufferMut, Rank, ReduceOp};
-use mp_model::Pass;
-use mp_runtime::rng::{unit, Stream};
-use mp_runtime::{Kind, Tensor};
+mod continuation;
+mod ends;
+mod passes;
+mod sampling;
 
-use crate::pipeline::forward_only;
-use crate::step::Trainer;
-use crate::Result;
+use mp_comm::{BufferMut, Communicator, Rank};
+use mp_data::Tokenizer;
+use serde::{Deserialize, Serialize};
 
-/// How the next token is chosen.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Sampling {
-    /// Tokens to write.
-    pub tokens: usize,
-    /// Divides the scores; 0 takes the most likely token.
-    pub temperature: f64,
-    /// Decides the choices.
-    pub seed: u64,
+pub use continuation::Continuation;
+pub use ends::ends;
+pub use sampling::Sampling;
+
+use crate::agree::agree;
+use crate::assembled::Assembled;
+use crate::generate::passes::{Passes, Row};
+use crate::{Error, Result};
+
+/// What is asked of a model.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Wish {
+    /// How tokens are chosen.
+    pub sampling: Sampling,
+    /// The most tokens of a continuation.
+    pub max_new_tokens: usize,
+    /// Strings before which a continuation ends.
+    pub stops: Vec<String>,
+    /// Tokens with which a continuation ends.
+    pub ends: Vec<u32>,
+    /// Prompts that are continued side by side.
+    pub batch: usize,
+    /// Whether keys and values are kept; without, each token costs a pass over all before it.
+    pub cached: bool,
 }
 
-/// Continues a prompt, given as token ids. Collective over the ranks of one model, its tensor, context and pipeline groups
-/// (and the data ranks, where they share parameters out); every rank gets the same ids, the prompt's included.
-///
-/// Each choice is a function of seed and position alone, so that ranks agree without talking. Ids from `vocab` on, beyond
-/// the tokenizer's, are what no text contains, and never chosen.
-///
-/// # Errors
-/// Whatever a layer or a collective raises.
-pub fn generate(trainer: &Trainer, mut ids: Vec<u32>, vocab: usize, sampling: &Sampling) -> Result<Vec<u32>> {
-    if ids.is_empty() {
-        // A tokenizer may drop all of a prompt; a model needs something to go on from.
-        ids.push(0);
-    }
-    let stream = Stream::new(sampling.seed, "generate", 0);
-    for position in 0..sampling.tokens {
-        let mut scores = next_scores(trainer, &ids)?;
-        scores.truncate(vocab);
-        let word = stream.block(position as u64)[0];
-        ids.push(choose(&scores, sampling.temperature, unit(word)));
-    }
-    Ok(ids)
-}
-
-/// Computes the scores of the token that follows, from as many tokens as the model has positions.
-///
-/// The sequence is filled up until it can be cut wherever activations are; what comes later does not change what a causal
-/// model says of a position.
-fn next_scores(trainer: &Trainer, ids: &[u32]) -> Result<Vec<f64>> {
-    let (parameters, context) = (trainer.parameters(), trainer.context());
-    let architecture = &parameters.partition().architecture;
-    let multiple = trainer.sequence_multiple();
-    let longest = (architecture.max_seq / multiple * multiple).max(1);
-    let mut seen: Vec<i64> = ids[ids.len().saturating_sub(longest)..].iter().map(|&id| i64::from(id)).collect();
-    let length = seen.len();
-    seen.resize(length.next_multiple_of(multiple), 0);
-    let full = Tensor::f_from_slice(&seen).and_then(|full| full.f_unsqueeze(0)).map_err(mp_runtime::Error::from)?;
-    let tokens = context.own(&full)?.f_to_device(parameters.device()).map_err(mp_runtime::Error::from)?;
-    let positions = context.positions(seen.len())?;
-    // Where this rank holds the last token, if it does.
-    let held = positions.iter().position(|position| position + 1 == length);
-    let shape = trainer.activation_shape(1, positions.count());
-    let (line, pass) = (trainer.line(), Pass { positions, ..Pass::evaluation(&tokens) });
-    let scores = forward_only(line, trainer.model(), &pass, shape, |last, hidden| {
-        let scores = last.logits(hidden)?;
-        let Some(held) = held else { return Ok(vec![0.0; architecture.vocab]) };
-        let own = scores.f_select(1, held as i64)?.f_view([-1])?;
-        Ok(Vec::<f64>::try_from(&own.f_to_kind(Kind::Double)?.f_to_device(mp_runtime::Device::Cpu)?)?)
-    })?;
-    let mut scores = scores.unwrap_or_else(|| vec![0.0; architecture.vocab]);
-    // All but one have zeros.
-    context.comm.all_reduce(BufferMut::new(&mut scores), ReduceOp::Sum)?;
-    let last = Rank(line.stages.rank_of(line.stages.count() - 1));
-    line.group.broadcast(BufferMut::new(&mut scores), last)?;
-    Ok(scores)
-}
-
-/// Chooses the token at which the cumulative probability passes `point`.
-fn choose(scores: &[f64], temperature: f64, point: f64) -> u32 {
-    let best = |a: &usize, b: &usize| scores[*a].total_cmp(&scores[*b]).then(b.cmp(a));
-    let highest = (0..scores.len()).max_by(best).unwrap_or(0);
-    if temperature == 0.0 {
-        return highest as u32;
-    }
-    let weight = |score: f64| ((score - scores[highest]) / temperature).exp();
-    let mut left = point * scores.iter().map(|&score| weight(score)).sum::<f64>();
-    for (id, &score) in scores.iter().enumerate() {
-        left -= weight(score);
-        if left < 0.0 {
-            return id as u32;
+impl Wish {
+    /// Refuses what cannot be granted.
+    ///
+    /// # Errors
+    /// [`Error::Config`].
+    pub fn check(&self) -> Result<()> {
+        self.sampling.check()?;
+        let refused = |key, value: &str, rule: &str| Err(Error::Config { key, value: value.into(), rule: rule.into() });
+        if self.batch == 0 {
+            return refused("batch", "0", "must be at least 1");
+        }
+        match self.stops.iter().any(String::is_empty) {
+            true => refused("stop", "\"\"", "must not be empty: every text would end before it begins"),
+            false => Ok(()),
         }
     }
-    highest as u32
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// A text to go on with.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Prompt {
+    /// Its number, from 0: choices depend on it.
+    pub number: u64,
+    /// As it was given.
+    pub text: String,
+    ids: Vec<u32>,
+}
 
-    #[test]
-    fn choices_follow_the_cumulative_probability() {
-        // Probabilities 1/4, 1/2, 1/4.
-        let scores = [0.0, 2.0f64.ln(), 0.0];
-        let chosen: Vec<u32> = [0.1, 0.24, 0.26, 0.74, 0.76, 0.99].iter().map(|&p| choose(&scores, 1.0, p)).collect();
-        assert_eq!(chosen, [0, 0, 1, 1, 2, 2]);
+impl Prompt {
+    /// Takes a text for a model of `max_seq` positions.
+    ///
+    /// # Errors
+    /// [`Error::Prompt`] if there is nothing in it for the tokenizer, or more tokens than positions; [`Error::Data`] if
+    /// it does not cover the text.
+    pub fn new(number: u64, text: &str, tokenizer: &Tokenizer, max_seq: usize) -> Result<Self> {
+        let refused = |problem: String| Err(Error::Prompt { number: number + 1, problem });
+        if text.is_empty() {
+            return refused("is empty, and a model needs something to go on from".into());
+        }
+        let ids = tokenizer.encode(text)?;
+        if ids.is_empty() {
+            return refused("has no tokens: the tokenizer drops all of it".into());
+        }
+        if ids.len() > max_seq {
+            let tokens = ids.len();
+            return refused(format!("has {tokens} tokens, and the model has {max_seq} positions; shorten it"));
+        }
+        Ok(Self { number, text: text.into(), ids })
     }
 
-    #[test]
-    fn temperature_0_takes_the_first_of_the_most_likely() {
-        assert_eq!(choose(&[1.0, 3.0, 3.0], 0.0, 0.9), 1);
+    /// Returns its tokens.
+    pub fn ids(&self) -> &[u32] {
+        &self.ids
+    }
+}
+
+/// Why a continuation ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Reason {
+    /// As many tokens as were asked for.
+    Length,
+    /// A token that ends texts.
+    End,
+    /// A stop string.
+    Stop,
+    /// The model has no more positions.
+    Positions,
+}
+
+/// A continuation.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Written {
+    /// The prompt.
+    pub prompt: String,
+    /// The tokens that follow it, one that ends the text included.
+    pub tokens: Vec<u32>,
+    /// Their text, before a stop string or a token that ends it.
+    pub text: String,
+    /// Why it ended.
+    pub reason: Reason,
+}
+
+/// One continuation under way.
+struct Line<'a> {
+    prompt: &'a Prompt,
+    row: Row,
+    continuation: Continuation<'a>,
+}
+
+/// Continues prompts, each data rank its share of them. Collective over the world; every rank gets all, in order.
+///
+/// `listen` hears of each piece of text, with its prompt's number, as soon as it is certain, on the ranks that write it.
+///
+/// # Errors
+/// On all ranks: [`Error::Scores`] if a model's scores are no numbers; whatever a layer or a collective raises.
+pub fn answer(
+    model: Assembled<'_>,
+    tokenizer: &Tokenizer,
+    prompts: &[Prompt],
+    wish: &Wish,
+    listen: &mut dyn FnMut(u64, &str),
+) -> Result<Vec<Written>> {
+    let data = &*model.groups.data;
+    // Where the data ranks keep parts of the parameters they go through every pass together.
+    let (ranks, rank) = if model.is_shared_out() { (1, 0) } else { (data.size(), data.rank().0) };
+    let share = prompts.len().div_ceil(ranks).max(1);
+    let mut all = Vec::with_capacity(prompts.len());
+    let own = prompts.chunks(share).nth(rank).unwrap_or(&[]);
+    let mut written = Ok(Vec::new());
+    for batch in own.chunks(wish.batch) {
+        let Ok(before) = &mut written else { break };
+        match write(model, tokenizer, batch, wish, listen) {
+            Ok(more) => before.extend(more),
+            Err(error) => written = Err(error),
+        }
+    }
+    let written = agree(&*model.groups.world, written)?;
+    for from in 0..ranks {
+        match ranks {
+            1 => all.extend_from_slice(&written),
+            _ => all.extend(spread(data, Rank(from), &written)?),
+        }
+    }
+    Ok(all)
+}
+
+/// Gives all ranks of a group what one of them has written.
+fn spread(group: &dyn Communicator, from: Rank, written: &[Written]) -> Result<Vec<Written>> {
+    let mut bytes = match group.rank() == from {
+        true => serde_json::to_vec(written).expect("a continuation is plain data"),
+        false => Vec::new(),
+    };
+    broadcast(group, from, &mut bytes)?;
+    Ok(serde_json::from_slice(&bytes).expect("the other rank wrote it"))
+}
+
+/// Gives all ranks of a group one rank's bytes.
+///
+/// # Errors
+/// [`Error::Comm`].
+pub fn broadcast(group: &dyn Communicator, from: Rank, bytes: &mut Vec<u8>) -> Result<()> {
+    let mut length = [bytes.len() as i64];
+    group.broadcast(BufferMut::new(&mut length), from)?;
+    bytes.resize(length[0] as usize, 0);
+    Ok(group.broadcast(BufferMut::new(bytes), from)?)
+}
+
+/// Continues some prompts side by side. Collective over the tensor and pipeline ranks of one model; all of them get the
+/// same.
+///
+/// # Errors
+/// As [`answer`].
+pub fn write(
+    model: Assembled<'_>,
+    tokenizer: &Tokenizer,
+    prompts: &[Prompt],
+    wish: &Wish,
+    listen: &mut dyn FnMut(u64, &str),
+) -> Result<Vec<Written>> {
+    let _span = tracing::info_span!("write", prompts = prompts.len()).entered();
+    let begun = |prompt| Line::new(prompt, tokenizer, wish);
+    let mut lines: Vec<Line<'_>> = prompts.iter().map(begun).collect();
+    if wish.max_new_tokens == 0 {
+        return lines.into_iter().map(|line| line.end(Reason::Length, listen)).collect();
+    }
+    let max_seq = model.parameters().partition().architecture.max_seq;
+    let longest = prompts.iter().map(|prompt| prompt.ids.len()).max().unwrap_or(0);
+    // The last token of all needs no position: nothing is read after it.
+    let length = longest.saturating_add(wish.max_new_tokens - 1).min(max_seq);
+    let mut passes = Passes::new(model, tokenizer.vocab_size(), wish, (prompts.len(), length))?;
+    let mut over: Vec<Option<Written>> = prompts.iter().map(|_| None).collect();
+    let mut places: Vec<usize> = (0..prompts.len()).collect();
+    while !lines.is_empty() {
+        let rows: Vec<&Row> = lines.iter().map(|line| &line.row).collect();
+        let tokens = passes.next(&rows)?;
+        // From the last one on: the row that takes a finished one's place has had its token.
+        for at in (0..lines.len()).rev() {
+            let Some(reason) = lines[at].take(tokens[at], wish, max_seq, listen)? else { continue };
+            passes.remove(at, lines.len() - 1)?;
+            over[places.swap_remove(at)] = Some(lines.swap_remove(at).end(reason, listen)?);
+        }
+    }
+    Ok(over.into_iter().flatten().collect())
+}
+
+impl<'a> Line<'a> {
+    fn new(prompt: &'a Prompt, tokenizer: &'a Tokenizer, wish: &'a Wish) -> Self {
+        let row = Row { prompt: prompt.number, ids: prompt.ids.clone() };
+        Self { prompt, row, continuation: Continuation::new(tokenizer, &prompt.ids, &wish.stops) }
+    }
+
+    /// Takes a token; says why it is the last one, if it is.
+    fn take(
+        &mut self,
+        token: u32,
+        wish: &Wish,
+        max_seq: usize,
+        listen: &mut dyn FnMut(u64, &str),
+    ) -> Result<Option<Reason>> {
+        self.row.ids.push(token);
+        if wish.ends.contains(&token) {
+            return Ok(Some(Reason::End));
+        }
+        let shown = self.continuation.push(token)?;
+        if !shown.is_empty() {
+            listen(self.prompt.number, &shown);
+        }
+        let written = self.row.ids.len() - self.prompt.ids.len();
+        Ok(match () {
+            () if self.continuation.is_stopped() => Some(Reason::Stop),
+            () if written == wish.max_new_tokens => Some(Reason::Length),
+            () if self.row.ids.len() > max_seq => Some(Reason::Positions),
+            () => None,
+        })
+    }
+
+    fn end(mut self, reason: Reason, listen: &mut dyn FnMut(u64, &str)) -> Result<Written> {
+        let rest = self.continuation.finish()?;
+        if !rest.is_empty() {
+            listen(self.prompt.number, &rest);
+        }
+        let reason = if self.continuation.is_stopped() { Reason::Stop } else { reason };
+        let tokens = self.row.ids.split_off(self.prompt.ids.len());
+        Ok(Written { prompt: self.prompt.text.clone(), tokens, text: self.continuation.text().into(), reason })
     }
 }

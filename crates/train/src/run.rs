@@ -6,7 +6,6 @@ use std::time::Instant;
 
 use mp_comm::{BufferMut, Communicator, Rank, ReduceOp};
 use mp_data::{BatchPlan, Prefetch, SampleSource, Targets, Tokenizer, Windows};
-use mp_plan::Zero;
 use mp_runtime::{device, Device};
 
 use crate::agree::{agree, agree_and_vote, Votes};
@@ -14,7 +13,7 @@ use crate::assemble::Allocated;
 use crate::audit::DataLog;
 use crate::checkpoint::{About, CheckpointReader, CheckpointStore, DirectoryStore, Verify};
 use crate::evaluate::evaluate;
-use crate::generate::{generate, Sampling};
+use crate::generate::{self, Prompt, Sampling, Wish};
 use crate::layout::Layout;
 use crate::memory;
 use crate::metrics::Metrics;
@@ -287,7 +286,7 @@ impl<'a> Run<'a> {
         let batch = self.layout.batches.micro_batch();
         // The same windows under every layout.
         let limit = limit.saturating_mul(self.config.train.global_batch / batch);
-        let loss = evaluate(&self.trainer, windows, batch, limit)?;
+        let loss = evaluate(self.trainer.assembled(), windows, batch, limit)?;
         if !loss.is_finite() {
             return Err(Error::NotFinite { step: self.step, what: "validation loss" });
         }
@@ -341,43 +340,49 @@ impl<'a> Run<'a> {
                 loss
             }
         };
+        let Self { trainer, tokenizer, config, folder, mut metrics, observer, step, .. } = self;
         let sample = match reason {
             EndReason::Signal => None,
-            EndReason::Finished | EndReason::Patience => self.sample()?,
+            EndReason::Finished | EndReason::Patience => sample(trainer, &tokenizer, config.train.seed)?,
         };
-        let told = self.tell(Record::End(EndRecord { step: self.step, reason }));
-        let kept = match (&sample, self.metrics.is_some()) {
-            (Some(text), true) => self.folder.write_sample(text),
+        let end = Record::End(EndRecord { step, reason });
+        let told = metrics.as_mut().map_or(Ok(()), |metrics| metrics.write(&end));
+        let kept = match (&sample, metrics.is_some()) {
+            (Some(text), true) => folder.write_sample(text),
             _ => Ok(()),
         };
         agree(&*world, told.and(kept))?;
-        let report = Report { run_dir: self.folder.path().into(), step: self.step, validation_loss, sample, reason };
-        if self.metrics.is_some() {
-            self.observer.end(&report);
+        let report = Report { run_dir: folder.path().into(), step, validation_loss, sample, reason };
+        if metrics.is_some() {
+            observer.end(&report);
         }
         Ok(report)
     }
+}
 
-    /// Lets the first data rank's model write a text, where it learned to; the other ranks wait and get an empty one.
-    fn sample(&self) -> Result<Option<String>> {
-        if !self.layout.partition.architecture.causal() {
-            return Ok(None);
-        }
-        let sampling =
-            Sampling { tokens: SAMPLE_TOKENS, temperature: SAMPLE_TEMPERATURE, seed: self.config.train.seed };
-        let world = self.world();
-        let prompt = agree(&*world, self.tokenizer.encode(PROMPT).map_err(Error::from))?;
-        // Where the data ranks share parameters out, all of them take part, and write the same.
-        let shared = self.trainer.parameters().sharing().zero == Zero::Parameters;
-        let text = match shared || self.trainer.groups().dp.rank() == Rank(0) {
-            true => {
-                let ids = generate(&self.trainer, prompt, self.tokenizer.vocab_size(), &sampling)?;
-                self.tokenizer.decode(&ids).map_err(Error::from)
-            }
-            false => Ok(String::new()),
-        };
-        agree(&*world, text).map(Some)
+/// Lets the first data rank's model write a text, where it learned to; the other ranks wait and get an empty one.
+fn sample(trainer: Trainer, tokenizer: &Tokenizer, seed: u64) -> Result<Option<String>> {
+    let architecture = &trainer.parameters().partition().architecture;
+    if !architecture.causal() {
+        return Ok(None);
     }
+    let max_seq = architecture.max_seq;
+    let world = Arc::clone(&trainer.groups().world);
+    let model = agree(&*world, trainer.into_writing())?;
+    let model = model.assembled();
+    // A tokenizer may drop all of the prompt, and a model may have fewer positions.
+    let prompt = Prompt::new(0, PROMPT, tokenizer, max_seq);
+    let sampling = Sampling { temperature: SAMPLE_TEMPERATURE, seed, ..Sampling::default() };
+    let (stops, ends) = (Vec::new(), Vec::new());
+    let wish = Wish { sampling, max_new_tokens: SAMPLE_TOKENS, stops, ends, batch: 1, cached: true };
+    // Where the data ranks share parameters out, all of them take part, and write the same.
+    let writes = model.is_shared_out() || model.groups.data.rank() == Rank(0);
+    let text = match (prompt, writes) {
+        (Ok(prompt), true) => generate::write(model, tokenizer, &[prompt], &wish, &mut |_, _| ())
+            .map(|written| written.into_iter().map(|written| written.prompt + &written.text).collect()),
+        _ => Ok(String::new()),
+    };
+    agree(&*world, text).map(Some)
 }
 
 /// Says whether something that happens every so many steps happens after this one; 0 is never.

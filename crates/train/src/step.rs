@@ -8,13 +8,14 @@ use mp_data::{Batch, Targets};
 use mp_model::context::Context;
 #[cfg(feature = "faults")]
 use mp_model::faults;
-use mp_model::pass::{DropoutKey, Positions};
+use mp_model::pass::DropoutKey;
 use mp_model::regions::{Between, TensorGroup};
 use mp_model::{Goal, Model, Parameters, Pass};
 use mp_plan::{Partition, Schedule, Step};
-use mp_runtime::{Device, Tensor};
 
+use crate::assembled::{Assembled, Own};
 use crate::groups::Groups;
+use crate::inference::Inference;
 use crate::optimizer::Optimizer;
 use crate::pipeline::{Flight, Line, MicroBatch};
 use crate::reduce::{clip, Reducer};
@@ -134,35 +135,21 @@ impl Trainer {
 
     /// Returns the ways between this rank's stages and the others'.
     pub fn line(&self) -> Line<'_> {
-        self.passes.line()
+        self.passes.assembled().line()
     }
 
-    /// Puts this rank's part of a batch where the model is.
+    /// Returns what passes need.
+    pub fn assembled(&self) -> Assembled<'_> {
+        self.passes.assembled()
+    }
+
+    /// Ends the training: what is left is a model that writes.
     ///
     /// # Errors
-    /// [`Error::Model`] if the sequences cannot be cut over the context ranks.
-    pub fn own(&self, batch: &Batch) -> Result<Own> {
-        self.passes.own(batch, self.parameters().device())
-    }
-
-    /// Returns the ranks that share each sequence.
-    pub fn context(&self) -> &Context {
-        &self.passes.method.context
-    }
-
-    /// Returns what a sequence's length must be a multiple of to be cut wherever activations are.
-    pub fn sequence_multiple(&self) -> usize {
-        let tp = match self.passes.method.between {
-            Between::Replicated => 1,
-            Between::SequenceSharded => self.groups().tp.size(),
-        };
-        mp_plan::sequence_multiple(self.groups().cp.size(), tp)
-    }
-
-    /// Returns the shape of the activations between stages, for sequences of which this rank's stages see `[b, s]`
-    /// tokens.
-    pub fn activation_shape(&self, batch: usize, seq: usize) -> [i64; 3] {
-        self.passes.activation_shape(batch, seq)
+    /// [`Error::Model`] for what no layer computes.
+    pub fn into_writing(self) -> Result<Inference> {
+        let Passes { groups, model, method, .. } = self.passes;
+        Inference::of_trained(model.into_parameters(), groups, method.schedule.stages)
     }
 
     /// Makes one step: runs this rank's list of the schedule. Collective over the world.
@@ -195,10 +182,11 @@ impl Trainer {
         }
         let share = passes.share(work)?;
         passes.model.parameters().begin_step(work.batches.len())?;
-        let device = passes.model.parameters().device();
-        let tensors = work.batches.iter().map(|batch| passes.own(batch, device)).collect::<Result<Vec<_>>>()?;
+        let assembled = passes.assembled();
+        let tensors = work.batches.iter().map(|batch| assembled.own(batch)).collect::<Result<Vec<_>>>()?;
         let steps = &passes.method.schedule.ranks[passes.groups.pp.rank().0];
-        let mut flight = Flight::new(passes.line(), &passes.model, passes.micro_batches(work, &tensors, share), steps)?;
+        let mut flight =
+            Flight::new(assembled.line(), &passes.model, passes.micro_batches(work, &tensors, share), steps)?;
         let (mut loss, mut gradient_norm, mut passed, mut reduced) = (0.0, 0.0, begun, begun);
         for &step in steps {
             match step {
@@ -233,34 +221,10 @@ impl Trainer {
 }
 
 impl Passes {
-    /// Puts this rank's part of a batch on a device.
-    fn own(&self, batch: &Batch, device: Device) -> Result<Own> {
-        let shape = [batch.batch as i64, batch.seq as i64];
-        let full = |ids: &[i64]| -> Result<Tensor> {
-            Ok(Tensor::f_from_slice(ids).and_then(|full| full.f_view(shape)).map_err(mp_runtime::Error::from)?)
-        };
-        let place = |ids: &Tensor| -> Result<Tensor> { Ok(ids.f_to_device(device).map_err(mp_runtime::Error::from)?) };
-        let put = |ids: &[i64]| place(&self.method.context.own(&full(ids)?)?);
-        Ok(Own {
-            tokens: put(&batch.tokens)?,
-            targets: put(&batch.targets)?,
-            segments: batch.segments.as_ref().map(|ids| place(&full(ids)?)).transpose()?,
-            token_types: batch.token_types.as_ref().map(|ids| put(ids)).transpose()?,
-            labels: batch.labels.as_ref().map(|labels| place(&Tensor::from_slice(labels))).transpose()?,
-            positions: self.method.context.positions(batch.seq)?,
-        })
-    }
-
-    fn line(&self) -> Line<'_> {
-        Line { stages: &self.method.schedule.stages, group: &*self.groups.pp }
-    }
-
-    fn activation_shape(&self, batch: usize, seq: usize) -> [i64; 3] {
-        let seq = match self.method.between {
-            Between::Replicated => seq,
-            Between::SequenceSharded => seq / self.groups.tp.size(),
-        };
-        [batch as i64, seq as i64, self.model.parameters().partition().architecture.hidden as i64]
+    fn assembled(&self) -> Assembled<'_> {
+        let Self { groups, model, method, .. } = self;
+        let Method { schedule, context, between, .. } = method;
+        Assembled { groups, model, stages: &schedule.stages, context, between: *between }
     }
 
     fn micro_batches<'a>(&self, work: &Work<'_>, tensors: &'a [Own], share: f64) -> Vec<MicroBatch<'a>> {
@@ -277,7 +241,7 @@ impl Passes {
                     share,
                     sentences: own.labels.as_ref().map(|labels| (labels, 1.0 / work.global_batch as f64)),
                 },
-                shape: self.activation_shape(batch.batch, own.positions.count()),
+                shape: self.assembled().activation_shape(batch.batch, own.positions.count()),
             };
             first_sample += batch.batch;
             made
@@ -333,35 +297,6 @@ impl Passes {
             [0, 0] => Ok(()),
             [0, _] => Err(Error::NotFinite { step, what: "gradient norm" }),
             _ => Err(Error::NotFinite { step, what: "loss" }),
-        }
-    }
-}
-
-/// A rank's part of a batch.
-#[derive(Debug)]
-pub struct Own {
-    /// Token ids, `[b, s / cp]`.
-    pub tokens: Tensor,
-    /// What is to be predicted, `[b, s / cp]`.
-    pub targets: Tensor,
-    /// Which segment each token of the whole sequences belongs to, `[b, s]`: also others' are to be told apart.
-    pub segments: Option<Tensor>,
-    /// The tokens' types, `[b, s / cp]`.
-    pub token_types: Option<Tensor>,
-    /// What each sequence is to be told as, `[b]`.
-    pub labels: Option<Tensor>,
-    /// Where in their sequences they stand.
-    pub positions: Positions,
-}
-
-impl Own {
-    /// Makes a pass over it, without dropout.
-    pub fn pass(&self) -> Pass<'_> {
-        Pass {
-            positions: self.positions.clone(),
-            segments: self.segments.as_ref(),
-            token_types: self.token_types.as_ref(),
-            ..Pass::evaluation(&self.tokens)
         }
     }
 }

@@ -85,7 +85,7 @@ fn difference(from: &Path, name: &str, [tp, pp]: [usize; 2]) -> f64 {
         let segments = kept.as_ref().map(|kept| kept - 1);
         let (segments, token_types) = (segments.as_ref(), token_types.as_ref());
         let pass = Pass { segments, token_types, ..Pass::evaluation(&tokens) };
-        let shape = trainer.activation_shape(2, 12);
+        let shape = trainer.assembled().activation_shape(2, 12);
         forward_only(trainer.line(), trainer.model(), &pass, shape, |last, hidden| {
             let differences = (last.logits(hidden)? - golden.tensor("logits", Kind::Float).unwrap()).abs();
             let counted = kept.map_or(differences.shallow_clone(), |kept| &differences * kept.unsqueeze(-1));

@@ -27,7 +27,7 @@ impl Text {
     /// `train.seed`. The first sample is read, so that data of another tokenizer are refused before training starts.
     ///
     /// # Errors
-    /// [`Error::Data`](crate::Error::Data).
+    /// [`Error::Data`].
     pub fn open(config: &Config, tokenizer: &Tokenizer, vocab: usize) -> Result<Self> {
         let (data, seq, seed) = (&config.data, config.train.seq, config.train.seed);
         let attend = if data.attend_across { Attend::Across } else { Attend::Within };
@@ -65,7 +65,7 @@ impl Text {
     /// Refuses a run of `samples` samples in all if a source would be read more often than it may be.
     ///
     /// # Errors
-    /// [`Error::Data`](crate::Error::Data).
+    /// [`Error::Data`].
     pub fn check(&self, samples: u64) -> Result<()> {
         Ok(self.limits.as_ref().map_or(Ok(()), |blend| blend.check(samples))?)
     }

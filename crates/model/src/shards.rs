@@ -161,7 +161,7 @@ impl Shards<'_> {
     fn rows(&self, at: &str, bias: bool) -> Result<RowParallel> {
         let layer = RowParallel::new(self.weight(&format!("{at}.weight"))?, self.bias(at, bias)?, self.group);
         let Some((parent, part)) = at.rsplit_once('.') else { return Ok(layer) };
-        Ok(layer.with_adapter(self.low_rank(parent, &[part])?))
+        Ok(layer.with_adapters(self.low_rank(parent, &[part])?))
     }
 
     /// Makes the adapters beside matrices that read one input, where there are any.

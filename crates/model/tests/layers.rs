@@ -111,7 +111,7 @@ fn column_parallel_is_its_twin(
         let bias = rank.parameters.weight(&format!("{name}.bias"))?;
         let layer = ColumnParallel::new(weight, Some(bias), &rank.group);
         let input = shard_between(&rank.group, &x).set_requires_grad(true);
-        let output = layer.forward(&input)?;
+        let output = layer.forward(&input, None)?;
         let shard_bytes = 8 * input.numel() as i64;
         let full_bytes = 8 * B * S * D;
         match between {
@@ -149,7 +149,7 @@ fn row_parallel_is_its_twin(
         let bias = rank.parameters.weight(&format!("{name}.bias"))?;
         let layer = RowParallel::new(weight, Some(bias), &rank.group);
         let input = own_part(&*rank.group.comm, &x, 2).copy().set_requires_grad(true);
-        let output = layer.forward(&input)?;
+        let output = layer.forward(&input, None)?;
         let full_bytes = 8 * B * S * D;
         match between {
             Between::Replicated => rank.assert_sent(&[(Call::AllReduce, 1, full_bytes)]),

@@ -29,7 +29,7 @@ fn config(sets: &[&str]) -> Config {
 }
 
 /// Trains adapters on one text over and over; returns the losses, and whether the base's values kept every bit.
-fn learn(world: Arc<dyn Communicator>, config: &Config) -> Result<(Vec<f64>, bool)> {
+fn learn(world: Arc<dyn Communicator>, config: &Config, steps: u64) -> Result<(Vec<f64>, bool)> {
     let layout = Layout::new(config, 37, world.size())?;
     let groups = layout.groups(&world)?;
     let dp = groups.dp.rank().0;
@@ -54,9 +54,24 @@ fn learn(world: Arc<dyn Communicator>, config: &Config) -> Result<(Vec<f64>, boo
         let (targets, batches) = (Targets::Every, &batches[..]);
         Ok(trainer.step(&Work { step, lr: 2e-2, batches, global_batch: 4, targets })?.loss)
     };
-    let losses = (1..=40).map(step).collect::<Result<Vec<f64>>>()?;
+    let losses = (1..=steps).map(step).collect::<Result<Vec<f64>>>()?;
     let kept = before.iter().zip(base(&trainer)).all(|(before, after)| before.equal(&after));
     Ok((losses, kept))
+}
+
+/// The second factor is zero at first: what is dropped shows from the second step on.
+#[test]
+fn what_every_adapter_reads_is_dropped() {
+    for target in mp_plan::lora::TARGETS.into_iter().flatten() {
+        let [kept, dropped] = ["0.0", "0.5"].map(|dropout| {
+            let lora = [format!("lora.targets=[\"{target}\"]"), format!("lora.dropout={dropout}")];
+            let base = ["model.hidden=16", "model.heads=2", "model.layers=1", "model.vocab=37", "lora.rank=4"];
+            let config = config(&[&base[..], &lora.each_ref().map(String::as_str)].concat());
+            threads::run(1, |world| learn(world, &config, 2)).remove(0).0
+        });
+        assert_eq!(kept[0], dropped[0], "{target}");
+        assert_ne!(kept[1], dropped[1], "{target}");
+    }
 }
 
 #[test]
@@ -70,7 +85,7 @@ fn a_frozen_model_keeps_every_bit_while_the_loss_drops() {
         let precision = format!("train.precision={precision}");
         let base = ["model.hidden=32", "model.layers=2", "model.vocab=37", "lora.rank=4", &precision];
         let config = config(&[&base, sets].concat());
-        for (losses, kept) in threads::run(ranks, |world| learn(world, &config)) {
+        for (losses, kept) in threads::run(ranks, |world| learn(world, &config, 40)) {
             assert!(kept, "{sets:?}");
             assert!(losses[39] < losses[0] - 0.3, "{sets:?}: {losses:?}");
         }

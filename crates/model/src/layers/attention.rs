@@ -97,7 +97,7 @@ impl SelfAttention {
     pub fn forward(&self, x: &Tensor, pass: &Pass<'_>) -> Result<Tensor> {
         let Heads { query, key_value, width, .. } = &self.heads;
         let (h, kv, k) = (query.len() as i64, *key_value as i64, *width as i64);
-        let fused = self.project.forward_in(x, pass)?;
+        let fused = self.project.forward(x, Some(pass))?;
         let (b, s) = (fused.size()[0], fused.size()[1]);
         let parts = fused.f_view([b, s, h + 2 * kv, k])?.f_split_with_sizes([h, kv, kv].as_slice(), 2)?;
         let (mut q_bshk, mut k_bshk) = (parts[0].shallow_clone(), parts[1].shallow_clone());
@@ -111,7 +111,7 @@ impl SelfAttention {
             k_bshk = rotate(&k_bshk, &angles)?;
         }
         let y_bshk = self.attend([&q_bshk, &k_bshk, &parts[2]], pass)?;
-        self.output.forward_in(&y_bshk.f_reshape([b, s, h * k])?, pass)
+        self.output.forward(&y_bshk.f_reshape([b, s, h * k])?, Some(pass))
     }
 
     /// Attends within the rank, to what a cache holds, or over the context group.

@@ -35,16 +35,8 @@ impl ColumnParallel {
         Self { adapters, ..self }
     }
 
-    /// Computes `Y_i = X · A_i + b_i`, and adds what the adapters make of `X`, nothing of it dropped; see
-    /// [`forward_in`](Self::forward_in).
-    ///
-    /// # Errors
-    /// As [`forward_in`](Self::forward_in).
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        self.run(x, None)
-    }
-
-    /// Computes `Y_i = X · A_i + b_i`, and adds what the adapters make of `X` in this pass.
+    /// Computes `Y_i = X · A_i + b_i`, and adds what the adapters make of `X` in this pass; without a pass
+    /// nothing of it is dropped.
     ///
     /// # Shapes
     /// - `x`: `[b, s, d_in]`, replicated over `tp`; or `[b, s / tp, d_in]`, its part of the sequence
@@ -60,11 +52,7 @@ impl ColumnParallel {
     ///
     /// # Source
     /// Shoeybi et al. 2019, arXiv:1909.08053, §3; Korthikanti et al. 2022, arXiv:2205.05198, §4.2.2.
-    pub fn forward_in(&self, x: &Tensor, pass: &Pass<'_>) -> Result<Tensor> {
-        self.run(x, Some(pass))
-    }
-
-    fn run(&self, x: &Tensor, pass: Option<&Pass<'_>>) -> Result<Tensor> {
+    pub fn forward(&self, x: &Tensor, pass: Option<&Pass<'_>>) -> Result<Tensor> {
         check_width("the input of a column-parallel layer", x, &self.weight)?;
         let (y, kept) = {
             let _off = autograd::no_grad();
@@ -135,20 +123,12 @@ impl RowParallel {
 
     /// Puts an adapter beside the matrix.
     #[must_use]
-    pub fn with_adapter(self, adapters: Option<LowRank>) -> Self {
+    pub fn with_adapters(self, adapters: Option<LowRank>) -> Self {
         Self { adapters, ..self }
     }
 
-    /// Computes `Y = Σ_i X_i · A_i + b`, and adds what the adapter makes of `X`, nothing of it dropped; see
-    /// [`forward_in`](Self::forward_in).
-    ///
-    /// # Errors
-    /// As [`forward_in`](Self::forward_in).
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        self.run(x, None)
-    }
-
-    /// Computes `Y = Σ_i X_i · A_i + b`, and adds what the adapter makes of `X` in this pass.
+    /// Computes `Y = Σ_i X_i · A_i + b`, and adds what the adapter makes of `X` in this pass; without a pass
+    /// nothing of it is dropped.
     ///
     /// # Shapes
     /// - `x`: `[b, s, d_in / tp]`, sharded(2)
@@ -163,11 +143,7 @@ impl RowParallel {
     ///
     /// # Source
     /// Shoeybi et al. 2019, arXiv:1909.08053, §3; Korthikanti et al. 2022, arXiv:2205.05198, §4.2.2.
-    pub fn forward_in(&self, x: &Tensor, pass: &Pass<'_>) -> Result<Tensor> {
-        self.run(x, Some(pass))
-    }
-
-    fn run(&self, x: &Tensor, pass: Option<&Pass<'_>>) -> Result<Tensor> {
+    pub fn forward(&self, x: &Tensor, pass: Option<&Pass<'_>>) -> Result<Tensor> {
         check_width("the input of a row-parallel layer", x, &self.weight)?;
         let (y, kept) = {
             let _off = autograd::no_grad();

@@ -40,7 +40,7 @@ impl Mlp {
     /// # Errors
     /// [`Error::Shape`](crate::Error::Shape) if the width is not that of the weights.
     pub fn forward(&self, x: &Tensor, pass: &Pass<'_>) -> Result<Tensor> {
-        let wide = self.widen.forward_in(x, pass)?;
+        let wide = self.widen.forward(x, Some(pass))?;
         let active = match self.activation {
             Activation::Gelu => wide.f_gelu("tanh")?,
             Activation::ExactGelu => wide.f_gelu("none")?,
@@ -49,6 +49,6 @@ impl Mlp {
                 halves[0].f_silu()?.f_mul(&halves[1])?
             }
         };
-        self.narrow.forward(&active)
+        self.narrow.forward(&active, Some(pass))
     }
 }

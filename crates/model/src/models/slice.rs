@@ -101,7 +101,7 @@ impl Entrance {
 
 impl Exit {
     fn logits(&self, x: &Tensor) -> Result<Tensor> {
-        self.head.forward(&self.neck.forward(x)?)
+        self.head.forward(&self.neck.forward(x)?, None)
     }
 
     fn tokens_loss(&self, x: &Tensor, targets: &Tensor, group: &TensorGroup) -> Result<Tensor> {

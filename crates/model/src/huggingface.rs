@@ -21,7 +21,7 @@ mod place;
 mod refusal;
 mod rope;
 
-use mp_plan::{Architecture, ArchitectureName};
+use mp_plan::{Architecture, ArchitectureName, AttentionBias};
 use serde_json::{Map, Value};
 
 pub use inventory::Inventory;
@@ -134,6 +134,27 @@ impl Description {
         };
         keys.finish()?;
         Ok(Self { family, architecture, uneven_dropout })
+    }
+}
+
+/// Refuses attention that GPT-2 and BERT do not have: without biases, with shared keys and values, with heads of another
+/// width, or through a window.
+fn plain_attention(architecture: &Architecture, model: &str) -> Result<()> {
+    let &Architecture { bias, hidden, heads, kv_heads, head_dim, window, .. } = architecture;
+    let refuse =
+        |key, value: String, has: &str| Err(Refusal::counterpart(key, value, &format!("transformers' {model} {has}")));
+    if !bias || architecture.attention_biases() != AttentionBias::All {
+        return refuse("model.bias", bias.to_string(), "has all biases");
+    }
+    if kv_heads != heads {
+        return refuse("model.kv_heads", kv_heads.to_string(), "has as many as `model.heads`");
+    }
+    if head_dim * heads != hidden {
+        return refuse("model.head_dim", head_dim.to_string(), "has heads of width `model.hidden / model.heads`");
+    }
+    match window {
+        Some(window) => refuse("model.window", window.to_string(), "sees all positions"),
+        None => Ok(()),
     }
 }
 

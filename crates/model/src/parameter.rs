@@ -32,10 +32,10 @@ pub struct Sharing {
 
 /// What parameters are allocated for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Purpose {
+pub enum Purpose {
     /// With gradients and masters.
     Training,
-    /// Values alone.
+    /// Values alone: passes run with [`mp_runtime::autograd::no_grad`].
     Reading,
 }
 
@@ -98,7 +98,7 @@ impl Parameters {
         precision: Precision,
         device: Device,
     ) -> Result<Self> {
-        let made = Self::zeros(partition, tp_rank, sharing, precision, device)?;
+        let made = Self::zeros(partition, tp_rank, sharing, precision, device, Purpose::Training)?;
         for (index, parameter) in partition.parameters.iter().enumerate() {
             made.load(index, &initial::shard(parameter, tp_rank, seed)?)?;
         }
@@ -108,32 +108,11 @@ impl Parameters {
         Ok(made)
     }
 
-    /// Allocates a rank's shards, all zero, for a model that is not trained: without gradients, and without masters of
-    /// another kind than the values. Passes run with [`mp_runtime::autograd::no_grad`].
+    /// Allocates a rank's shards, all zero.
     ///
     /// # Errors
     /// [`Error::Runtime`] if the device has no room.
-    pub fn frozen(
-        partition: &Arc<Partition>,
-        tp_rank: usize,
-        sharing: Sharing,
-        precision: Precision,
-        device: Device,
-    ) -> Result<Self> {
-        Self::allocate(partition, tp_rank, sharing, precision, device, Purpose::Reading)
-    }
-
-    fn zeros(
-        partition: &Arc<Partition>,
-        tp_rank: usize,
-        sharing: Sharing,
-        precision: Precision,
-        device: Device,
-    ) -> Result<Self> {
-        Self::allocate(partition, tp_rank, sharing, precision, device, Purpose::Training)
-    }
-
-    fn allocate(
+    pub fn zeros(
         partition: &Arc<Partition>,
         tp_rank: usize,
         sharing: Sharing,

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use mp_comm::Communicator;
 use mp_model::context::Context;
+use mp_model::parameter::Purpose;
 use mp_model::recompute::Recompute;
 use mp_model::regions::{Between, TensorGroup};
 use mp_model::{build, Model, Options, Parameters};
@@ -54,7 +55,8 @@ impl Inference {
             let partition = layout.of_rank(groups.pp.rank().0);
             let sharing = layout.sharing(Arc::clone(&groups.data));
             let precision = config.train.precision.backend();
-            let parameters = Parameters::frozen(&partition, groups.tp.rank().0, sharing, precision, device)?;
+            let (tp, purpose) = (groups.tp.rank().0, Purpose::Reading);
+            let parameters = Parameters::zeros(&partition, tp, sharing, precision, device, purpose)?;
             weights::load(&parameters, source)?;
             Ok(parameters)
         };

@@ -1,6 +1,6 @@
 //! BERT as transformers has it, with the head of a masked language model, and with or without that for next sentences.
 
-use mp_plan::{Architecture, ArchitectureName, AttentionBias, ModelConfig};
+use mp_plan::{Architecture, ArchitectureName, ModelConfig};
 use serde_json::{json, Map, Value};
 
 use super::keys::Keys;
@@ -34,34 +34,18 @@ pub(super) fn read(keys: &mut Keys<'_>, next_sentence: bool) -> Result<(Architec
 
 /// Writes the family's keys.
 pub(super) fn write(architecture: &Architecture) -> Result<Map<String, Value>> {
-    let &Architecture { hidden, heads, kv_heads, head_dim, dropout, .. } = architecture;
-    if !architecture.bias || architecture.attention_biases() != AttentionBias::All {
-        return Err(Refusal::counterpart("model.bias", architecture.bias, "transformers' BERT has all biases"));
-    }
+    let dropout = architecture.dropout;
     if !architecture.tie_embeddings {
         let rule = "transformers' BERT has a bias of its own there when its head is not tied";
         return Err(Refusal::counterpart("model.tie_embeddings", false, rule));
     }
-    if kv_heads != heads {
-        return Err(Refusal::counterpart(
-            "model.kv_heads",
-            kv_heads,
-            "transformers' BERT has as many as `model.heads`",
-        ));
-    }
-    if head_dim * heads != hidden {
-        let rule = "transformers' BERT has heads of width `model.hidden / model.heads`";
-        return Err(Refusal::counterpart("model.head_dim", head_dim, rule));
-    }
-    if let Some(window) = architecture.window {
-        return Err(Refusal::counterpart("model.window", window, "transformers' BERT sees all positions"));
-    }
+    super::plain_attention(architecture, "BERT")?;
     let Value::Object(keys) = json!({
         "hidden_act": "gelu",
         "vocab_size": architecture.vocab,
-        "hidden_size": hidden,
+        "hidden_size": architecture.hidden,
         "num_hidden_layers": architecture.layers,
-        "num_attention_heads": heads,
+        "num_attention_heads": architecture.heads,
         "intermediate_size": architecture.ffn,
         "max_position_embeddings": architecture.max_seq,
         "type_vocab_size": architecture.token_types,

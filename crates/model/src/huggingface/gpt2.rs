@@ -1,11 +1,11 @@
 //! GPT-2 as transformers has it: linear layers as `Conv1D`, transposed to ours, with query, key and value in one.
 
-use mp_plan::{Architecture, ArchitectureName, AttentionBias, ModelConfig};
+use mp_plan::{Architecture, ArchitectureName, ModelConfig};
 use serde_json::{json, Map, Value};
 
 use super::keys::Keys;
 use super::place::Place;
-use super::{Refusal, Result};
+use super::Result;
 
 /// Reads the family's keys.
 pub(super) fn read(keys: &mut Keys<'_>) -> Result<(Architecture, Option<String>)> {
@@ -37,24 +37,8 @@ pub(super) fn read(keys: &mut Keys<'_>) -> Result<(Architecture, Option<String>)
 
 /// Writes the family's keys.
 pub(super) fn write(architecture: &Architecture) -> Result<Map<String, Value>> {
-    let &Architecture { hidden, layers, heads, kv_heads, head_dim, ffn, vocab, max_seq, dropout, .. } = architecture;
-    if !architecture.bias || architecture.attention_biases() != AttentionBias::All {
-        return Err(Refusal::counterpart("model.bias", architecture.bias, "transformers' GPT-2 has all biases"));
-    }
-    if kv_heads != heads {
-        return Err(Refusal::counterpart(
-            "model.kv_heads",
-            kv_heads,
-            "transformers' GPT-2 has as many as `model.heads`",
-        ));
-    }
-    if head_dim * heads != hidden {
-        let rule = "transformers' GPT-2 has heads of width `model.hidden / model.heads`";
-        return Err(Refusal::counterpart("model.head_dim", head_dim, rule));
-    }
-    if let Some(window) = architecture.window {
-        return Err(Refusal::counterpart("model.window", window, "transformers' GPT-2 sees all positions"));
-    }
+    let &Architecture { hidden, layers, heads, ffn, vocab, max_seq, dropout, .. } = architecture;
+    super::plain_attention(architecture, "GPT-2")?;
     let Value::Object(keys) = json!({
         "activation_function": "gelu_new",
         "vocab_size": vocab,

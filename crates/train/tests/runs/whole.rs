@@ -1,74 +1,17 @@
 //! Whole runs on rank-threads: what they leave on disk, how they continue, and how they end.
-#![allow(missing_docs)]
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::Arc;
 
-use mp_comm::{threads, Communicator};
-use mp_runtime::Device;
 use mp_train::checkpoint::{CheckpointStore, DirectoryStore, Verify};
-use mp_train::records::{EndReason, Observer, Record, Report, StepRecord};
-use mp_train::{metrics, run, Config, Error, Result};
+use mp_train::records::{EndReason, Record, StepRecord};
+use mp_train::{metrics, Config, Error};
 
-/// A tiny run of six steps in double precision.
+use crate::common::{saved, steps, succeed, tiny, train, train_until};
+
 fn config(out: &Path, name: &str, sets: &[&str]) -> Config {
-    let mut all = vec![
-        format!("train.out={}", out.display()),
-        format!("train.name={name}"),
-        "model.hidden=16".into(),
-        "model.layers=1".into(),
-        "model.heads=4".into(),
-        "train.precision=fp64".into(),
-        "train.steps=6".into(),
-        "train.seq=16".into(),
-        "train.global_batch=4".into(),
-        "optimizer.warmup=2".into(),
-        "checkpoint.every=3".into(),
-        "checkpoint.keep=0".into(),
-        "eval.every=2".into(),
-        "eval.batches=2".into(),
-    ];
-    all.extend(sets.iter().map(|set| (*set).to_string()));
-    Config::load(None, None, &all).unwrap()
-}
-
-/// Trains on `ranks` rank-threads; what each came to.
-fn train(ranks: usize, config: &Config) -> Vec<Result<Report>> {
-    train_until(ranks, config, |_, _| {})
-}
-
-struct Watch<'a, F> {
-    stop: &'a AtomicBool,
-    heard: &'a F,
-}
-
-impl<F: Fn(&StepRecord, &AtomicBool)> Observer for Watch<'_, F> {
-    fn step(&mut self, record: &StepRecord) {
-        (self.heard)(record, self.stop);
-    }
-}
-
-fn train_until(ranks: usize, config: &Config, heard: impl Fn(&StepRecord, &AtomicBool) + Sync) -> Vec<Result<Report>> {
-    let one = |world: Arc<dyn Communicator>| -> std::result::Result<Result<Report>, String> {
-        let stop = AtomicBool::new(false);
-        let mut watch = Watch { stop: &stop, heard: &heard };
-        Ok(run::train(config, world, Device::Cpu, &stop, &mut watch))
-    };
-    threads::run(ranks, one)
-}
-
-fn succeed(ranks: usize, config: &Config) -> Report {
-    train(ranks, config).into_iter().map(|result| result.unwrap()).next().unwrap()
-}
-
-fn steps(folder: &Path) -> Vec<StepRecord> {
-    let records = metrics::read(&folder.join("metrics.jsonl")).unwrap();
-    let step = |record| match record {
-        Record::Step(step) => Some(step),
-        _ => None,
-    };
-    records.into_iter().filter_map(step).collect()
+    let whole = ["model.layers=1", "train.global_batch=4", "checkpoint.every=3", "eval.every=2", "eval.batches=2"];
+    tiny(out, name, &[&whole, sets])
 }
 
 #[test]
@@ -87,13 +30,13 @@ fn a_run_leaves_its_folder_as_documented() {
     let steps = steps(&folder);
     assert_eq!(steps.iter().map(|step| step.tokens).collect::<Vec<_>>(), [64, 128, 192, 256, 320, 384]);
     assert!(steps[5].loss < steps[0].loss);
-    assert_eq!(DirectoryStore::new(folder.join("checkpoints"), 0).steps().unwrap(), [3, 6]);
+    assert_eq!(saved(&folder), [3, 6]);
     assert!(report.sample.unwrap().starts_with("The "));
     // The saved configuration repeats the run.
     let again = Config::load(Some(&folder.join("config.toml")), None, &["train.name=b".into()]).unwrap();
     succeed(4, &again);
     let losses = |steps: &[StepRecord]| steps.iter().map(|step| step.loss).collect::<Vec<_>>();
-    assert_eq!(losses(&steps), losses(&self::steps(&out.path().join("b"))));
+    assert_eq!(losses(&steps), losses(&crate::common::steps(&out.path().join("b"))));
 }
 
 /// Drops what comes after step 3, as a crash would.
@@ -182,7 +125,7 @@ fn a_stop_asked_for_on_one_rank_ends_all_in_good_order() {
         assert_eq!((report.step, report.reason), (2, EndReason::Signal));
     }
     let folder = out.path().join("a");
-    assert_eq!(DirectoryStore::new(folder.join("checkpoints"), 0).steps().unwrap(), [2]);
+    assert_eq!(saved(&folder), [2]);
     succeed(2, &config(out.path(), "a", &["checkpoint.resume=true"]));
     assert_eq!(steps(&folder).iter().map(|step| step.step).collect::<Vec<_>>(), [1, 2, 3, 4, 5, 6]);
 }

@@ -1,86 +1,31 @@
 //! Runs that are interrupted, resumed on other ranks under other layouts, and end where the uninterrupted one ends; and
 //! what else decides when a run saves or ends.
-#![allow(missing_docs)]
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::Arc;
 use std::time::Duration;
 
-use mp_comm::{threads, Communicator};
-use mp_runtime::Device;
 use mp_train::checkpoint::{CheckpointStore, DirectoryStore, Verify};
 use mp_train::config::Every;
-use mp_train::records::{EndReason, Observer, Record, Report, StepRecord};
-use mp_train::{metrics, run, Config, Error, Result};
+use mp_train::records::{EndReason, Record, StepRecord};
+use mp_train::{metrics, Config, Error};
+
+use crate::common::{saved, steps, succeed, tiny, train, train_until};
 
 fn config(out: &Path, name: &str, sets: &[&str]) -> Config {
-    let mut all = vec![
-        format!("train.out={}", out.display()),
-        format!("train.name={name}"),
-        "model.hidden=16".into(),
-        "model.layers=4".into(),
-        "model.heads=4".into(),
-        "model.kv_heads=2".into(),
-        "train.precision=fp64".into(),
-        "train.steps=6".into(),
-        "train.seq=16".into(),
-        "train.global_batch=12".into(),
-        "optimizer.warmup=2".into(),
-        "checkpoint.every=0".into(),
-        "checkpoint.keep=0".into(),
-        "eval.every=0".into(),
-        "eval.batches=1".into(),
-    ];
-    all.extend(sets.iter().map(|set| (*set).to_string()));
-    Config::load(None, None, &all).unwrap()
-}
-
-struct Watch<'a, F> {
-    stop: &'a AtomicBool,
-    heard: &'a F,
-}
-
-impl<F: Fn(&StepRecord, &AtomicBool)> Observer for Watch<'_, F> {
-    fn step(&mut self, record: &StepRecord) {
-        (self.heard)(record, self.stop);
-    }
-}
-
-/// Trains on rank-threads; what each came to.
-fn train(ranks: usize, config: &Config, heard: impl Fn(&StepRecord, &AtomicBool) + Sync) -> Vec<Result<Report>> {
-    let one = |world: Arc<dyn Communicator>| -> std::result::Result<Result<Report>, String> {
-        let stop = AtomicBool::new(false);
-        let mut watch = Watch { stop: &stop, heard: &heard };
-        Ok(run::train(config, world, Device::Cpu, &stop, &mut watch))
-    };
-    threads::run(ranks, one)
-}
-
-fn succeed(ranks: usize, config: &Config, heard: impl Fn(&StepRecord, &AtomicBool) + Sync) -> Report {
-    train(ranks, config, heard).into_iter().map(|result| result.unwrap()).next().unwrap()
-}
-
-fn quiet(_: &StepRecord, _: &AtomicBool) {}
-
-fn saved(folder: &Path) -> Vec<u64> {
-    DirectoryStore::new(folder.join("checkpoints"), 0).steps().unwrap()
+    let cut = ["model.layers=4", "model.kv_heads=2", "train.global_batch=12", "checkpoint.every=0", "eval.every=0"];
+    tiny(out, name, &[&cut, &["eval.batches=1"], sets])
 }
 
 fn losses(folder: &Path) -> Vec<(u64, f64)> {
-    let records = metrics::read(&folder.join("metrics.jsonl")).unwrap();
-    let loss = |record| match record {
-        Record::Step(step) => Some((step.step, step.loss)),
-        _ => None,
-    };
-    records.into_iter().filter_map(loss).collect()
+    steps(folder).iter().map(|step| (step.step, step.loss)).collect()
 }
 
 /// Four ranks, three, one, six; every degree, stage of sharing and schedule another.
 #[test]
 fn a_run_interrupted_thrice_on_other_ranks_ends_where_the_uninterrupted_one_does() {
     let out = tempfile::tempdir().unwrap();
-    succeed(1, &config(out.path(), "whole", &["train.steps=30"]), quiet);
+    succeed(1, &config(out.path(), "whole", &["train.steps=30"]));
     let legs: [(usize, u64, &[&str]); 4] = [
         (4, 7, &["parallel.tp=2", "parallel.pp=2", "parallel.schedule=zb-v", "parallel.chunks=2"]),
         (3, 15, &["parallel.tp=1", "parallel.dp=3", "parallel.zero=3"]),
@@ -94,7 +39,8 @@ fn a_run_interrupted_thrice_on_other_ranks_ends_where_the_uninterrupted_one_does
                 stop.store(true, Ordering::Relaxed);
             }
         };
-        let report = succeed(ranks, &config(out.path(), "cut", &sets), stop_there);
+        let results = train_until(ranks, &config(out.path(), "cut", &sets), stop_there);
+        let report = results.into_iter().map(|result| result.unwrap()).next().unwrap();
         assert_eq!(report.step, until.min(30));
         assert_eq!(report.reason, if until < 30 { EndReason::Signal } else { EndReason::Finished });
     }
@@ -117,7 +63,7 @@ fn each_element_is_written_once_by_whoever_owns_it() {
         ("pp", 4, &["parallel.pp=2", "parallel.tp=1", "parallel.zero=1", tied]),
     ] {
         let sets = [&["train.steps=2"], sets].concat();
-        succeed(ranks, &config(out.path(), name, &sets), quiet);
+        succeed(ranks, &config(out.path(), name, &sets));
         let folder = out.path().join(name).join("checkpoints");
         // The commit has counted that slices make up each tensor; here, that all ranks took part and none wrote all.
         let reader = DirectoryStore::new(folder, 0).latest(Verify::Checksums).unwrap().unwrap();
@@ -139,7 +85,7 @@ fn a_time_between_checkpoints_is_kept_by_the_clock() {
     // No time at all: before each next step.
     let mut config = config(out.path(), "a", &[]);
     config.checkpoint.every = Every::Time(Duration::ZERO);
-    succeed(2, &config, quiet);
+    succeed(2, &config);
     assert_eq!(saved(&out.path().join("a")), [1, 2, 3, 4, 5, 6]);
 }
 
@@ -154,7 +100,7 @@ fn the_best_by_validation_loss_stays() {
         "optimizer.lr=3",
         "optimizer.warmup=8",
     ];
-    succeed(2, &config(out.path(), "a", &sets), quiet);
+    succeed(2, &config(out.path(), "a", &sets));
     let folder = out.path().join("a");
     let evaluations =
         metrics::read(&folder.join("metrics.jsonl")).unwrap().into_iter().filter_map(|record| match record {
@@ -171,7 +117,7 @@ fn patience_ends_a_run_that_no_longer_gains() {
     let out = tempfile::tempdir().unwrap();
     // A rate that moves no weight: every evaluation is the first.
     let still = ["optimizer.lr=1e-300", "optimizer.weight_decay=0", "eval.every=1", "train.patience=2"];
-    for result in train(2, &config(out.path(), "a", &still), quiet) {
+    for result in train(2, &config(out.path(), "a", &still)) {
         let report = result.unwrap();
         assert_eq!((report.step, report.reason), (3, EndReason::Patience));
         assert!(report.validation_loss.is_some());
@@ -180,7 +126,7 @@ fn patience_ends_a_run_that_no_longer_gains() {
     assert!(matches!(records.last(), Some(Record::End(end)) if end.reason == EndReason::Patience && end.step == 3));
     // How evaluations stood goes on with the run.
     let more = [&still[..], &["checkpoint.resume=true", "train.patience=3"]].concat();
-    assert_eq!(succeed(2, &config(out.path(), "a", &more), quiet).step, 4);
+    assert_eq!(succeed(2, &config(out.path(), "a", &more)).step, 4);
 }
 
 /// The disk refuses while the next steps are under way: all ranks hear of it, and what was complete stays.
@@ -194,7 +140,7 @@ fn a_save_that_fails_behind_the_steps_ends_the_run_on_all_ranks() {
             std::fs::write(folder.join(".step-00000004.partial"), "a file where a folder must be").unwrap();
         }
     };
-    let results = train(3, &config(out.path(), "a", &["parallel.tp=1", "checkpoint.every=2"]), in_the_way);
+    let results = train_until(3, &config(out.path(), "a", &["parallel.tp=1", "checkpoint.every=2"]), in_the_way);
     let errors: Vec<Error> = results.into_iter().map(|result| result.unwrap_err()).collect();
     assert!(errors.iter().any(|error| matches!(error, Error::Write { .. })), "{errors:?}");
     assert!(

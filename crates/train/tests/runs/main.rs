@@ -1,0 +1,6 @@
+//! Whole runs on rank-threads.
+#![allow(missing_docs)]
+
+mod common;
+mod interruptions;
+mod whole;

@@ -30,15 +30,6 @@ pub struct Sharing {
     pub bucket_bytes: usize,
 }
 
-/// What parameters are allocated for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Purpose {
-    /// With gradients and masters.
-    Training,
-    /// Values alone: passes run with [`mp_runtime::autograd::no_grad`].
-    Reading,
-}
-
 /// Bytes of a bucket where nobody says: enough that latency does not count, little enough that reductions start early.
 pub const BUCKET_BYTES: usize = 25 << 20;
 
@@ -98,7 +89,7 @@ impl Parameters {
         precision: Precision,
         device: Device,
     ) -> Result<Self> {
-        let made = Self::zeros(partition, tp_rank, sharing, precision, device, Purpose::Training)?;
+        let made = Self::zeros(partition, tp_rank, sharing, precision, device)?;
         for (index, parameter) in partition.parameters.iter().enumerate() {
             made.load(index, &initial::shard(parameter, tp_rank, seed)?)?;
         }
@@ -108,7 +99,7 @@ impl Parameters {
         Ok(made)
     }
 
-    /// Allocates a rank's shards, all zero.
+    /// Allocates a rank's shards, all zero; of frozen parameters the values alone.
     ///
     /// # Errors
     /// [`Error::Runtime`] if the device has no room.
@@ -118,7 +109,6 @@ impl Parameters {
         sharing: Sharing,
         precision: Precision,
         device: Device,
-        purpose: Purpose,
     ) -> Result<Self> {
         let bucket_elements = sharing.bucket_bytes / precision.master().elt_size_in_bytes();
         let arrangement =
@@ -133,18 +123,14 @@ impl Parameters {
             false => Flat::zeros_of(layout.clone(), &trained, kind, device),
         };
         let values = Flat::zeros_of(layout.clone(), &arrangement.kept(part), precision.compute(), device)?;
-        let trained = purpose == Purpose::Training;
-        let masters = match precision.compute() == precision.master() || !trained {
+        let masters = match precision.compute() == precision.master() {
             true => None,
             false => Some(flat(Zero::Optimizer, precision.master())?),
         };
-        let gradients = match trained {
-            true => flat(Zero::Gradients, precision.master())?,
-            false => Flat::zeros_of(layout, &[], precision.master(), device)?,
-        };
+        let gradients = flat(Zero::Gradients, precision.master())?;
         let units = units(&arrangement, &sharing, &values)?;
         Ok(Self {
-            buckets: buckets(&arrangement, &sharing, &gradients, purpose)?,
+            buckets: buckets(&arrangement, &sharing, &gradients)?,
             parts: parts(&arrangement, &units),
             units,
             partition: Arc::clone(partition),
@@ -439,15 +425,10 @@ fn part(arrangement: &Arrangement, sharing: &Sharing) -> usize {
     }
 }
 
-fn buckets(
-    arrangement: &Arrangement,
-    sharing: &Sharing,
-    gradients: &Flat,
-    purpose: Purpose,
-) -> Result<Vec<Option<Arc<Bucket>>>> {
+fn buckets(arrangement: &Arrangement, sharing: &Sharing, gradients: &Flat) -> Result<Vec<Option<Arc<Bucket>>>> {
     let part = part(arrangement, sharing);
     let bucket = |(index, bucket): (usize, &mp_plan::Bucket)| -> Result<Option<Arc<Bucket>>> {
-        if bucket.frozen || purpose == Purpose::Reading {
+        if bucket.frozen {
             return Ok(None);
         }
         let whole = match sharing.zero >= Zero::Gradients {

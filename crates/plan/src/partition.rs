@@ -73,11 +73,11 @@ impl Partition {
         }
         let base: Vec<ParameterSpec> = self.parameters.iter().map(|parameter| parameter.spec.clone()).collect();
         let tp = self.mesh.degree(Axis::Tp);
+        self = self.frozen();
         let adapters = lora.parameters(&base)?.into_iter().map(|spec| {
             let placement = place(&self.architecture, &spec, tp);
             PartitionedParameter { spec, tp: placement, tie: Tie::None }
         });
-        self.parameters.iter_mut().for_each(|parameter| parameter.spec.frozen = true);
         self.parameters.extend(adapters);
         self.lora = Some(lora.clone());
         Ok(self)
@@ -119,6 +119,13 @@ impl Partition {
     /// Counts the elements that every rank stores, padding included.
     pub fn local_elements(&self) -> usize {
         self.parameters.iter().map(PartitionedParameter::local_elements).sum()
+    }
+
+    /// Returns the same parameters, none of them trained.
+    #[must_use]
+    pub fn frozen(mut self) -> Self {
+        self.parameters.iter_mut().for_each(|parameter| parameter.spec.frozen = true);
+        self
     }
 
     /// Lists the parameters that are trained.

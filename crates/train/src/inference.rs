@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use mp_comm::Communicator;
 use mp_model::context::Context;
-use mp_model::parameter::Purpose;
 use mp_model::recompute::Recompute;
 use mp_model::regions::{Between, TensorGroup};
 use mp_model::{build, Model, Options, Parameters};
@@ -16,7 +15,7 @@ use crate::assembled::Assembled;
 use crate::groups::Groups;
 use crate::layout::Layout;
 use crate::weights::{self, WeightSource};
-use crate::{Config, Result};
+use crate::{Config, Error, Result};
 
 /// What a model is used for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,11 +51,10 @@ impl Inference {
         let layout = agree(&**world, layout(config, vocab, world.size(), purpose))?;
         let groups = layout.groups(world)?;
         let loaded = || -> Result<Parameters> {
-            let partition = layout.of_rank(groups.pp.rank().0);
+            let partition = Arc::new(layout.of_rank(groups.pp.rank().0).as_ref().clone().frozen());
             let sharing = layout.sharing(Arc::clone(&groups.data));
             let precision = config.train.precision.backend();
-            let (tp, purpose) = (groups.tp.rank().0, Purpose::Reading);
-            let parameters = Parameters::zeros(&partition, tp, sharing, precision, device, purpose)?;
+            let parameters = Parameters::zeros(&partition, groups.tp.rank().0, sharing, precision, device)?;
             weights::load(&parameters, source)?;
             Ok(parameters)
         };
@@ -109,6 +107,11 @@ fn layout(config: &Config, vocab: usize, world: usize, purpose: Use) -> Result<L
         _ => Switch::Set(Zero::Replicated),
     };
     let architecture = Architecture::resolve(&config.model, vocab, config.train.seq)?;
+    if !architecture.causal() {
+        let value = format!("{:?}", architecture.name).to_lowercase();
+        let rule = "sees a whole text at once: measuring and writing take a model that reads it token by token".into();
+        return Err(Error::Config { key: "model.architecture", value, rule });
+    }
     let mesh = Mesh::resolve(&config.parallel, world, &architecture)?;
     config.parallel.micro_batch = 1;
     config.train.global_batch = mesh.degree(Axis::Dp) * mesh.degree(Axis::Pp);
@@ -129,6 +132,12 @@ mod tests {
         // A global batch of 16 cannot be shared by three ranks.
         let layout = layout_of(&["parallel.dp=3"], 3, Use::Reading).unwrap();
         assert_eq!(layout.partition.mesh.degree(Axis::Dp), 3);
+    }
+
+    #[test]
+    fn a_model_that_sees_both_sides_is_refused() {
+        let error = layout_of(&["model.architecture=bert"], 1, Use::Writing).err().unwrap();
+        assert!(error.is_input() && error.to_string().contains("`model.architecture` is bert"), "{error}");
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! with [`panicking_rank`] as the only test.
 
 #[allow(dead_code, reason = "what is shared for reading and interrupting runs has no part in a panic")]
+#[path = "program/common.rs"]
 mod common;
 #[allow(dead_code, reason = "a binary has no library to link: its frame is compiled in, of which one path runs here")]
 #[path = "../src/failure.rs"]

@@ -1,11 +1,9 @@
 //! Input that cannot serve: exit code 2, one message that names what is wrong and the way out, nothing left behind.
 
-mod common;
-
 use std::fs;
 use std::path::Path;
 
-use common::{alone, train};
+use crate::common::{alone, train};
 
 /// Refuses to train, and returns the message.
 fn refused(folder: &Path, sets: &[&str]) -> String {

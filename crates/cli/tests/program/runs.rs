@@ -1,16 +1,14 @@
 //! Whole runs of one rank: what they leave, how they continue, how they end.
 
-mod common;
-
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use common::{alone, finish, program, send, train, under_way, with_sets, TINY};
+use crate::common::{alone, finish, program, send, train, under_way, with_sets, TINY};
 use mp_train::metrics;
 use mp_train::records::{EndReason, Record};
 
 /// Trains into the folder `runs/a`.
-fn named(folder: &Path, sets: &[&str]) -> common::Ended {
+fn named(folder: &Path, sets: &[&str]) -> crate::common::Ended {
     let mut all = vec!["train.name=a"];
     all.extend(sets);
     train(folder, &all)

@@ -120,13 +120,11 @@ pub fn alone(folder: &Path, words: &[&str]) -> Ended {
 }
 
 /// Prepares to run the program on `ranks` ranks.
-#[allow(dead_code, reason = "compiled into each test anew, and tests of one process start no ranks")]
 pub fn launcher(ranks: usize, folder: &Path) -> Command {
     launch(ranks, folder, Path::new(env!("CARGO_BIN_EXE_mp-cli")))
 }
 
 /// Prepares to run any program on `ranks` ranks.
-#[allow(dead_code, reason = "compiled into each test anew, and tests of one process start no ranks")]
 pub fn launch(ranks: usize, folder: &Path, program: &Path) -> Command {
     let mut command = Command::new(env!("MP_CLI_MPIRUN"));
     command.current_dir(folder).args(["--bind-to", "none", "-n", &ranks.to_string()]);
@@ -146,7 +144,6 @@ pub fn launch(ranks: usize, folder: &Path, program: &Path) -> Command {
 }
 
 /// Runs the program on `ranks` ranks.
-#[allow(dead_code, reason = "compiled into each test anew, and tests of one process start no ranks")]
 pub fn ranks(ranks: usize, folder: &Path, words: &[&str]) -> Ended {
     finish(start(launcher(ranks, folder).args(words)))
 }
@@ -158,13 +155,11 @@ pub fn with_sets<'a>(name: &'a str, sets: &[&[&'a str]]) -> Vec<&'a str> {
 }
 
 /// Trains alone.
-#[allow(dead_code, reason = "compiled into each test anew, and not all train")]
 pub fn train(folder: &Path, sets: &[&str]) -> Ended {
     alone(folder, &with_sets("train", &[TINY, sets]))
 }
 
 /// Starts a run that would take for ever, and waits until its first step is done.
-#[allow(dead_code, reason = "compiled into each test anew, and few interrupt a run")]
 pub fn under_way(command: &mut Command, run: &Path, sets: &[&str]) -> Child {
     let forever = ["train.steps=1000000", "checkpoint.every=0"];
     let mut child = start(command.args(with_sets("train", &[TINY, &forever, sets])));
@@ -180,7 +175,6 @@ pub fn under_way(command: &mut Command, run: &Path, sets: &[&str]) -> Child {
 }
 
 /// Runs the commands of a chapter of the handbook in one shell, and says what it printed.
-#[allow(dead_code, reason = "not every test of this folder has a chapter")]
 pub fn chapter(name: &str, folder: &Path) -> String {
     let text = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs").join(name)).unwrap();
     let blocks = text.split("```sh\n").skip(1).map(|rest| rest.split("```").next().unwrap());

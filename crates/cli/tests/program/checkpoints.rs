@@ -1,12 +1,10 @@
 //! `mp-cli checkpoint`, and ranks that are killed while they save.
 
-mod common;
-
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use common::{alone, chapter, finish, launcher, send, train, under_way};
+use crate::common::{alone, chapter, finish, launcher, send, train, under_way};
 use mp_train::checkpoint::{self, Section, Verify};
 
 /// A run `runs/a` with checkpoints of steps 1 and 2.

@@ -1,10 +1,8 @@
 //! `mp-cli data` as a user types it, and the handbook's chapter as it stands.
 
-mod common;
-
 use std::fs;
 
-use common::{alone, chapter};
+use crate::common::{alone, chapter};
 
 #[test]
 fn the_chapter_works_as_it_stands_and_a_planted_skip_turns_the_audit_red() {

@@ -1,13 +1,11 @@
 //! The program under mpirun: whatever goes wrong, every rank ends with the same code, one of them speaks, and mpirun
 //! returns.
 
-mod common;
-
 use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use common::{finish, launcher, ranks, send, under_way, with_sets, TINY};
+use crate::common::{finish, launcher, ranks, send, under_way, with_sets, TINY};
 
 #[test]
 fn four_ranks_train_a_model_cut_in_two() {

@@ -1,10 +1,8 @@
 //! `verify` as a user starts it: alone, under mpirun, with a list, and with what cannot be.
 
-mod common;
-
 use std::fs;
 
-use common::{alone, ranks};
+use crate::common::{alone, ranks};
 
 #[test]
 fn two_ranks_verify_a_list_in_a_table_and_in_json() {

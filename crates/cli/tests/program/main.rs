@@ -1,0 +1,10 @@
+//! The program as a user starts it, alone and under mpirun.
+
+mod checkpoints;
+mod common;
+mod data;
+mod generate;
+mod inputs;
+mod ranks;
+mod runs;
+mod verify;

@@ -1,7 +1,7 @@
 """Writes the golden fixtures of this folder: tiny models with random weights, their logits, loss and gradients.
 
 Two references: `*_fp32` come from transformers (`GPT2LMHeadModel`, `LlamaForCausalLM`, `Qwen2ForCausalLM`,
-`MistralForCausalLM`); `*_fp64` come from the plain
+`MistralForCausalLM`, `BertForPreTraining`, `BertForMaskedLM`); `*_fp64` come from the plain
 PyTorch twins below, which compute in fp64 throughout, where transformers casts norms, rotary angles and softmax to
 fp32. Before anything is written, each twin cast to fp32 is compared with transformers, which proves the twin.
 
@@ -21,6 +21,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertForPreTraining,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -59,6 +62,8 @@ class Model:
     norm_eps: float = 1e-5
     attention_bias: str | None = None
     window: int | None = None
+    token_types: int | None = None
+    next_sentence: bool | None = None
 
     def as_json(self):
         """Returns the object stored as the fixture's `config`; keys without a value are left out."""
@@ -115,6 +120,9 @@ CASES = [
         ),
     ),
     Case("qwen2", 9, 8, Model("llama", kv_heads=2, attention_bias="qkv", tie_embeddings=True, norm_eps=1e-6)),
+    # Twelve positions, of which the second sequence's last three are padding.
+    Case("bert", 11, 12, Model("bert", tie_embeddings=True, bias=True, token_types=2, next_sentence=True, norm_eps=1e-12)),
+    Case("bert_masked", 12, 12, Model("bert", bias=True, token_types=3)),
     Case("mistral", 10, 12, Model("llama", kv_heads=2, window=3)),
 ]
 
@@ -184,7 +192,7 @@ class Attention(nn.Module):
         self.value = nn.Linear(d, model.kv_heads * k, bias=inputs_bias)
         self.output = nn.Linear(model.heads * k, d, bias=model.bias)
 
-    def forward(self, x_bsd):
+    def forward(self, x_bsd, apart_bst=None):
         model, (b, s, _) = self.model, x_bsd.shape
         q, k, v = (
             projection(x_bsd).view(b, s, -1, model.head_dim).transpose(1, 2)
@@ -195,23 +203,31 @@ class Attention(nn.Module):
         readers = model.heads // model.kv_heads
         k, v = k.repeat_interleave(readers, dim=1), v.repeat_interleave(readers, dim=1)
         scores = q @ k.transpose(-1, -2) / math.sqrt(model.head_dim)
-        hidden = torch.ones(s, s, dtype=torch.bool).triu(1)
+        hidden = torch.ones(s, s, dtype=torch.bool).triu(1) if apart_bst is None else apart_bst[:, None]
         if model.window:
             hidden |= torch.ones(s, s, dtype=torch.bool).tril(-model.window)
         weights = scores.masked_fill(hidden, -math.inf).softmax(-1)
         return self.output((weights @ v).transpose(1, 2).reshape(b, s, -1))
 
 
+def exact_gelu(x):
+    """x · Φ(x)."""
+    return 0.5 * x * (1.0 + torch.erf(x / math.sqrt(2.0)))
+
+
 class GeluMlp(nn.Module):
-    """down(gelu(up(x))) with the tanh form of GELU, `gelu_new` in transformers."""
+    """down(gelu(up(x))) with the tanh form of GELU, `gelu_new` in transformers; the exact form in bert."""
 
     def __init__(self, model):
         super().__init__()
         self.up = nn.Linear(model.hidden, model.ffn, bias=model.bias)
         self.down = nn.Linear(model.ffn, model.hidden, bias=model.bias)
+        self.exact = model.architecture == "bert"
 
     def forward(self, x):
         u = self.up(x)
+        if self.exact:
+            return self.down(exact_gelu(u))
         return self.down(0.5 * u * (1.0 + torch.tanh(math.sqrt(2.0 / math.pi) * (u + 0.044715 * u**3))))
 
 
@@ -287,13 +303,71 @@ class Llama(nn.Module):
         return self.final_norm(x) @ head.weight.T
 
 
+class BertLayer(nn.Module):
+    """norm(x + attention(x)), then the same with the MLP."""
+
+    def __init__(self, model, norm):
+        super().__init__()
+        self.attention, self.attention_norm = Attention(model), norm()
+        self.mlp, self.mlp_norm = GeluMlp(model), norm()
+
+    def forward(self, x, apart):
+        x = self.attention_norm(x + self.attention(x, apart))
+        return self.mlp_norm(x + self.mlp(x))
+
+
+class BertHead(nn.Module):
+    """norm(gelu(dense(x))) · Wᵀ + bias; W is the embedding's if tied."""
+
+    def __init__(self, model, norm):
+        super().__init__()
+        self.dense = nn.Linear(model.hidden, model.hidden)
+        self.norm = norm()
+        self.weight = None if model.tie_embeddings else nn.Parameter(torch.empty(model.vocab, model.hidden))
+        self.bias = nn.Parameter(torch.empty(model.vocab))
+
+    def forward(self, x, embedding):
+        weight = embedding if self.weight is None else self.weight
+        return self.norm(exact_gelu(self.dense(x))) @ weight.T + self.bias
+
+
+class Bert(nn.Module):
+    """Learned positions and types, norms behind each half of a layer, attention within each segment in both directions."""
+
+    def __init__(self, model):
+        super().__init__()
+
+        def norm():
+            return LayerNorm(model.hidden, model.norm_eps, True)
+
+        self.embedding = nn.Embedding(model.vocab, model.hidden)
+        self.positions = nn.Embedding(model.max_seq, model.hidden)
+        self.token_types = nn.Embedding(model.token_types, model.hidden)
+        self.embedding_norm = norm()
+        self.layers = nn.ModuleList(BertLayer(model, norm) for _ in range(model.layers))
+        self.head = BertHead(model, norm)
+        if model.next_sentence:
+            self.pooler = nn.Linear(model.hidden, model.hidden)
+            self.next_sentence = nn.Linear(model.hidden, 2)
+
+    def forward(self, tokens_bs, types_bs, segments_bs):
+        """Returns the tokens' scores and, with that head, the sequences'."""
+        x = self.embedding(tokens_bs) + self.positions.weight[: tokens_bs.shape[1]] + self.token_types(types_bs)
+        x = self.embedding_norm(x)
+        apart = segments_bs[:, :, None] != segments_bs[:, None, :]
+        for layer in self.layers:
+            x = layer(x, apart)
+        scores = self.head(x, self.embedding.weight)
+        return scores, (self.next_sentence(torch.tanh(self.pooler(x[:, 0]))) if hasattr(self, "pooler") else None)
+
+
 def twin_of(case):
     """Builds the case's twin in fp64 and draws every parameter.
 
     Norm weights lie around 1 and biases around 0, both wide enough that leaving one out shows. The values use the
     whole of fp64's mantissa, so a path through fp32 shows as well.
     """
-    twin = {"gpt2": Gpt2, "llama": Llama}[case.model.architecture](case.model).double()
+    twin = {"gpt2": Gpt2, "llama": Llama, "bert": Bert}[case.model.architecture](case.model).double()
     generator = torch.Generator().manual_seed(case.seed)
     with torch.no_grad():
         for name, parameter in twin.named_parameters():
@@ -326,6 +400,22 @@ def transformers_model(model):
                 **shared,
             )
         )
+    if model.architecture == "bert":
+        shared |= dict(
+            vocab_size=model.vocab,
+            hidden_size=model.hidden,
+            num_hidden_layers=model.layers,
+            num_attention_heads=model.heads,
+            intermediate_size=model.ffn,
+            hidden_act="gelu",
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+            max_position_embeddings=model.max_seq,
+            type_vocab_size=model.token_types,
+            layer_norm_eps=model.norm_eps,
+            tie_word_embeddings=model.tie_embeddings,
+        )
+        return (BertForPreTraining if model.next_sentence else BertForMaskedLM)(BertConfig(**shared))
     rope = {"rope_type": "default", "rope_theta": model.rope_theta}
     if model.rope_scaling:
         rope |= {key: value for key, value in model.rope_scaling.items() if key != "kind"}
@@ -385,6 +475,8 @@ def our_views(theirs, model):
         if not model.tie_embeddings:
             views["head.weight"] = theirs["lm_head.weight"]
         return views
+    if model.architecture == "bert":
+        return bert_views(theirs, model)
     pieces = {
         "model.embed_tokens": "embedding",
         "lm_head": "head",
@@ -409,30 +501,77 @@ def our_views(theirs, model):
     return views
 
 
+def bert_views(theirs, model):
+    """As `our_views`, for bert."""
+    pieces = {
+        "bert.embeddings.word_embeddings": "embedding",
+        "bert.embeddings.position_embeddings": "positions",
+        "bert.embeddings.token_type_embeddings": "token_types",
+        "bert.embeddings.LayerNorm": "embedding_norm",
+        "bert.encoder.layer": "layers",
+        "bert.pooler.dense": "pooler",
+        "attention.self": "attention",
+        "attention.output.dense": "attention.output",
+        "attention.output.LayerNorm": "attention_norm",
+        "intermediate.dense": "mlp.up",
+        "output.dense": "mlp.down",
+        "output.LayerNorm": "mlp_norm",
+        "cls.predictions.transform.dense": "head.dense",
+        "cls.predictions.transform.LayerNorm": "head.norm",
+        "cls.predictions.decoder": "head",
+        "cls.predictions": "head",
+        "cls.seq_relationship": "next_sentence",
+    }
+    views = {}
+    for name, tensor in theirs.items():
+        if name == "cls.predictions.decoder.weight" and model.tie_embeddings:
+            continue
+        for piece, ours in pieces.items():
+            # `attention.output.dense` became `attention.output`: only a layer's own output is the MLP's.
+            if piece.startswith("output.") and ".attention" in name:
+                continue
+            name = name.replace(piece, ours)
+        views[name] = tensor
+    return views
+
+
 # ---- running and comparing ----
 
 
-def outputs(forward, tensors, tokens, targets):
-    """Runs forward and backward; `tensors` gives our name → value by each parameter's attribute."""
-    logits = forward(tokens)
-    loss = nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+def outputs(forward, tensors, given):
+    """Runs forward and backward; `tensors` gives our name → value by each parameter's attribute.
+
+    The loss is the mean over targets that are not −1, and over sequences that of their labels.
+    """
+    logits, classes = forward(given)
+    loss = nn.functional.cross_entropy(logits.flatten(0, 1), given["targets"].flatten(), ignore_index=-1)
+    if classes is not None:
+        loss = loss + nn.functional.cross_entropy(classes, given["labels"])
     loss.backward()
-    found = {"tokens": tokens, "targets": targets, "logits": logits, "loss": loss}
+    if "segments" in given:
+        # What padding makes of padding is nobody's affair.
+        logits = logits * (given["segments"] >= 0)[:, :, None]
+    found = given | {"logits": logits, "loss": loss}
     found |= tensors(lambda parameter: parameter.data)
     found |= {f"grad.{name}": value for name, value in tensors(lambda parameter: parameter.grad).items()}
     return {name: value.detach().clone().contiguous() for name, value in found.items()}
 
 
-def run_twin(twin, tokens, targets):
+def run_twin(twin, given):
     """Returns the fixture's tensors as the twin computes them, in the twin's precision."""
 
     def tensors(attribute):
         return {name: attribute(parameter) for name, parameter in twin.named_parameters()}
 
-    return outputs(twin, tensors, tokens, targets)
+    def forward(given):
+        if "segments" in given:
+            return twin(given["tokens"], given["token_types"], given["segments"])
+        return twin(given["tokens"]), None
+
+    return outputs(forward, tensors, given)
 
 
-def run_transformers(model, weights, tokens, targets):
+def run_transformers(model, weights, given):
     """Returns the fixture's tensors as transformers computes them in fp32 from `weights` (our names).
 
     Biases that transformers has and our model lacks are zeros, and are not returned.
@@ -451,7 +590,17 @@ def run_transformers(model, weights, tokens, targets):
         else:
             assert view.shape == weights[name].shape, (name, view.shape, weights[name].shape)
             view.copy_(weights[name])
-    found = outputs(lambda t: theirs(t, use_cache=False).logits, tensors, tokens, targets)
+
+    def forward(given):
+        if model.architecture != "bert":
+            return theirs(given["tokens"], use_cache=False).logits, None
+        real = (given["segments"] >= 0).long()
+        found = theirs(given["tokens"], attention_mask=real, token_type_ids=given["token_types"])
+        if model.next_sentence:
+            return found.prediction_logits, found.seq_relationship_logits
+        return found.logits, None
+
+    found = outputs(forward, tensors, given)
     return {name: value for name, value in found.items() if name.removeprefix("grad.") not in extra}
 
 
@@ -465,6 +614,17 @@ def largest_difference(ours, reference):
     return max(found)
 
 
+def masked(case, targets, generator):
+    """Draws what bert is given beside tokens: few targets, two types, padding, a label for each sequence."""
+    segments, types = torch.zeros_like(targets), torch.zeros_like(targets)
+    segments[1, -3:] = -1
+    types[:, 5:] = case.model.token_types - 1
+    kept = torch.rand(targets.shape, generator=generator) < 0.4
+    targets = targets.masked_fill(~kept | (segments < 0), -1)
+    given = {"targets": targets, "segments": segments, "token_types": types}
+    return given | ({"labels": torch.tensor([1, 0])} if case.model.next_sentence else {})
+
+
 def fixtures_of(case):
     """Yields (precision, tensors) for the case, once its twin is proven."""
     generator = torch.Generator().manual_seed(1000 + case.seed)
@@ -473,13 +633,16 @@ def fixtures_of(case):
     targets = torch.randint(case.model.vocab, draw, generator=generator)
     tokens[0, 0], targets[-1, -1] = case.model.vocab - 1, case.model.vocab - 1  # the last rank's last row is used
 
+    given = {"tokens": tokens, "targets": targets}
+    if case.model.architecture == "bert":
+        given |= masked(case, targets, generator)
     twin = twin_of(case).float()
     weights = {name: parameter.data for name, parameter in twin.named_parameters()}
     computed = {
-        "fp32": run_transformers(case.model, weights, tokens, targets),
-        "fp64": run_twin(twin_of(case), tokens, targets),
+        "fp32": run_transformers(case.model, weights, given),
+        "fp64": run_twin(twin_of(case), given),
     }
-    error, name = largest_difference(run_twin(twin, tokens, targets), computed["fp32"])
+    error, name = largest_difference(run_twin(twin, given), computed["fp32"])
     print(f"{case.name}: fp32 twin against transformers {error:.1e} ({name})")
     assert error <= PROOF, f"{case.name}: the twin departs from transformers by {error} in {name}"
     for precision in case.precisions:

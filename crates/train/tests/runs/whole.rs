@@ -14,6 +14,36 @@ fn config(out: &Path, name: &str, sets: &[&str]) -> Config {
     tiny(out, name, &[&whole, sets])
 }
 
+/// Tokens are hidden by sample and position: another layout sees the same, also from a checkpoint on.
+#[test]
+fn masked_models_learn_from_text_and_go_on_under_another_layout() {
+    let out = tempfile::tempdir().unwrap();
+    let bert = |name: &str, more: &[&str]| {
+        let sets = ["model.architecture=bert", "model.next_sentence=true", "train.steps=60", "train.seq=32"];
+        let sets = [&sets[..], &["train.global_batch=8", "optimizer.lr=1e-2", "checkpoint.every=30"], more].concat();
+        config(out.path(), name, &sets)
+    };
+    let report = succeed(2, &bert("whole", &["parallel.tp=2"]));
+    assert_eq!(report.sample, None);
+    let whole = steps(&report.run_dir);
+    let mean = |steps: &[StepRecord]| steps.iter().map(|step| step.loss).sum::<f64>() / steps.len() as f64;
+    let (begin, end) = (mean(&whole[..5]), mean(&whole[55..]));
+    // From ln 259 + ln 2 to below what the frequencies of single bytes tell.
+    assert!(begin > 5.0 && end < begin - 1.5, "{begin} to {end}");
+    let held_out = report.validation_loss.unwrap();
+    assert!(held_out < 4.5, "{held_out}");
+
+    succeed(2, &bert("cut", &["parallel.tp=2", "train.steps=30", "optimizer.schedule=constant"]));
+    let straight = succeed(1, &bert("straight", &["train.steps=40", "optimizer.schedule=constant"]));
+    let again = ["parallel.cp=2", "train.steps=40", "optimizer.schedule=constant", "checkpoint.resume=true"];
+    let resumed = succeed(4, &bert("cut", &again));
+    let (expected, got) = (steps(&straight.run_dir), steps(&resumed.run_dir));
+    assert_eq!((expected.len(), got.len()), (40, 40));
+    for (expected, got) in expected.iter().zip(&got) {
+        assert!((expected.loss - got.loss).abs() < 1e-9 * expected.loss, "{expected:?} {got:?}");
+    }
+}
+
 #[test]
 fn a_run_leaves_its_folder_as_documented() {
     let out = tempfile::tempdir().unwrap();

@@ -40,9 +40,12 @@ fn sent(world: Arc<dyn Communicator>, config: &Config) -> Result<(Traffic, Traff
     let mut trainer = Allocated::new(config, &layout, &groups, Device::Cpu)?.trainer(config, &layout, groups)?;
     let source = TextSource::new(Tokens::new("counted", (0..900).map(|at| at % 37).collect()), SEQ, 1)?;
     for step in 1..=2 {
-        let batches = (0..layout.batches.micro_batches())
+        let mut batches = (0..layout.batches.micro_batches())
             .map(|micro| Batch::read(&source, layout.batches.samples(step - 1, dp, micro)))
             .collect::<mp_data::Result<Vec<_>>>()?;
+        if config.model.next_sentence {
+            batches.iter_mut().for_each(|batch| batch.labels = Some(vec![0; batch.batch]));
+        }
         log.take();
         trainer.step(&Work { step, lr: 1e-3, batches: &batches, global_batch: 8, targets: Targets::Every })?;
     }
@@ -82,6 +85,26 @@ fn every_layout_sends_what_is_planned() {
         (2, &["parallel.tp=2", "parallel.sequence_parallel=true", "parallel.recompute=full"]),
         (2, &["parallel.cp=2", "parallel.context=all-to-all", "parallel.recompute=full"]),
         (2, &["parallel.tp=1", "parallel.zero=3", "parallel.recompute=full"]),
+        (
+            4,
+            &[
+                "parallel.tp=2",
+                "parallel.sequence_parallel=true",
+                "parallel.zero=3",
+                "model.architecture=bert",
+                "model.next_sentence=true",
+            ],
+        ),
+        (
+            2,
+            &[
+                "parallel.pp=2",
+                "parallel.schedule=zb-h1",
+                "parallel.tp=1",
+                "model.architecture=bert",
+                "model.tie_embeddings=false",
+            ],
+        ),
         (
             2,
             &[

@@ -21,6 +21,19 @@ pub fn share(world: &dyn Communicator) -> mp_comm::Result<usize> {
     Ok((cores() / sharers.max(1)).max(1))
 }
 
+/// Has this rank compute with so many threads; 0: with its share.
+///
+/// # Communication
+/// That of [`share`].
+///
+/// # Errors
+/// What the communicator refuses.
+pub fn prepare(world: &dyn Communicator, threads: usize) -> mp_comm::Result<()> {
+    let shared = share(world)?;
+    mp_runtime::device::prepare(if threads > 0 { threads } else { shared });
+    Ok(())
+}
+
 /// Returns the cores that this process may use, by affinity and by the container's limit.
 pub fn cores() -> usize {
     available_parallelism().map_or(1, usize::from)

@@ -24,8 +24,7 @@ pub fn run(args: &Eval, world: &World) -> Result<(), Failure> {
         Ok((config, Screen::open(&args.output, world.is_first())?))
     };
     let (config, mut screen) = agree(&**communicator, opened())?;
-    let shared = threads::share(&**communicator)?;
-    mp_runtime::device::prepare(if config.train.threads > 0 { config.train.threads } else { shared });
+    threads::prepare(&**communicator, config.train.threads)?;
     let device = agree(&**communicator, choose_device(config.train.device))?;
     let measured = measure(&config, communicator, device, args.batch)?;
     screen.line(&format!("loss           {:.6} nats per token, of {} tokens", measured.loss, measured.tokens));

@@ -45,9 +45,7 @@ struct Opened {
 pub fn run(args: &Generate, world: &World) -> Result<(), Failure> {
     let communicator = world.communicator();
     let mut opened = agree(&**communicator, open(args, world))?;
-    let shared = threads::share(&**communicator)?;
-    let chosen = opened.config.train.threads;
-    mp_runtime::device::prepare(if chosen > 0 { chosen } else { shared });
+    threads::prepare(&**communicator, opened.config.train.threads)?;
     let device = agree(&**communicator, choose_device(opened.config.train.device))?;
     let inference = load(&opened, world, device)?;
     match opened.prompts.take() {

@@ -27,8 +27,7 @@ pub fn run(args: &Train, world: &World) -> Result<(), Failure> {
         Ok((config, Screen::open(&args.output, world.is_first())?, trace))
     };
     let (config, mut screen, _trace) = agree(&**communicator, opened())?;
-    let shared = threads::share(&**communicator)?;
-    mp_runtime::device::prepare(if config.train.threads > 0 { config.train.threads } else { shared });
+    threads::prepare(&**communicator, config.train.threads)?;
     let device = agree(&**communicator, choose_device(config.train.device))?;
     let stop = Stop::on_signals(screen.speaks());
     let report = {

@@ -66,7 +66,7 @@ impl Inference {
     /// Makes a model that writes of parameters that were trained, where they lie.
     ///
     /// # Errors
-    /// [`Error::Model`](crate::Error::Model) for what no layer computes.
+    /// [`Error::Model`] for what no layer computes.
     pub fn of_trained(parameters: Parameters, groups: Groups, stages: Stages) -> Result<Self> {
         Self::build(parameters, groups, stages, Context::alone(), Between::Replicated)
     }

@@ -12,7 +12,7 @@ use super::shakespeare::peer_python;
 use crate::process;
 use crate::workspace::Workspace;
 
-const PEER: &str = "benches/peers/tokenize.py";
+const PEER: &str = "benches/peers/encode.py";
 
 /// Arguments of `cargo xtask bench data`.
 #[derive(Args)]

@@ -4,7 +4,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use crate::common::{alone, chapter, finish, launcher, send, train, under_way};
+use crate::common::{
+    alone, chapter, children, finish, launcher, losses, ranks, send, train, under_way, with_sets, TINY,
+};
 use mp_train::checkpoint::{self, Section, Verify};
 
 /// A run `runs/a` with checkpoints of steps 1 and 2.
@@ -102,17 +104,6 @@ fn checkpoints_are_converted_and_averaged() {
     assert!(again.input_error().contains("give the name of a new folder"), "{again:#?}");
 }
 
-/// Lists the processes that a process has started.
-fn children(parent: u32) -> Vec<u32> {
-    let is_child = |stat: &str| {
-        // The name, in parentheses, may hold anything; after it come the state and the parent.
-        let rest = stat.rsplit_once(')').map(|(_, rest)| rest);
-        rest.and_then(|rest| rest.split_whitespace().nth(1)).and_then(|id| id.parse().ok()) == Some(parent)
-    };
-    let processes = fs::read_dir("/proc").unwrap().filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
-    processes.filter(|id| fs::read_to_string(format!("/proc/{id}/stat")).is_ok_and(|stat| is_child(&stat))).collect()
-}
-
 /// Waits until a run has saved so often.
 fn has_saved(checkpoints: &PathBuf, step: u64) {
     let begun = Instant::now();
@@ -177,4 +168,42 @@ fn the_chapter_on_moving_models_works_as_it_stands() {
     let said = chapter("huggingface.md", folder.path());
     assert!(said.contains("small: llama in model.safetensors") && said.contains("done: "), "{said}");
     assert!(folder.path().join("runs/imported/checkpoints/step-00000000/manifest.json").is_file());
+}
+
+#[test]
+fn the_chapter_on_checkpoints_works_as_it_stands() {
+    let folder = tempfile::tempdir().unwrap();
+    let said = chapter("checkpoints.md", folder.path());
+    assert!(said.contains("60 steps read samples 0 to 959"), "{said}");
+    assert!(folder.path().join("runs/mean/checkpoints").is_dir());
+}
+
+/// Thirty steps, of which every leg is another program on other ranks.
+#[test]
+fn a_run_that_mpirun_starts_four_times_ends_where_one_rank_does() {
+    let folder = tempfile::tempdir().unwrap();
+    let same = [
+        "train.precision=fp64",
+        "model.layers=4",
+        "train.global_batch=12",
+        "optimizer.schedule=constant",
+        "optimizer.warmup=5",
+    ];
+    train(folder.path(), &[&same[..], &["train.name=whole", "train.steps=30"]].concat()).success();
+    let legs: [(usize, &[&str]); 4] = [
+        (4, &["train.steps=7", "parallel.tp=2", "parallel.pp=2", "parallel.schedule=zb-h1"]),
+        (3, &["train.steps=15", "parallel.tp=1", "parallel.dp=3", "parallel.zero=3"]),
+        (1, &["train.steps=22"]),
+        (6, &["train.steps=30", "parallel.tp=2", "parallel.dp=3", "parallel.zero=1"]),
+    ];
+    for (count, sets) in legs {
+        let sets = with_sets("train", &[TINY, &same, &["train.name=cut", "checkpoint.resume=true"], sets]);
+        ranks(count, folder.path(), &sets).success();
+    }
+    let [whole, cut] = ["whole", "cut"].map(|name| losses(&folder.path().join("runs").join(name)));
+    assert_eq!(cut.len(), 30);
+    for (got, expected) in cut.iter().zip(&whole) {
+        assert!(got.0 == expected.0 && (got.1 - expected.1).abs() <= 1e-9 * expected.1, "{got:?} {expected:?}");
+    }
+    alone(folder.path(), &["data", "audit", "runs/cut"]).success();
 }

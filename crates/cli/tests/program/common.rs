@@ -5,6 +5,9 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
+use mp_train::metrics;
+use mp_train::records::Record;
+
 /// A model that trains in a moment.
 pub const TINY: &[&str] = &[
     "model.hidden=16",
@@ -25,6 +28,16 @@ const GRACE: Duration = Duration::from_secs(5);
 /// Variables that would change what a child does: those of a launcher that started the tests, and of a talkative shell.
 const LEAKING: [&str; 8] =
     ["OMPI_COMM_", "PMI_", "PMIX_", "SLURM_", "OMP_", "RUST_LOG", "RUST_BACKTRACE", "CLICOLOR_FORCE"];
+
+/// What lets MPI run as root, with more ranks than cores, and in containers.
+const CROWDED: [(&str, &str); 6] = [
+    ("OMPI_ALLOW_RUN_AS_ROOT", "1"),
+    ("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1"),
+    ("PRTE_MCA_rmaps_default_mapping_policy", ":oversubscribe"),
+    ("OMPI_MCA_rmaps_base_oversubscribe", "1"),
+    ("OMPI_MCA_mpi_yield_when_idle", "1"),
+    ("OMPI_MCA_smsc", "^cma"),
+];
 
 /// What a command left.
 #[derive(Debug)]
@@ -102,6 +115,20 @@ pub fn send(signal: &str, process: u32) {
     let _ = Command::new("kill").args([&format!("-{signal}"), &process.to_string()]).status();
 }
 
+/// Lists the processes that a process has started.
+pub fn children(parent: u32) -> Vec<u32> {
+    let is_child = |stat: &str| {
+        // The name, in parentheses, may hold anything; after it come the state and the parent.
+        let rest = stat.rsplit_once(')').map(|(_, rest)| rest);
+        rest.and_then(|rest| rest.split_whitespace().nth(1)).and_then(|id| id.parse().ok()) == Some(parent)
+    };
+    let processes =
+        std::fs::read_dir("/proc").unwrap().filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    processes
+        .filter(|id| std::fs::read_to_string(format!("/proc/{id}/stat")).is_ok_and(|stat| is_child(&stat)))
+        .collect()
+}
+
 /// Starts a command.
 pub fn start(command: &mut Command) -> Child {
     clean(command).spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"))
@@ -128,17 +155,7 @@ pub fn launcher(ranks: usize, folder: &Path) -> Command {
 pub fn launch(ranks: usize, folder: &Path, program: &Path) -> Command {
     let mut command = Command::new(env!("MP_CLI_MPIRUN"));
     command.current_dir(folder).args(["--bind-to", "none", "-n", &ranks.to_string()]);
-    // What lets MPI run as root, with more ranks than cores, and in containers.
-    for (name, value) in [
-        ("OMPI_ALLOW_RUN_AS_ROOT", "1"),
-        ("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1"),
-        ("PRTE_MCA_rmaps_default_mapping_policy", ":oversubscribe"),
-        ("OMPI_MCA_rmaps_base_oversubscribe", "1"),
-        ("OMPI_MCA_mpi_yield_when_idle", "1"),
-        ("OMPI_MCA_smsc", "^cma"),
-    ] {
-        command.env(name, value);
-    }
+    command.envs(CROWDED);
     command.arg(program);
     command
 }
@@ -174,16 +191,26 @@ pub fn under_way(command: &mut Command, run: &Path, sets: &[&str]) -> Child {
     child
 }
 
-/// Runs the commands of a chapter of the handbook in one shell, and says what it printed.
+/// Reads what a run recorded of each step.
+pub fn losses(run: &Path) -> Vec<(u64, f64)> {
+    let step = |record| match record {
+        Record::Step(step) => Some((step.step, step.loss)),
+        _ => None,
+    };
+    metrics::read(&run.join("metrics.jsonl")).unwrap().into_iter().filter_map(step).collect()
+}
+
+/// Runs the commands of a chapter of the handbook in one shell that finds the program and mpirun, and says what it printed.
 pub fn chapter(name: &str, folder: &Path) -> String {
     let text = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs").join(name)).unwrap();
     let blocks = text.split("```sh\n").skip(1).map(|rest| rest.split("```").next().unwrap());
     let script: String = blocks.collect::<Vec<_>>().join("\n");
-    let programs = Path::new(env!("CARGO_BIN_EXE_mp-cli")).parent().unwrap().to_path_buf();
+    let found = [env!("CARGO_BIN_EXE_mp-cli"), env!("MP_CLI_MPIRUN")];
+    let programs = found.iter().map(|program| Path::new(program).parent().unwrap().to_path_buf());
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let paths = std::iter::once(programs).chain(std::env::split_paths(&path)).collect::<Vec<PathBuf>>();
+    let paths = programs.chain(std::env::split_paths(&path)).collect::<Vec<PathBuf>>();
     let mut shell = Command::new("bash");
-    shell.args(["-euo", "pipefail", "-c", &script]).current_dir(folder).stdin(Stdio::null());
+    shell.envs(CROWDED).args(["-euo", "pipefail", "-c", &script]).current_dir(folder).stdin(Stdio::null());
     let ended = shell.env("PATH", std::env::join_paths(paths).unwrap()).output().unwrap();
     let said = String::from_utf8_lossy(&ended.stdout).into_owned();
     assert!(ended.status.success(), "{said}\n{}", String::from_utf8_lossy(&ended.stderr));

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use crate::common::{finish, launcher, ranks, send, under_way, with_sets, TINY};
+use crate::common::{children, finish, launcher, ranks, send, under_way, with_sets, TINY};
 
 #[test]
 fn four_ranks_train_a_model_cut_in_two() {
@@ -127,12 +127,6 @@ fn a_killed_rank_ends_all_and_what_is_saved_is_named() {
     let ended = finish(child);
     assert_ne!(ended.code, 0, "{ended:#?}");
     assert!(ended.err.contains("runs/a/checkpoints/step-"), "{ended:#?}");
-}
-
-/// Lists the processes that a process started.
-fn children(process: u32) -> Vec<u32> {
-    let listed = fs::read_to_string(format!("/proc/{process}/task/{process}/children")).unwrap();
-    listed.split_whitespace().map(|id| id.parse().unwrap()).collect()
 }
 
 /// Puts a file where the checkpoints were, however often they come back in between.

@@ -278,16 +278,14 @@ fn part(parameter: &PartitionedParameter) -> (bool, Option<usize>, bool) {
 /// Says whether a parameter is stacked on the one before it: both are of one kind ("weight", "bias") and one layer, and
 /// share their input, as query, key and value do.
 fn multiplies_with(last: &PartitionedParameter, next: &PartitionedParameter) -> bool {
-    let family = |parameter: &PartitionedParameter| {
-        let mut words: Vec<String> = parameter.spec.name.split('.').map(str::to_owned).collect();
-        // The factors of adapters that read one input, too.
-        let factor = usize::from(parameter.spec.name.ends_with(FIRST_FACTOR));
-        let own = words.len().checked_sub(2 + factor)?;
-        let joins = ["query", "key", "value", "gate", "up"];
-        joins.contains(&words[own].as_str()).then(|| {
-            words.remove(own);
-            words
-        })
-    };
-    family(next).is_some_and(|next| family(last) == Some(next))
+    family(&next.spec.name).is_some_and(|next| family(&last.spec.name) == Some(next))
+}
+
+/// Returns what a name has before and behind the word that tells it from those that share its input, if it has such a word.
+fn family(name: &str) -> Option<(&str, &str)> {
+    // The factors of adapters that read one input, too.
+    let behind = if name.ends_with(FIRST_FACTOR) { 2 } else { 1 };
+    let end = (0..behind).try_fold(name.len(), |end, _| name[..end].rfind('.'))?;
+    let start = name[..end].rfind('.').map_or(0, |dot| dot + 1);
+    ["query", "key", "value", "gate", "up"].contains(&&name[start..end]).then(|| (&name[..start], &name[end..]))
 }

@@ -184,7 +184,7 @@ impl<T> Switch<T> {
 }
 
 /// What the backward computes again instead of keeping it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum RecomputeName {
     /// Nothing.

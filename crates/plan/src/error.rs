@@ -1,6 +1,8 @@
 //! The one error type of this crate: what cannot be planned, with the values that stand in the way.
 
-use crate::{completeness::Incomplete, deadlock::Stuck, mesh::Degrees, schedule::ScheduleName, stages::Folding, Zero};
+use crate::{
+    completeness::Incomplete, deadlock::Stuck, mesh::Degrees, schedule::ScheduleName, stages::Folding, Cluster, Zero,
+};
 
 /// Shorthand for results of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -298,6 +300,47 @@ pub enum Error {
     /// Step lists that are no training step.
     #[error(transparent)]
     Incomplete(#[from] Incomplete),
+
+    /// A cluster that cannot exist.
+    #[error("cluster: {key} is {value}, and {rule}")]
+    Cluster {
+        /// The key in the cluster's file.
+        key: &'static str,
+        /// Its value.
+        value: f64,
+        /// What it must be.
+        rule: &'static str,
+    },
+
+    /// A cluster that nobody has named.
+    #[error("cluster \"{name}\" is neither a file nor one of {}", Cluster::PRESETS.join(", "))]
+    Preset {
+        /// The name.
+        name: String,
+    },
+
+    /// Micro-batches that do not come out even.
+    #[error(
+        "train.global_batch {global_batch} is no multiple of parallel.dp {dp} × parallel.micro_batch {micro_batch}; \
+         change one of them"
+    )]
+    Batch {
+        /// Sequences of a step.
+        global_batch: usize,
+        /// The data degree.
+        dp: usize,
+        /// Sequences of a micro-batch.
+        micro_batch: usize,
+    },
+
+    /// No layout at all.
+    #[error("no layout of {ranks} ranks can cut this model as asked; {why}")]
+    NoLayout {
+        /// The number of ranks.
+        ranks: usize,
+        /// What stands in the way of the first that was tried.
+        why: String,
+    },
 
     /// An axis along which nothing is cut yet.
     #[error("{axis} degree {degree}: models are not cut along this axis, so the degree can only be 1")]

@@ -18,6 +18,14 @@
 //! 7. [`deadlock`] and [`completeness`]: proofs that lists run to their end, and that they are one training step;
 //! 8. [`simulate()`]: a timeline of the lists from the costs of the stages, and the idle share.
 //!
+//! And the choice between layouts is made from numbers:
+//!
+//! 9. [`Cluster`]: the machine, from a file or by name; [`Job`]: what is to be trained; [`Candidate`]: one layout of it;
+//! 10. [`memory`]: what each rank keeps, by component; [`cost`]: what single operations take ([`CostModel`]); [`step`]: what
+//!     a training step takes, by what it is spent on;
+//! 11. [`search()`]: the best layouts under the memory limit, and what does not fit; [`published`]: the runs that the model of
+//!     time is held against.
+//!
 //! Everything that cannot be cut is refused with an [`Error`] that names the values and the legal degrees.
 //!
 //! # Examples
@@ -60,20 +68,29 @@
 pub mod architecture;
 pub mod arrangement;
 pub mod cache;
+pub mod cluster;
 pub mod completeness;
 pub mod config;
+pub mod cost;
 pub mod deadlock;
 pub mod degrees;
 pub mod error;
+pub mod job;
 pub mod lora;
+pub mod memory;
 pub mod mesh;
+mod pace;
 pub mod parameters;
 pub mod partition;
 pub mod placement;
 pub mod plan;
+pub mod published;
 pub mod schedule;
+pub mod search;
 pub mod simulate;
+pub mod space;
 pub mod stages;
+pub mod step;
 pub mod storage;
 mod table;
 pub mod traffic;
@@ -82,24 +99,31 @@ mod waits;
 pub use architecture::Architecture;
 pub use arrangement::{Arrangement, Bucket, Unit, Zero};
 pub use cache::cache_bytes;
+pub use cluster::Cluster;
 pub use completeness::Incomplete;
 pub use config::{
     ArchitectureName, AttentionBias, ContextForm, ModelConfig, ParallelConfig, RecomputeName, RopeScaling, Switch,
 };
+pub use cost::{Analytic, Collective, CostModel, Group, Terms};
 pub use deadlock::Stuck;
 pub use degrees::{
     check_all_to_all, check_sequence, check_tensor, check_zero, legal_tensor_degrees, recompute, sequence_multiple,
     sequence_parallel,
 };
 pub use error::{Error, Result};
+pub use job::{Candidate, Executor, Job};
 pub use lora::LoraConfig;
+pub use memory::RankMemory;
 pub use mesh::{Axis, Coordinates, Degrees, Mesh};
 pub use parameters::{Cut, Init, ParameterSpec};
 pub use partition::{GradientSync, Partition, PartitionedParameter, Tie};
 pub use placement::Placement;
 pub use plan::{Plan, PlannedParameter, PlannedStages};
 pub use schedule::{Payload, Schedule, ScheduleName, Step};
+pub use search::{search, Each, Found};
 pub use simulate::{simulate, Costs, Span, StageCosts, Timeline};
+pub use space::Space;
 pub use stages::{Folding, Stages};
+pub use step::{Estimate, Estimator, StepTime};
 pub use storage::{Precision, RankBytes, Storage};
 pub use traffic::{Traffic, Workload};

@@ -14,7 +14,7 @@ use crate::{Architecture, ArchitectureName, Error, Result};
 const MOST_STAGES: usize = 32_000;
 
 /// How virtual stages are dealt to the ranks of a pipeline.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Folding {
     /// Round and round: stage `s` is chunk `s / pp` of rank `s mod pp`.

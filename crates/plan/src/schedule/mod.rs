@@ -93,20 +93,25 @@ impl Schedule {
     /// [`Error::Zero`] without micro-batches; [`Error::Folding`], [`Error::Chunks`] and [`Error::MicroBatches`] if the
     /// schedule cannot run such stages or so many micro-batches.
     pub fn new(name: ScheduleName, stages: Stages, micro_batches: usize, tied: bool) -> Result<Self> {
+        let orders = Self::orders(name, &stages, micro_batches)?;
+        let ranks = orders.iter().enumerate().map(|(rank, order)| wiring::list(&stages, rank, order, tied)).collect();
+        Ok(Self { name, stages, micro_batches, tied, ranks })
+    }
+
+    /// Lists what each rank computes, in order, without the messages between.
+    pub(crate) fn orders(name: ScheduleName, stages: &Stages, micro_batches: usize) -> Result<Vec<Vec<Step>>> {
         name.check_chunks(stages.chunks())?;
         if name.folding() != stages.folding() {
             return Err(Error::Folding { schedule: name, folding: stages.folding() });
         }
         name.check_micro_batches(micro_batches, stages.pp())?;
-        let orders = match name {
-            ScheduleName::Gpipe => gpipe::orders(&stages, micro_batches),
-            ScheduleName::OneFOneB => one_f_one_b::orders(&stages, micro_batches),
-            ScheduleName::Interleaved => interleaved::orders(&stages, micro_batches),
-            ScheduleName::ZbH1 => zero_bubble::h1(&stages, micro_batches),
-            ScheduleName::ZbV => zero_bubble::v(&stages, micro_batches),
-        };
-        let ranks = orders.iter().enumerate().map(|(rank, order)| wiring::list(&stages, rank, order, tied)).collect();
-        Ok(Self { name, stages, micro_batches, tied, ranks })
+        Ok(match name {
+            ScheduleName::Gpipe => gpipe::orders(stages, micro_batches),
+            ScheduleName::OneFOneB => one_f_one_b::orders(stages, micro_batches),
+            ScheduleName::Interleaved => interleaved::orders(stages, micro_batches),
+            ScheduleName::ZbH1 => zero_bubble::h1(stages, micro_batches),
+            ScheduleName::ZbV => zero_bubble::v(stages, micro_batches),
+        })
     }
 
     /// Cuts a model in `pp` stages as a configuration asks and writes its schedule down, choosing where it leaves a

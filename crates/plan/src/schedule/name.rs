@@ -80,7 +80,7 @@ impl ScheduleName {
         matches!(self, Self::ZbH1 | Self::ZbV)
     }
 
-    pub(super) fn check_chunks(self, chunks: usize) -> Result<()> {
+    pub(crate) fn check_chunks(self, chunks: usize) -> Result<()> {
         let reason = match self {
             Self::Gpipe | Self::OneFOneB | Self::ZbH1 if chunks != 1 => {
                 "it runs one stage on each rank, so chunks can only be 1; interleaved and zb-v run more"
@@ -94,7 +94,7 @@ impl ScheduleName {
         Err(Error::Chunks { schedule: self, chunks, reason })
     }
 
-    pub(super) fn check_micro_batches(self, micro_batches: usize, pp: usize) -> Result<()> {
+    pub(crate) fn check_micro_batches(self, micro_batches: usize, pp: usize) -> Result<()> {
         if micro_batches == 0 {
             return Err(Error::Zero { what: "micro-batches of an update" });
         }

@@ -1,0 +1,248 @@
+//! What is to be trained, and one way of laying it out: what [`crate::memory`] and [`crate::cost`] put numbers to.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    check_all_to_all, check_sequence, check_zero,
+    degrees::{check_tensor, refuse_uncut},
+    Architecture, Axis, ContextForm, Degrees, Error, Mesh, ParallelConfig, Precision, RecomputeName, Result,
+    ScheduleName, Stages, Storage, Switch, Zero,
+};
+
+/// A model and how it is trained, whatever the layout.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Job {
+    /// The model.
+    pub architecture: Architecture,
+    /// Tokens of a sequence.
+    pub seq: usize,
+    /// Sequences of a step.
+    pub global_batch: usize,
+    /// The numbers that it computes with.
+    pub precision: Precision,
+    /// Moments that the optimizer keeps of each element: 2 for AdamW.
+    pub moments: usize,
+    /// Elements of gradients that are reduced together.
+    pub bucket_elements: usize,
+    /// How attention reaches the positions of other context ranks.
+    pub context: ContextForm,
+    /// The program that runs it.
+    pub executor: Executor,
+}
+
+/// How a program runs a layout: what it sends, and what it computes behind what it waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Executor {
+    /// Whether of an activation that every tensor rank holds each sends its part to the next stage, where it is gathered:
+    /// Narayanan et al. 2021, arXiv:2104.04473, §4.1. Else each sends all of it.
+    pub scatters: bool,
+    /// Whether messages between stages travel while ranks compute. Else both sides wait for each.
+    pub hides_messages: bool,
+    /// Whether the collective of an input's gradient travels behind the product for the weight's.
+    pub hides_tensor: bool,
+    /// Whether gradients are reduced behind the backward.
+    pub hides_data: bool,
+}
+
+impl Executor {
+    /// This workspace's engine.
+    pub const ENGINE: Self = Self { scatters: false, hides_messages: true, hides_tensor: true, hides_data: true };
+    /// What Narayanan et al. 2021 ran.
+    pub const MEGATRON_2021: Self =
+        Self { scatters: true, hides_messages: false, hides_tensor: false, hides_data: false };
+    /// What Korthikanti et al. 2022 ran.
+    pub const MEGATRON_2022: Self = Self { hides_tensor: true, ..Self::MEGATRON_2021 };
+}
+
+/// One way of laying a job out over ranks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Candidate {
+    /// Tensor degree.
+    pub tp: usize,
+    /// Pipeline degree.
+    pub pp: usize,
+    /// Data degree.
+    pub dp: usize,
+    /// Context degree.
+    pub cp: usize,
+    /// Expert degree.
+    pub ep: usize,
+    /// Virtual stages of each pipeline rank.
+    pub chunks: usize,
+    /// The order of forwards and backwards.
+    pub schedule: ScheduleName,
+    /// Sequences of a micro-batch.
+    pub micro_batch: usize,
+    /// What the data ranks share out.
+    pub zero: Zero,
+    /// What the backward computes again.
+    pub recompute: RecomputeName,
+    /// With full recompute: every how many-th layer; else 0.
+    pub recompute_every: usize,
+    /// Whether activations between tensor-parallel regions are cut along the sequence.
+    pub sequence_parallel: bool,
+}
+
+impl Default for Candidate {
+    /// Returns the layout of one rank.
+    fn default() -> Self {
+        Self {
+            tp: 1,
+            pp: 1,
+            dp: 1,
+            cp: 1,
+            ep: 1,
+            chunks: 1,
+            schedule: ScheduleName::OneFOneB,
+            micro_batch: 1,
+            zero: Zero::Replicated,
+            recompute: RecomputeName::None,
+            recompute_every: 0,
+            sequence_parallel: false,
+        }
+    }
+}
+
+impl Job {
+    /// Returns what is kept of each element.
+    pub fn storage(&self) -> Storage {
+        Storage { precision: self.precision, moments: self.moments }
+    }
+
+    /// Counts the tokens of a step.
+    pub fn step_tokens(&self) -> f64 {
+        self.global_batch as f64 * self.seq as f64
+    }
+
+    /// Says whether attention keeps all its weights, as it does where some of them are dropped: the fused kernel knows no
+    /// dropout.
+    pub fn stores_attention(&self) -> bool {
+        self.architecture.dropout > 0.0
+    }
+
+    /// Says whether recomputing the attention's core frees anything: weights that are kept, or copies of key/value heads.
+    pub fn selective_helps(&self, cp: usize) -> bool {
+        let Architecture { heads, kv_heads, .. } = self.architecture;
+        // Around a ring nothing of it is kept anyway.
+        let alone = cp == 1 || self.context == ContextForm::AllToAll;
+        alone && (self.stores_attention() || heads > kv_heads)
+    }
+}
+
+impl Candidate {
+    /// Counts the ranks.
+    pub fn ranks(&self) -> usize {
+        self.tp * self.pp * self.dp * self.cp
+    }
+
+    /// Returns the degree of the plane over which gradients are reduced.
+    pub fn data(&self) -> usize {
+        self.dp * self.cp
+    }
+
+    /// Counts the micro-batches of a step.
+    pub fn micro_batches(&self, job: &Job) -> usize {
+        job.global_batch / (self.dp * self.micro_batch)
+    }
+
+    /// Counts the tokens of a micro-batch that a rank computes on.
+    pub fn tokens(&self, job: &Job) -> usize {
+        self.micro_batch * job.seq / self.cp
+    }
+
+    /// Returns how many parts activations between tensor-parallel regions are cut in.
+    pub fn sequence_parts(&self) -> usize {
+        if self.sequence_parallel {
+            self.tp
+        } else {
+            1
+        }
+    }
+
+    /// Returns the degrees.
+    pub fn degrees(&self) -> Degrees {
+        Degrees { pp: self.pp, dp: self.dp, cp: self.cp, tp: self.tp, ep: self.ep }
+    }
+
+    /// Returns the ranks by axis.
+    ///
+    /// # Errors
+    /// As [`Mesh::new`].
+    pub fn mesh(&self) -> Result<Mesh> {
+        Mesh::new(self.degrees())
+    }
+
+    /// Cuts the layers, by cost.
+    ///
+    /// # Errors
+    /// As [`Stages::new`].
+    pub fn stages(&self, job: &Job) -> Result<Stages> {
+        Stages::new(&job.architecture, self.pp, self.chunks, self.schedule.folding(), None)
+    }
+
+    /// Refuses what the engine refuses, with the engine's own checks.
+    ///
+    /// # Errors
+    /// Those of [`Mesh::new`], [`check_tensor`], [`check_sequence`], [`check_all_to_all`], [`check_zero`], [`Stages::new`] and
+    /// [`Schedule::new`](crate::Schedule::new); [`Error::Batch`] for micro-batches that do not come out even.
+    pub fn check(&self, job: &Job) -> Result<()> {
+        let mesh = self.mesh()?;
+        refuse_uncut(&mesh.degrees())?;
+        check_tensor(&job.architecture, self.tp)?;
+        check_sequence(job.seq, self.cp, self.sequence_parts())?;
+        if self.cp > 1 && job.context == ContextForm::AllToAll {
+            check_all_to_all(job.architecture.heads, job.architecture.kv_heads, self.tp, self.cp)?;
+        }
+        let whole = self.dp.checked_mul(self.micro_batch).filter(|&piece| piece > 0);
+        if !whole.is_some_and(|piece| job.global_batch > 0 && job.global_batch.is_multiple_of(piece)) {
+            let (dp, micro_batch) = (self.dp, self.micro_batch);
+            return Err(Error::Batch { global_batch: job.global_batch, dp, micro_batch });
+        }
+        check_zero(self.zero, &mesh)?;
+        self.schedule.check_chunks(self.chunks)?;
+        self.schedule.check_micro_batches(self.micro_batches(job), self.pp)?;
+        if self.pp * self.chunks > job.architecture.layers {
+            let (pp, chunks) = (self.pp, self.chunks);
+            return Err(Error::TooManyStages { layers: job.architecture.layers, pp, chunks });
+        }
+        crate::recompute(&self.parallel(job)).map(drop)
+    }
+
+    /// Writes the layout as a run's configuration has it. What has no effect is left to its default.
+    pub fn parallel(&self, job: &Job) -> ParallelConfig {
+        let piped = self.pp > 1;
+        ParallelConfig {
+            tp: self.tp,
+            pp: self.pp,
+            dp: self.dp,
+            cp: self.cp,
+            sequence_parallel: if self.tp > 1 { Switch::Set(self.sequence_parallel) } else { Switch::Auto },
+            micro_batch: self.micro_batch,
+            recompute: match self.recompute {
+                RecomputeName::None => Switch::Auto,
+                chosen => Switch::Set(chosen),
+            },
+            recompute_every: if self.recompute_every > 1 { self.recompute_every } else { 0 },
+            zero: if self.data() > 1 { Switch::Set(self.zero) } else { Switch::Auto },
+            context: job.context,
+            chunks: if piped && self.chunks > 1 { self.chunks } else { 0 },
+            schedule: if piped { Switch::Set(self.schedule) } else { Switch::Auto },
+            ..ParallelConfig::default()
+        }
+    }
+
+    /// Returns how many neighbours on an axis share a node of `devices`, of a group of its degree.
+    pub(crate) fn neighbours(&self, axis: Axis, devices: usize) -> (usize, usize) {
+        let (stride, degree) = match axis {
+            Axis::Tp => (1, self.tp),
+            Axis::Cp | Axis::Ep => (self.tp, self.cp),
+            // Gradients are reduced over the plane of both.
+            Axis::Dp => (self.tp, self.dp * self.cp),
+            Axis::Pp => (self.tp * self.cp * self.dp, self.pp),
+        };
+        (degree, (devices / stride).clamp(1, degree))
+    }
+}

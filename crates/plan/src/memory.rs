@@ -1,0 +1,179 @@
+//! What each rank of a layout keeps, by component.
+//!
+//! Parameters, gradients, masters and moments are those of [`Arrangement`]: exact, padding included. Activations are counted
+//! as the engine's layers keep them ([`Kept`]), and how many are alive follows from the schedule's own lists. Workspace and
+//! buffers are the largest that are alive at a time.
+
+mod kept;
+
+use std::collections::{hash_map::Entry, HashMap};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    Architecture, Arrangement, Candidate, Degrees, Job, Mesh, Partition, PartitionedParameter, RankBytes, Result,
+    Stages, Step, Tie, Zero,
+};
+
+pub(crate) use kept::repeated;
+pub use kept::Kept;
+
+/// What one rank keeps at its fullest, by component.
+///
+/// # Units
+/// Bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RankMemory {
+    /// Parameters.
+    pub parameters: usize,
+    /// Gradients.
+    pub gradients: usize,
+    /// Master weights.
+    pub master: usize,
+    /// The optimizer's moments.
+    pub moments: usize,
+    /// What forwards keep for backwards that are still to come, at the fullest moment of the schedule.
+    pub activations: usize,
+    /// What one layer, or the loss, needs beside that while it is computed.
+    pub workspace: usize,
+    /// Messages under way, and values and gradients of others.
+    pub buffers: usize,
+}
+
+impl RankMemory {
+    /// The names of the components, as people read them.
+    pub const NAMES: [&'static str; 7] =
+        ["parameters", "gradients", "master weights", "moments", "activations", "workspace", "buffers"];
+
+    /// Returns the components in the order of [`NAMES`](Self::NAMES).
+    pub fn parts(&self) -> [usize; 7] {
+        [self.parameters, self.gradients, self.master, self.moments, self.activations, self.workspace, self.buffers]
+    }
+
+    /// Adds everything up.
+    pub fn total(&self) -> usize {
+        self.parts().iter().sum()
+    }
+}
+
+/// What decides what a rank stores between steps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Held {
+    part: Part,
+    zero: Zero,
+    parts: usize,
+}
+
+/// Which parameters they are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Part {
+    tp: usize,
+    layers: usize,
+    first: bool,
+    last: bool,
+}
+
+/// Counts what ranks of layouts of one job keep; remembers what it has counted.
+#[derive(Debug)]
+pub struct MemoryModel<'a> {
+    job: &'a Job,
+    held: HashMap<Held, (RankBytes, Elements)>,
+    parameters: HashMap<Part, Vec<PartitionedParameter>>,
+}
+
+/// Elements of a rank that reductions and updates work on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Elements {
+    /// All that it multiplies by.
+    pub all: usize,
+    /// Those that it updates.
+    pub own: usize,
+    /// Buckets that are reduced one after the other.
+    pub buckets: usize,
+}
+
+impl<'a> MemoryModel<'a> {
+    /// Takes a job.
+    pub fn new(job: &'a Job) -> Self {
+        Self { job, held: HashMap::new(), parameters: HashMap::new() }
+    }
+
+    /// Counts what a pipeline rank stores between steps, and the elements that it works on.
+    ///
+    /// # Errors
+    /// As [`Partition::new`].
+    pub fn stored(&mut self, candidate: &Candidate, stages: &Stages, rank: usize) -> Result<(RankBytes, Elements)> {
+        let part = Part {
+            tp: candidate.tp,
+            layers: stages.rank_layers(rank).iter().map(|layers| layers.len()).sum(),
+            first: stages.rank_of(0) == rank,
+            last: stages.rank_of(stages.count() - 1) == rank,
+        };
+        let held = Held { part, zero: candidate.zero, parts: candidate.data() };
+        if let Some(known) = self.held.get(&held) {
+            return Ok(*known);
+        }
+        let parameters = match self.parameters.entry(part) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(place) => place.insert(part.parameters(&self.job.architecture)?),
+        };
+        let counted = held.count(self.job, parameters);
+        self.held.insert(held, counted);
+        Ok(counted)
+    }
+
+    /// Counts what each rank of the pipeline keeps, with the order in which it computes.
+    ///
+    /// # Errors
+    /// As [`Partition::new`].
+    pub fn ranks(&mut self, candidate: &Candidate, stages: &Stages, orders: &[Vec<Step>]) -> Result<Vec<RankMemory>> {
+        let kept = Kept::of(self.job, candidate);
+        let rank = |(rank, order): (usize, &Vec<Step>)| {
+            let (stored, elements) = self.stored(candidate, stages, rank)?;
+            let last = stages.rank_of(stages.count() - 1) == rank;
+            Ok(RankMemory {
+                parameters: stored.parameters,
+                gradients: stored.gradients,
+                master: stored.master,
+                moments: stored.moments,
+                activations: kept.peak(candidate, stages, rank, order) + kept.batch(candidate.micro_batches(self.job)),
+                workspace: kept.workspace(last),
+                buffers: kept.buffers(candidate, stages, rank, elements.all),
+            })
+        };
+        orders.iter().enumerate().map(rank).collect()
+    }
+}
+
+impl Part {
+    /// Lists the parameters. All layers are alike, so that as many of a model of no others lie alike.
+    fn parameters(&self, architecture: &Architecture) -> Result<Vec<PartitionedParameter>> {
+        let architecture = Architecture { layers: self.layers, ..architecture.clone() };
+        let mesh = Mesh::new(Degrees { tp: self.tp, ..Degrees::default() })?;
+        let mut parameters = Partition::new(&architecture, &mesh)?.parameters;
+        let tied = architecture.tie_embeddings && self.first != self.last;
+        let table = |parameter: &PartitionedParameter| parameter.spec.name == "embedding.weight";
+        parameters.retain(|parameter| match parameter.spec.layer {
+            Some(_) => true,
+            None if parameter.spec.is_entrance() => self.first || (tied && table(parameter)),
+            None => self.last,
+        });
+        // A rank of neither end holds no table.
+        let tie = if self.first { Tie::Original } else { Tie::Copy };
+        parameters.iter_mut().filter(|parameter| tied && table(parameter)).for_each(|parameter| parameter.tie = tie);
+        Ok(parameters)
+    }
+}
+
+impl Held {
+    fn count(&self, job: &Job, parameters: &[PartitionedParameter]) -> (RankBytes, Elements) {
+        let arrangement = Arrangement::new(parameters, self.zero, self.parts, job.bucket_elements);
+        let elements = Elements {
+            all: arrangement.trained_elements(),
+            own: arrangement.own_elements(),
+            buckets: arrangement.trained().count(),
+        };
+        (arrangement.bytes(&job.storage()), elements)
+    }
+}

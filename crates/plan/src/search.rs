@@ -1,0 +1,280 @@
+//! The best layouts of a job on a machine, found without looking at all of them.
+//!
+//! Shapes (degrees, micro-batch, sequence parallelism) are taken in the order of a bound from below: what an average pipeline
+//! rank computes. Once as many layouts as were asked for are known, shapes whose bound is no better are left out, and with
+//! the first of them all that follow; inside a shape, layouts are left out by the bound of their busiest rank and by a bound
+//! of their memory. What is left is estimated in full. So the result is that of estimating everything, and tests see to it.
+//!
+//! Layouts are ordered by time, then by the memory of their fullest rank, then by their degrees: two searches find the same.
+
+use std::cmp::Ordering;
+use std::collections::{hash_map::Entry, HashMap};
+
+use crate::{
+    cost::layer::Parts,
+    memory::Kept,
+    space::{Cut, Shape},
+    Candidate, Cluster, CostModel, Error, Estimate, Estimator, Job, RecomputeName, Result, Schedule, ScheduleName,
+    Space, Stages, Step,
+};
+
+/// What a search has found.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Found {
+    /// The best layouts that fit, best first.
+    pub layouts: Vec<Estimate>,
+    /// Layouts that would be better than the best of those, and do not fit; best first.
+    pub misses: Vec<Estimate>,
+    /// How many layouts there are.
+    pub considered: usize,
+    /// How many of them were estimated in full.
+    pub estimated: usize,
+}
+
+/// Rounding of sums in another order, and no more: a bound counts as exceeded beyond it.
+const ROUNDING: f64 = 1e-9;
+/// The most layouts without room that are shown.
+const MISSES: usize = 3;
+
+/// What each rank computes, in order.
+type Orders = Vec<Vec<Step>>;
+
+/// A search under way.
+struct Search<'a> {
+    job: &'a Job,
+    space: &'a Space,
+    limit: usize,
+    estimator: Estimator<'a>,
+    /// Stages that were cut before.
+    stages: HashMap<Cut, Stages>,
+    each: Each,
+    most: usize,
+    /// Elements of the whole model.
+    elements: usize,
+    best: Vec<Estimate>,
+    estimated: usize,
+}
+
+/// Of what the best are listed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Each {
+    /// The best layout of each set of degrees.
+    Degrees,
+    /// Every layout.
+    Layout,
+}
+
+/// Finds the `most` best layouts of a space: of each set of degrees the best, or where there is a single set, all of it.
+///
+/// # Errors
+/// [`Error::NoLayout`] if the engine can run none, whatever its memory.
+pub fn search(
+    job: &Job,
+    cluster: &Cluster,
+    costs: &dyn CostModel,
+    space: &Space,
+    ranks: usize,
+    most: usize,
+) -> Result<Found> {
+    let shapes = space.shapes(job, ranks);
+    if shapes.is_empty() {
+        return Err(refusal(job, space, ranks));
+    }
+    let alone = shapes.iter().all(|shape| shape.degrees() == shapes[0].degrees());
+    let each = if alone { Each::Layout } else { Each::Degrees };
+    let elements = job.architecture.parameter_count();
+    let run = |limit: usize, most: usize| -> Result<(Vec<Estimate>, usize)> {
+        let (estimator, stages) = (Estimator::new(job, cluster, costs), HashMap::new());
+        let (best, estimated) = (Vec::new(), 0);
+        let mut search = Search { job, space, limit, estimator, stages, each, most, elements, best, estimated };
+        search.run(&shapes)?;
+        Ok((search.best, search.estimated))
+    };
+    let (layouts, estimated) = run(cluster.rank_memory(), most.max(1))?;
+    let (free, more) = run(usize::MAX, MISSES)?;
+    let better = |estimate: &Estimate| layouts.first().is_none_or(|best| order(estimate, best) == Ordering::Less);
+    let misses = free.into_iter().filter(|estimate| !estimate.fits() && better(estimate)).collect();
+    let considered = shapes.iter().map(|&shape| space.variants(job, shape).count()).sum();
+    Ok(Found { layouts, misses, considered, estimated: estimated + more })
+}
+
+/// Says whether a bound is beyond a time, rounding left aside.
+fn slower(bound: f64, seconds: f64) -> bool {
+    bound * (1.0 - ROUNDING) > seconds
+}
+
+/// Orders two estimates: the better one is less.
+pub fn order(one: &Estimate, other: &Estimate) -> Ordering {
+    let seconds = |estimate: &Estimate| estimate.time.map_or(0.0, |time| time.seconds);
+    let key = |estimate: &Estimate| {
+        let Candidate { pp, cp, tp, chunks, micro_batch, .. } = estimate.candidate;
+        let Candidate { zero, recompute, recompute_every, sequence_parallel, schedule, .. } = estimate.candidate;
+        let place = ScheduleName::ALL.iter().position(|&name| name == schedule);
+        let form = (recompute as u8, recompute_every);
+        (pp, cp, tp, place, chunks, u8::from(zero), form, sequence_parallel, micro_batch)
+    };
+    seconds(one)
+        .total_cmp(&seconds(other))
+        .then_with(|| one.largest().total().cmp(&other.largest().total()))
+        .then_with(|| key(one).cmp(&key(other)))
+}
+
+/// Says why there is no layout: what stands in the way of the first combination.
+fn refusal(job: &Job, space: &Space, ranks: usize) -> Error {
+    let first = |choices: &[usize]| choices.first().copied().unwrap_or(1);
+    let (tp, pp, cp) = (first(&space.tp), first(&space.pp), first(&space.cp));
+    let inner = tp * pp * cp;
+    let dp = if space.dp.is_empty() { (ranks / inner.max(1)).max(1) } else { first(&space.dp) };
+    let micro_batch = first(&space.micro_batches);
+    let candidate = Candidate { tp, pp, cp, dp, micro_batch, ..Candidate::default() };
+    let why = match candidate.check(job) {
+        Err(error) => error.to_string(),
+        Ok(()) => format!("tp {tp} × pp {pp} × cp {cp} × dp {dp} are {} ranks", candidate.ranks()),
+    };
+    Error::NoLayout { ranks, why }
+}
+
+impl Search<'_> {
+    fn run(&mut self, shapes: &[Shape]) -> Result<()> {
+        let bounded = |&shape: &Shape| (self.shape_bound(shape), shape);
+        let mut bounded: Vec<(f64, Shape)> = shapes.iter().map(bounded).collect();
+        bounded.sort_by(|one, other| one.0.total_cmp(&other.0));
+        for (bound, shape) in bounded {
+            if self.exceeds(bound) {
+                break;
+            }
+            if self.trails(bound, &shape.candidate()) || self.too_large(shape) {
+                continue;
+            }
+            self.shape(shape)?;
+        }
+        Ok(())
+    }
+
+    /// Says whether nothing so slow can be among the best any more. Where the best of each degrees counts, one that does better
+    /// than its own degrees' best also does better than the last of those listed.
+    fn exceeds(&self, bound: f64) -> bool {
+        let worst = self.best.get(self.most - 1).and_then(|estimate| estimate.time);
+        worst.is_some_and(|time| slower(bound, time.seconds))
+    }
+
+    /// Says whether layouts of the same degrees are known that are better than anything so slow.
+    fn trails(&self, bound: f64, candidate: &Candidate) -> bool {
+        let alike = self.place(candidate).and_then(|place| self.best[place].time);
+        alike.is_some_and(|time| slower(bound, time.seconds))
+    }
+
+    /// Finds the listed layout that another of these degrees would replace.
+    fn place(&self, candidate: &Candidate) -> Option<usize> {
+        let alike = |known: &Estimate| known.candidate.degrees() == candidate.degrees();
+        self.best.iter().position(alike).filter(|_| self.each == Each::Degrees)
+    }
+
+    /// Bounds the time of all layouts of a shape: what an average rank computes where nothing is computed again.
+    fn shape_bound(&self, shape: Shape) -> f64 {
+        let candidate = shape.candidate();
+        let parts = self.estimator.parts(&candidate);
+        let all =
+            self.job.architecture.layers as f64 * parts.layer.total() + parts.entrance.total() + parts.exit.total();
+        all * candidate.micro_batches(self.job) as f64 / shape.pp as f64
+    }
+
+    /// Says whether no layout of a shape can fit: an average rank's share of the matrices alone is too large.
+    fn too_large(&self, shape: Shape) -> bool {
+        let candidate = shape.candidate();
+        let elements = self.elements / (shape.tp * shape.pp);
+        let least = |zero: crate::Zero| self.job.storage().bytes(elements).shared(zero, candidate.data()).total();
+        self.space.stored(shape).into_iter().map(least).min().is_none_or(|least| least > self.limit)
+    }
+
+    /// Looks at the layouts of a shape, the most promising first.
+    fn shape(&mut self, shape: Shape) -> Result<()> {
+        let mut forms: HashMap<RecomputeName, Parts> = HashMap::new();
+        let mut orders = HashMap::new();
+        let mut bounded = Vec::new();
+        for candidate in self.space.variants(self.job, shape) {
+            let parts = *forms.entry(candidate.recompute).or_insert_with(|| self.estimator.parts(&candidate));
+            let stages = self.stages(&candidate)?;
+            let bound = self.estimator.bound(&candidate, &stages, &parts);
+            if !self.beaten(bound, &candidate) {
+                bounded.push((bound, candidate));
+            }
+        }
+        bounded.sort_by(|one, other| one.0.total_cmp(&other.0));
+        for (bound, candidate) in bounded {
+            if self.beaten(bound, &candidate) {
+                break;
+            }
+            let stages = self.stages(&candidate)?;
+            if self.certainly_too_large(&candidate, &stages)? {
+                continue;
+            }
+            let bound = self.estimator.close_bound(&candidate, &stages, &forms[&candidate.recompute])?;
+            if !self.beaten(bound, &candidate) {
+                self.look(&candidate, &stages, &mut orders)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Says whether no layout of these degrees that is so slow can be among the best.
+    fn beaten(&self, bound: f64, candidate: &Candidate) -> bool {
+        self.exceeds(bound) || self.trails(bound, candidate)
+    }
+
+    fn stages(&mut self, candidate: &Candidate) -> Result<Stages> {
+        if let Some(known) = self.stages.get(&candidate.cut()) {
+            return Ok(known.clone());
+        }
+        let stages = candidate.stages(self.job)?;
+        self.stages.insert(candidate.cut(), stages.clone());
+        Ok(stages)
+    }
+
+    /// Says whether the first rank has no room for what it stores and for the micro-batches that surely are alive: those
+    /// that it takes in before the first gradient comes back.
+    fn certainly_too_large(&mut self, candidate: &Candidate, stages: &Stages) -> Result<bool> {
+        let (stored, _) = self.estimator.stored(candidate, stages, 0)?;
+        let kept = Kept::of(self.job, candidate);
+        let (pp, micro_batches) = (candidate.pp, candidate.micro_batches(self.job));
+        let alive = |chunk: usize| match (candidate.schedule, chunk) {
+            (ScheduleName::Gpipe, _) => micro_batches,
+            (ScheduleName::OneFOneB | ScheduleName::ZbH1, _) => micro_batches.min(pp),
+            // A group of each chunk: the warm-up is longer.
+            (ScheduleName::Interleaved, _) => micro_batches.min(pp),
+            (ScheduleName::ZbV, 0) => micro_batches.min(2 * pp - 1),
+            (ScheduleName::ZbV, _) => 0,
+        };
+        let stage = |chunk: usize| alive(chunk) * kept.stage(candidate, stages, stages.stage_of(0, chunk));
+        let live: usize = (0..stages.chunks()).map(stage).sum();
+        Ok(stored.total().saturating_add(live) > self.limit)
+    }
+
+    /// Estimates a layout in full, and keeps it if it is among the best. Layouts of a shape share orders of work.
+    fn look(&mut self, candidate: &Candidate, stages: &Stages, orders: &mut HashMap<Cut, Orders>) -> Result<()> {
+        let order = match orders.entry(candidate.cut()) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(place) => {
+                let micro_batches = candidate.micro_batches(self.job);
+                place.insert(Schedule::orders(candidate.schedule, stages, micro_batches)?)
+            }
+        };
+        self.estimated += 1;
+        if let Some(estimate) = self.estimator.estimate_within(self.limit, candidate, stages, order)? {
+            self.keep(candidate, estimate);
+        }
+        Ok(())
+    }
+
+    fn keep(&mut self, candidate: &Candidate, estimate: Estimate) {
+        if let Some(place) = self.place(candidate) {
+            if order(&self.best[place], &estimate) == Ordering::Less {
+                return;
+            }
+            self.best.remove(place);
+        }
+        let place = self.best.partition_point(|known| order(known, &estimate) == Ordering::Less);
+        self.best.insert(place, estimate);
+        self.best.truncate(self.most);
+    }
+}

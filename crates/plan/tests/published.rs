@@ -1,0 +1,94 @@
+//! The model of time and the search beside what was published. Constants are those of the presets: none belongs to a row.
+
+use mp_plan::published::{rows, Measured, Row, Source};
+use mp_plan::{search, Analytic, Candidate, Estimator, ScheduleName, Space, StepTime};
+
+fn predicted(row: &Row) -> StepTime {
+    let (job, cluster) = (row.job().unwrap(), row.cluster().unwrap());
+    let costs = Analytic::new(&cluster);
+    let estimate = Estimator::new(&job, &cluster, &costs).estimate(&row.candidate()).unwrap();
+    estimate.time.unwrap()
+}
+
+/// By how much what is predicted exceeds what was measured: as a rate, in parts of it.
+fn error(row: &Row) -> f64 {
+    let time = predicted(row);
+    match row.measured {
+        Measured::HardwareFlops(flops) => time.hardware_flops / flops - 1.0,
+        Measured::Utilisation(share) => time.mfu / share - 1.0,
+        Measured::Seconds(seconds) => seconds / time.seconds - 1.0,
+    }
+}
+
+fn errors(sources: &[Source]) -> Vec<f64> {
+    rows().iter().filter(|row| sources.contains(&row.source)).map(|row| error(row).abs()).collect()
+}
+
+fn mean(values: &[f64]) -> f64 {
+    values.iter().sum::<f64>() / values.len() as f64
+}
+
+#[test]
+fn the_fitted_rows_are_near() {
+    let errors = errors(&[Source::Narayanan, Source::Korthikanti]);
+    assert_eq!(errors.len(), 14);
+    assert!(mean(&errors) <= 0.10, "{errors:?}");
+    assert!(errors.iter().all(|&error| error <= 0.20), "{errors:?}");
+}
+
+#[test]
+fn so_are_rows_that_nothing_was_fitted_on() {
+    for source in [Source::NarayananScaled, Source::KorthikantiFull, Source::Llama3] {
+        let errors = errors(&[source]);
+        assert!(mean(&errors) <= 0.10 && errors.iter().all(|&error| error <= 0.20), "{source:?}: {errors:?}");
+    }
+}
+
+/// Narayanan's 96·B·s·l·h²·(1 + s/(6h) + V/(16·l·h)), and Korthikanti's 72·B·l·s·h²·(1 + s/(6h) + V/(12·h·l)).
+#[test]
+fn flops_are_counted_as_the_papers_count_them() {
+    for row in rows().iter().filter(|row| row.source != Source::Llama3) {
+        let time = predicted(row);
+        let [layers, hidden, batch] = [row.layers, row.hidden, row.global_batch].map(|size| size as f64);
+        let (seq, vocab, devices) = (2048.0, 51_200.0, row.devices as f64);
+        let of = |most: f64, head: f64| {
+            most * batch
+                * seq
+                * layers
+                * hidden
+                * hidden
+                * (1.0 + seq / (6.0 * hidden) + vocab / (head * layers * hidden))
+        };
+        let close = |flops: f64, rate: f64| (flops / (rate * time.seconds * devices) - 1.0).abs() < 1e-12;
+        assert!(close(of(72.0, 12.0), time.model_flops), "{row:?}");
+        if row.source != Source::Korthikanti {
+            assert!(close(of(96.0, 16.0), time.hardware_flops), "{row:?}");
+        }
+    }
+}
+
+/// What a paper could choose from: its recompute and its cut of the sequence, no ZeRO, 1F1B with or without chunks.
+fn restricted(row: &Row) -> Space {
+    let Candidate { recompute, recompute_every, sequence_parallel, zero, .. } = row.candidate();
+    Space {
+        schedules: vec![ScheduleName::OneFOneB, ScheduleName::Interleaved],
+        recompute: vec![(recompute, recompute_every)],
+        sequence_parallel: vec![sequence_parallel],
+        zero: vec![zero],
+        cp: vec![1],
+        ..Space::of(&row.job().unwrap(), row.devices)
+    }
+}
+
+#[test]
+fn the_papers_layouts_are_among_the_best_five() {
+    for row in rows().iter().filter(|row| matches!(row.source, Source::Narayanan | Source::Korthikanti)) {
+        // Planned for this workspace's engine, as every plan is.
+        let job = mp_plan::Job { executor: mp_plan::Executor::ENGINE, ..row.job().unwrap() };
+        let cluster = row.cluster().unwrap();
+        let found = search(&job, &cluster, &Analytic::new(&cluster), &restricted(row), row.devices, 5).unwrap();
+        let degrees = row.candidate().degrees();
+        let listed: Vec<_> = found.layouts.iter().map(|layout| layout.candidate.degrees()).collect();
+        assert!(listed.contains(&degrees), "{row:?}: {listed:?}");
+    }
+}

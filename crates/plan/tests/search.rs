@@ -1,0 +1,229 @@
+//! Searches against estimating everything, and what must hold of whatever they find.
+
+use std::cmp::Ordering;
+
+use mp_plan::search::order;
+use mp_plan::{
+    search, Analytic, Architecture, Cluster, ContextForm, Degrees, Estimate, Estimator, Executor, Job, ModelConfig,
+    ParallelConfig, Partition, Precision, Schedule, Space, Stages, Switch,
+};
+use proptest::prelude::*;
+
+/// A small model on a small machine with slow links, so that choices matter.
+fn job(layers: usize, kv_heads: usize, dropout: f64, global_batch: usize) -> Job {
+    let model = ModelConfig { hidden: 512, layers, heads: 8, kv_heads, ffn: 2048, dropout, ..ModelConfig::default() };
+    Job {
+        architecture: Architecture::resolve(&model, 4096, 512).unwrap(),
+        seq: 512,
+        global_batch,
+        precision: Precision::Bf16,
+        moments: 2,
+        bucket_elements: 1 << 18,
+        context: ContextForm::Ring,
+        executor: Executor::ENGINE,
+    }
+}
+
+fn cluster(devices: usize, memory_bytes: usize, bandwidth: f64) -> Cluster {
+    let mut cluster = Cluster::preset("h100").unwrap();
+    cluster.node.devices = devices;
+    cluster.device.memory_bytes = memory_bytes;
+    cluster.node.bandwidth *= bandwidth;
+    cluster.network.bandwidth *= bandwidth;
+    cluster
+}
+
+/// Estimates every layout of a space, best first; of each set of degrees the best.
+fn exhaustive(job: &Job, cluster: &Cluster, space: &Space, ranks: usize) -> Vec<Estimate> {
+    let costs = Analytic::new(cluster);
+    let mut estimator = Estimator::new(job, cluster, &costs);
+    let mut all: Vec<Estimate> =
+        space.candidates(job, ranks).map(|candidate| estimator.estimate(&candidate).unwrap()).collect();
+    all.retain(Estimate::fits);
+    all.sort_by(order);
+    let mut degrees: Vec<Degrees> = Vec::new();
+    all.retain(|estimate| {
+        let own = estimate.candidate.degrees();
+        let fresh = !degrees.contains(&own);
+        degrees.extend(fresh.then_some(own));
+        fresh
+    });
+    all
+}
+
+fn seconds(estimate: &Estimate) -> f64 {
+    estimate.time.unwrap().seconds
+}
+
+fn any_job() -> impl Strategy<Value = Job> {
+    (1..7_usize, prop::sample::select(vec![2, 8]), prop::sample::select(vec![0.0, 0.1]), 1..4_usize)
+        .prop_map(|(layers, kv_heads, dropout, batch)| job(layers, kv_heads, dropout, 8 * batch))
+}
+
+/// Devices of a node, ranks, memory.
+fn any_machine() -> impl Strategy<Value = (usize, usize, usize)> {
+    (prop::sample::select(vec![2, 4]), prop::sample::select(vec![1, 2, 4, 8]), 200_000_000..3_000_000_000_usize)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn a_search_finds_what_estimating_everything_finds(
+        job in any_job(), (devices, ranks, memory) in any_machine(), most in 1..6_usize,
+    ) {
+        let cluster = cluster(devices, memory, 1.0).with_ranks(ranks);
+        let space = Space::of(&job, ranks);
+        let found = search(&job, &cluster, &Analytic::new(&cluster), &space, ranks, most).unwrap();
+        let all = exhaustive(&job, &cluster, &space, ranks);
+        // With a single set of degrees the search lists all its layouts.
+        let most = if ranks == 1 { 1 } else { most };
+        prop_assert_eq!(&found.layouts[..most.min(found.layouts.len())], &all[..most.min(all.len())]);
+    }
+
+    #[test]
+    fn more_memory_and_more_bandwidth_never_make_the_best_slower(
+        job in any_job(), (devices, ranks, memory) in any_machine(), more in 1.0..4.0_f64,
+    ) {
+        let best = |cluster: Cluster| {
+            let cluster = cluster.with_ranks(ranks);
+            let space = Space::of(&job, ranks);
+            let found = search(&job, &cluster, &Analytic::new(&cluster), &space, ranks, 1).unwrap();
+            found.layouts.first().map_or(f64::INFINITY, seconds)
+        };
+        let plain = best(cluster(devices, memory, 1.0));
+        prop_assert!(best(cluster(devices, (memory as f64 * more) as usize, 1.0)) <= plain);
+        prop_assert!(best(cluster(devices, memory, more)) <= plain);
+    }
+
+    #[test]
+    fn whatever_is_proposed_runs_and_is_the_sum_of_its_parts(
+        job in any_job(), (devices, ranks, memory) in any_machine(),
+    ) {
+        let cluster = cluster(devices, memory, 1.0).with_ranks(ranks);
+        let found =
+            search(&job, &cluster, &Analytic::new(&cluster), &Space::of(&job, ranks), ranks, 8).unwrap();
+        prop_assert!(found.layouts.windows(2).all(|pair| order(&pair[0], &pair[1]) == Ordering::Less));
+        for estimate in found.layouts.iter().chain(&found.misses) {
+            let candidate = estimate.candidate;
+            prop_assert_eq!(candidate.check(&job), Ok(()));
+            prop_assert_eq!(candidate.ranks(), ranks);
+            // As training resolves the configuration.
+            let parallel = candidate.parallel(&job);
+            let mesh = mp_plan::Mesh::resolve(&parallel, ranks, &job.architecture).unwrap();
+            prop_assert_eq!(mesh.degrees(), candidate.degrees());
+            prop_assert!(Partition::new(&job.architecture, &mesh).is_ok());
+            let schedule = Schedule::resolve(
+                &parallel, &job.architecture, candidate.pp, candidate.micro_batches(&job), false,
+            ).unwrap();
+            prop_assert_eq!(schedule.check(), Ok(()));
+            prop_assert_eq!(&schedule.stages, &candidate.stages(&job).unwrap());
+
+            let time = estimate.time.unwrap();
+            let parts = time.terms.parts();
+            // Sums of as many terms as there are passes, in another order.
+            prop_assert!((parts.iter().sum::<f64>() - time.seconds).abs() <= 1e-9 * time.seconds);
+            prop_assert!(parts.iter().all(|&part| part >= -1e-9 * time.seconds), "{:?}", time);
+            prop_assert!((0.0..1.0).contains(&time.bubble), "{:?}", time);
+            for memory in &estimate.memory {
+                prop_assert_eq!(memory.parts().iter().sum::<usize>(), memory.total());
+            }
+        }
+        prop_assert!(found.layouts.iter().all(Estimate::fits));
+        prop_assert!(!found.misses.iter().any(Estimate::fits));
+    }
+}
+
+#[test]
+fn what_a_configuration_fixes_stays() {
+    let job = job(4, 8, 0.0, 16);
+    let config = ParallelConfig { tp: 2, pp: 2, sequence_parallel: Switch::Set(false), ..ParallelConfig::default() };
+    let cluster = cluster(4, 3_000_000_000, 1.0).with_ranks(8);
+    let space = Space::of(&job, 8).fixed(&config);
+    let found = search(&job, &cluster, &Analytic::new(&cluster), &space, 8, 20).unwrap();
+    assert!(found.layouts.len() > 1);
+    for layout in &found.layouts {
+        let candidate = layout.candidate;
+        assert_eq!((candidate.tp, candidate.pp, candidate.sequence_parallel), (2, 2, false));
+    }
+}
+
+#[test]
+fn what_no_rank_can_run_is_refused_with_the_reason() {
+    let job = job(4, 8, 0.0, 16);
+    let cluster = cluster(4, 3_000_000_000, 1.0).with_ranks(8);
+    let space = Space::of(&job, 8).fixed(&ParallelConfig { tp: 3, ..ParallelConfig::default() });
+    let error = search(&job, &cluster, &Analytic::new(&cluster), &space, 8, 1).unwrap_err();
+    assert!(error.to_string().starts_with("no layout of 8 ranks can cut this model as asked; "), "{error}");
+}
+
+#[test]
+fn what_does_not_fit_says_by_how_much() {
+    let job = job(6, 8, 0.0, 16);
+    let cluster = cluster(4, 100_000_000, 1.0).with_ranks(4);
+    let found = search(&job, &cluster, &Analytic::new(&cluster), &Space::of(&job, 4), 4, 3).unwrap();
+    assert!(!found.misses.is_empty());
+    for miss in &found.misses {
+        assert!(miss.largest().total() > cluster.rank_memory());
+    }
+}
+
+#[test]
+fn without_a_peak_there_is_memory_and_no_time() {
+    let job = job(4, 8, 0.0, 16);
+    let mut cluster = cluster(4, 3_000_000_000, 1.0).with_ranks(4);
+    cluster.device.peak.bf16 = None;
+    let found = search(&job, &cluster, &Analytic::new(&cluster), &Space::of(&job, 4), 4, 3).unwrap();
+    assert!(found.layouts.iter().all(|layout| layout.time.is_none()));
+    let totals: Vec<usize> = found.layouts.iter().map(|layout| layout.largest().total()).collect();
+    assert!(totals.is_sorted(), "{totals:?}");
+}
+
+#[test]
+fn ten_thousand_devices_and_a_trillion_parameters_are_few_estimates() {
+    let model = ModelConfig {
+        architecture: mp_plan::ArchitectureName::Gpt2,
+        hidden: 25_600,
+        layers: 128,
+        heads: 160,
+        ..ModelConfig::default()
+    };
+    let architecture = Architecture::resolve(&model, 51_200, 2048).unwrap();
+    assert!(architecture.parameter_count() > 1_000_000_000_000);
+    let job = Job { architecture, seq: 2048, global_batch: 10_000, ..job(1, 8, 0.0, 8) };
+    let cluster = Cluster::preset("h100").unwrap().with_ranks(10_000);
+    let space = Space::of(&job, 10_000);
+    let found = search(&job, &cluster, &Analytic::new(&cluster), &space, 10_000, 5).unwrap();
+    assert_eq!(found.layouts.len(), 5);
+    // A twentieth, and those that fit badly are left before their time is asked for.
+    assert!(20 * found.estimated < found.considered, "{} of {}", found.estimated, found.considered);
+}
+
+/// What a rank stores is what the engine's own arrangement of its parameters allocates.
+#[test]
+fn stored_bytes_are_those_of_the_arrangement() {
+    let job = Job { global_batch: 64, ..job(6, 2, 0.0, 8) };
+    let cluster = cluster(4, 3_000_000_000, 1.0).with_ranks(8);
+    let costs = Analytic::new(&cluster);
+    let mut estimator = Estimator::new(&job, &cluster, &costs);
+    for candidate in Space::of(&job, 8).candidates(&job, 8) {
+        let stages: Stages = candidate.stages(&job).unwrap();
+        let partition = Partition::new(&job.architecture, &candidate.mesh().unwrap()).unwrap();
+        let estimate = estimator.estimate(&candidate).unwrap();
+        for (rank, memory) in estimate.memory.iter().enumerate() {
+            let held = partition.of_rank(&stages, rank);
+            let arrangement = mp_plan::Arrangement::new(
+                &held.parameters,
+                candidate.zero,
+                candidate.dp * candidate.cp,
+                job.bucket_elements,
+            );
+            let bytes = arrangement.bytes(&job.storage());
+            assert_eq!(
+                [memory.parameters, memory.gradients, memory.master, memory.moments],
+                [bytes.parameters, bytes.gradients, bytes.master, bytes.moments],
+                "{candidate:?} rank {rank}"
+            );
+        }
+    }
+}

@@ -19,6 +19,8 @@ pub struct Batch {
     /// For each input which of its row's segments it belongs to, row-major `[b, s]`: attention does not cross their
     /// borders. `None` where each row is one.
     pub segments: Option<Vec<i64>>,
+    /// For each input the position that it is taken to be at, row-major `[b, s]`. `None` where they count from 0 on in each row.
+    pub positions: Option<Vec<i64>>,
     /// For each input its type, row-major `[b, s]`, where the model has types.
     pub token_types: Option<Vec<i64>>,
     /// What each row as a whole is to be told as, `[b]`, where rows are; [`IGNORED`] for one that is not.
@@ -52,7 +54,16 @@ impl Batch {
 
     pub(crate) fn with_capacity(rows: usize, seq: usize) -> Self {
         let room = || Vec::with_capacity(rows * seq);
-        Self { tokens: room(), targets: room(), segments: None, token_types: None, labels: None, batch: 0, seq }
+        Self {
+            tokens: room(),
+            targets: room(),
+            segments: None,
+            positions: None,
+            token_types: None,
+            labels: None,
+            batch: 0,
+            seq,
+        }
     }
 
     /// Appends a sample as a row.
@@ -60,16 +71,20 @@ impl Batch {
     /// # Errors
     /// [`Error::SampleLength`] unless each of its lists has `seq` entries.
     pub fn push(&mut self, sample: &Sample) -> Result<()> {
-        let lists =
-            [Some(&sample.tokens), Some(&sample.targets), sample.segments.as_ref(), sample.token_types.as_ref()];
-        if let Some(list) = lists.into_iter().flatten().find(|list| list.len() != self.seq) {
+        let Sample { tokens, targets, segments, positions, token_types, .. } = sample;
+        let optional = [segments, positions, token_types].into_iter().flatten();
+        if let Some(list) = [tokens, targets].into_iter().chain(optional).find(|list| list.len() != self.seq) {
             return Err(Error::SampleLength { expected: self.seq, found: list.len() });
         }
-        let before = self.tokens.len();
-        self.tokens.extend_from_slice(&sample.tokens);
-        self.targets.extend_from_slice(&sample.targets);
-        extend(&mut self.segments, sample.segments.as_deref(), before, self.seq);
-        extend(&mut self.token_types, sample.token_types.as_deref(), before, self.seq);
+        self.tokens.extend_from_slice(tokens);
+        self.targets.extend_from_slice(targets);
+        let rows = self.batch;
+        // A single segment, the first type.
+        let zeros = vec![0; self.seq];
+        extend(&mut self.segments, segments.as_deref(), rows, &zeros);
+        extend(&mut self.token_types, token_types.as_deref(), rows, &zeros);
+        let counting: Vec<i64> = (0..self.seq as i64).collect();
+        extend(&mut self.positions, positions.as_deref(), rows, &counting);
         if sample.label.is_some() || self.labels.is_some() {
             let labels = self.labels.get_or_insert_default();
             labels.resize(self.batch, IGNORED);
@@ -80,17 +95,10 @@ impl Batch {
     }
 }
 
-/// Appends a row to a list that rows may lack; one that does has zeros: a single segment, the first type.
-fn extend(list: &mut Option<Vec<i64>>, row: Option<&[i64]>, before: usize, seq: usize) {
-    match (list, row) {
-        (Some(list), Some(row)) => list.extend_from_slice(row),
-        (Some(list), None) => list.resize(before + seq, 0),
-        (list @ None, Some(row)) => {
-            let mut filled = vec![0; before];
-            filled.extend_from_slice(row);
-            *list = Some(filled);
-        }
-        (None, None) => {}
+/// Appends a row to a list that rows may lack, as the `rows` before it may have done; those mean `plain`.
+fn extend(list: &mut Option<Vec<i64>>, row: Option<&[i64]>, rows: usize, plain: &[i64]) {
+    if list.is_some() || row.is_some() {
+        list.get_or_insert_with(|| plain.repeat(rows)).extend_from_slice(row.unwrap_or(plain));
     }
 }
 
@@ -207,11 +215,15 @@ mod tests {
     #[test]
     fn rows_with_and_without_segments_share_a_batch() {
         let plain = Sample { tokens: vec![1, 2], targets: vec![2, 3], ..Sample::default() };
-        let packed = Sample { segments: Some(vec![0, 1]), targets: vec![IGNORED, 3], ..plain.clone() };
-        for (rows, segments) in [([&plain, &packed], [0, 0, 0, 1]), ([&packed, &plain], [0, 1, 0, 0])] {
+        let (segments, positions) = (Some(vec![0, 1]), Some(vec![0, 0]));
+        let packed = Sample { segments, positions, targets: vec![IGNORED, 3], ..plain.clone() };
+        for (rows, segments, positions) in
+            [([&plain, &packed], [0, 0, 0, 1], [0, 1, 0, 0]), ([&packed, &plain], [0, 1, 0, 0], [0, 0, 0, 1])]
+        {
             let mut batch = Batch::with_capacity(2, 2);
             rows.iter().for_each(|row| batch.push(row).unwrap());
             assert_eq!((batch.segments.as_deref(), batch.token_types.as_deref()), (Some(&segments[..]), None));
+            assert_eq!(batch.positions.as_deref(), Some(&positions[..]));
             assert_eq!(batch.target_count(), 3);
         }
     }

@@ -194,6 +194,45 @@ pub enum Error {
         /// What is wrong with it, with the way out.
         problem: String,
     },
+    /// A chat template that is none.
+    #[error("{origin} {problem}; write it in Jinja, as transformers reads it")]
+    Template {
+        /// Where it is from, as messages name it.
+        origin: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// Examples with more tokens than a sample holds.
+    #[error(
+        "{origin}, line {line}: the example has {tokens} tokens, and `train.seq` = {seq} leaves room for {}; {} too long: set \
+         `train.seq` to at least {}, or shorten or leave out those examples",
+        seq.saturating_add(1),
+        of_examples(*long, *examples),
+        longest.saturating_sub(1)
+    )]
+    LongExample {
+        /// The file of the first one, as messages name it.
+        origin: String,
+        /// Its line.
+        line: u64,
+        /// Its tokens.
+        tokens: usize,
+        /// The length of sequences.
+        seq: usize,
+        /// How many examples are too long.
+        long: usize,
+        /// Of how many.
+        examples: usize,
+        /// The tokens of the longest.
+        longest: usize,
+    },
+    /// Files of tokens where lines of JSON are read.
+    #[error("`{}` holds tokens, which say nothing of prompts and answers; give the JSON lines that they were made of, or set \
+             `data.format` to \"text\"", path.display())]
+    NotLines {
+        /// The path as given.
+        path: PathBuf,
+    },
     /// A pattern that is none, or that nothing matches.
     #[error("`{pattern}` {problem}")]
     Pattern {
@@ -302,6 +341,12 @@ fn legal_cuts(global_batch: usize, micro_batch: usize, dp: usize) -> String {
     let above = below.saturating_add(unit);
     let batches = if below > 0 { format!("{below} or {above}") } else { above.to_string() };
     format!("evenly {to}{dp} data-parallel ranks (`parallel.dp`); set `train.global_batch` to {batches}, or {other}")
+}
+
+/// Says how many of all examples there are.
+fn of_examples(some: usize, all: usize) -> String {
+    let verb = if some == 1 { "is" } else { "are" };
+    format!("{some} of {all} examples {verb}")
 }
 
 /// Lists the divisors of `n`, least first.

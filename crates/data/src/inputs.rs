@@ -95,6 +95,8 @@ const LINES: u64 = 1 << 20;
 pub struct Documents {
     inputs: std::vec::IntoIter<Input>,
     field: Option<String>,
+    /// Whether all inputs are lines, whatever their names.
+    lines: bool,
     open: Option<Open>,
     read: Arc<AtomicU64>,
 }
@@ -137,7 +139,12 @@ impl Documents {
     /// `field`, or `text`; any other file is one document.
     pub fn new(inputs: Vec<Input>, field: Option<&str>) -> Self {
         let field = field.map(String::from);
-        Self { inputs: inputs.into_iter(), field, open: None, read: Arc::default() }
+        Self { inputs: inputs.into_iter(), field, lines: false, open: None, read: Arc::default() }
+    }
+
+    /// Begins to read inputs of which each is JSON lines, whatever their names.
+    pub(crate) fn of_lines(inputs: Vec<Input>) -> Self {
+        Self { lines: true, ..Self::new(inputs, None) }
     }
 
     /// Returns a counter of the bytes read so far, as they lie on disk.
@@ -150,7 +157,8 @@ impl Documents {
         loop {
             let Some(open) = &mut self.open else {
                 let Some(input) = self.inputs.next() else { return Ok(None) };
-                self.open = Some(Open::new(&input, self.field.is_some(), &self.read)?);
+                let lines = self.lines || input.is_lines(self.field.is_some());
+                self.open = Some(Open::new(&input, lines, &self.read)?);
                 continue;
             };
             let field = || self.field.clone().unwrap_or_else(|| "text".into());
@@ -189,7 +197,7 @@ impl Documents {
 }
 
 impl Open {
-    fn new(input: &Input, field_given: bool, read: &Arc<AtomicU64>) -> Result<Self> {
+    fn new(input: &Input, lines: bool, read: &Arc<AtomicU64>) -> Result<Self> {
         let origin = input.origin();
         let unreadable = |source| Error::Unreadable { path: origin.clone(), source };
         let raw: Box<dyn Read + Send> = match input {
@@ -197,7 +205,7 @@ impl Open {
             Input::File(path) => Box::new(File::open(path).map_err(unreadable)?),
         };
         let from = plain(Counted { inner: raw, read: Arc::clone(read) }).map_err(unreadable)?;
-        Ok(Self { origin, from, lines: input.is_lines(field_given), position: 0, rest: Vec::new() })
+        Ok(Self { origin, from, lines, position: 0, rest: Vec::new() })
     }
 
     /// Reads whole lines.
@@ -289,16 +297,31 @@ impl Piece {
                 })?;
                 Ok(vec![Stretch { text, ends }])
             }
-            Content::Lines { first, field } => {
-                let lines = self.bytes.split(|&byte| byte == b'\n').zip(*first..);
-                let solid = lines.filter(|(line, _)| !line.trim_ascii().is_empty());
-                solid.map(|(line, number)| document(line, field).map_err(|problem| self.bad(number, problem))).collect()
+            Content::Lines { field, .. } => {
+                let read = |(number, line)| document(line, field).map_err(|problem| self.bad(number, problem));
+                self.lines().map(read).collect()
             }
         }
     }
 
-    fn bad(&self, line: u64, problem: String) -> Error {
-        Error::Line { origin: format!("`{}`", self.origin.display()), line, problem }
+    /// Lists the lines that are not blank, with their numbers; a text has none.
+    pub fn lines(&self) -> impl Iterator<Item = (u64, &[u8])> {
+        let first = match self.content {
+            Content::Lines { first, .. } => Some(first),
+            Content::Text { .. } => None,
+        };
+        let all = first.into_iter().flat_map(|first| (first..).zip(self.bytes.split(|&byte| byte == b'\n')));
+        all.filter(|(_, line)| !line.trim_ascii().is_empty())
+    }
+
+    /// Names the input, as messages do.
+    pub fn origin(&self) -> String {
+        format!("`{}`", self.origin.display())
+    }
+
+    /// Says what is wrong with a line.
+    pub fn bad(&self, line: u64, problem: String) -> Error {
+        Error::Line { origin: self.origin(), line, problem }
     }
 }
 

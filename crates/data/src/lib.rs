@@ -14,6 +14,9 @@
 //! 6. a [`BatchPlan`] says which numbers a rank takes in a step, and [`Prefetch`] reads those [`Batch`]es ahead of time;
 //! 7. [`Windows`] walk the held-out part so that every token is predicted exactly once.
 //!
+//! For fine-tuning there are [`Examples`] instead of a text, prompts with their answers, [`Packed`] into samples of which
+//! only the answers' tokens are targets; a [`Template`] writes conversations.
+//!
 //! Before all that, [`tokenize()`] turns text, JSON lines and compressed files into [`Indexed`] ones.
 //!
 //! # Examples
@@ -60,6 +63,8 @@ mod batch;
 mod blend;
 mod corpus;
 mod error;
+mod example;
+mod examples;
 mod file;
 mod indexed;
 mod inputs;
@@ -68,21 +73,26 @@ mod learn;
 mod masked;
 mod mmap;
 mod order;
+mod packed;
 mod part;
 mod permutation;
 mod prefetch;
 mod sample;
 mod source;
 mod split;
+mod template;
 mod tokenize;
 mod tokenizer;
 mod tokens;
 mod windows;
+mod work;
 
 pub use batch::{Batch, BatchPlan, IGNORED};
 pub use blend::{seed_of, Blend, Ingredient};
 pub use corpus::Corpus;
 pub use error::{Error, Result};
+pub use example::Reading;
+pub use examples::{ExampleReader, Examples};
 pub use indexed::{Element, Indexed, IndexedWriter};
 pub use inputs::{Documents, Input};
 #[cfg(feature = "huggingface")]
@@ -90,12 +100,14 @@ pub use learn::train_tokenizer;
 pub use masked::{MaskedSource, Masking};
 pub use mmap::Mapping;
 pub use order::Order;
+pub use packed::{Packed, PackedRows, PackedSource};
 pub use part::Part;
 pub use permutation::Permutation;
 pub use prefetch::Prefetch;
 pub use sample::{Attend, Piece, Sample, Targets};
 pub use source::{SampleSource, TextSource};
 pub use split::{open, open_whole, split, Split, Validation};
+pub use template::{Template, Written};
 pub use tokenize::{tokenize, Job, Progress};
 pub use tokenizer::Tokenizer;
 pub use tokens::Tokens;

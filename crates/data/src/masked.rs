@@ -172,7 +172,7 @@ impl MaskedSource {
         into.tokens.push(separator);
         types.resize(seq, 1);
         into.token_types = Some(types);
-        into.segments = None;
+        (into.segments, into.positions) = (None, None);
         into.label = Some(i64::from(partner.is_some()));
         self.masking.hide(into, number);
         Ok(())

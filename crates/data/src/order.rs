@@ -64,19 +64,23 @@ impl Order {
 
     /// Returns the index of a sample's first token; `seq` more follow it.
     pub fn start(&self, number: u64) -> usize {
-        let (epoch, index) = (self.epoch(number), number % self.windows);
-        let window = Permutation::new(self.windows, self.draw(epoch, SHUFFLE)).apply(index);
-        (self.phase(epoch) + window * self.seq) as usize
+        let window = shuffled(self.windows, self.seed, number);
+        (self.phase(self.epoch(number)) + window * self.seq) as usize
     }
 
     /// Returns the first token of an epoch's first window.
     fn phase(&self, epoch: u64) -> u64 {
-        below(self.phases, self.draw(epoch, PHASE))
+        below(self.phases, draw(self.seed, epoch, PHASE))
     }
+}
 
-    fn draw(&self, epoch: u64, purpose: u64) -> u64 {
-        splitmix(splitmix(self.seed, purpose), epoch)
-    }
+/// Returns which of `count` things sample `number` is, where every epoch goes through all of them in an order of its own.
+pub(crate) fn shuffled(count: u64, seed: u64, number: u64) -> u64 {
+    Permutation::new(count, draw(seed, number / count, SHUFFLE)).apply(number % count)
+}
+
+fn draw(seed: u64, epoch: u64, purpose: u64) -> u64 {
+    splitmix(splitmix(seed, purpose), epoch)
 }
 
 #[cfg(test)]

@@ -14,6 +14,8 @@ pub struct Sample {
     /// Which segment each input belongs to, from 0 on (padding: −1); `None` where the sample is one. Attention does not
     /// cross the border between two.
     pub segments: Option<Vec<i64>>,
+    /// The position that each input is taken to be at; `None` where they count from 0 on.
+    pub positions: Option<Vec<i64>>,
     /// Each input's type, where the model has types.
     pub token_types: Option<Vec<i64>>,
     /// What the sequence as a whole is to be told as, where it is: 0 where its second stretch follows the first, 1 where not.
@@ -34,6 +36,7 @@ impl Sample {
         self.targets.extend_from_slice(self.tokens.get(1..).unwrap_or(&[]));
         self.tokens.truncate(self.targets.len());
         self.segments = None;
+        self.positions = None;
         self.token_types = None;
         self.label = None;
     }

@@ -158,7 +158,7 @@ fn check(parts: Split, validation: &Validation, vocab: usize, seq: usize) -> Res
 }
 
 /// Returns how much comes before the held-out part.
-fn cut_at(all: u64, fraction: f64) -> Result<u64> {
+pub(crate) fn cut_at(all: u64, fraction: f64) -> Result<u64> {
     if !(0.0..1.0).contains(&fraction) {
         return Err(Error::Fraction { fraction });
     }

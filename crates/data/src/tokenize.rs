@@ -2,12 +2,11 @@
 
 use std::path::Path;
 use std::sync::atomic::Ordering;
-use std::thread;
 
-use crossbeam::channel::{self, Receiver, Sender};
 use serde::Serialize;
 
 use crate::inputs::Piece;
+use crate::work;
 use crate::{Documents, Element, Error, IndexedWriter, Input, Result, Tokenizer};
 
 /// What is to be tokenized, and how.
@@ -51,9 +50,6 @@ struct Sequence {
     ends: bool,
 }
 
-/// A piece, and where its tokens are to go.
-type Errand = (Piece, Sender<Result<Tokenized>>);
-
 /// Tokenizes documents into `PREFIX.bin` and `PREFIX.idx`, which appear when all is done or not at all. `tell` hears now and
 /// then how far it is.
 ///
@@ -68,49 +64,20 @@ pub fn tokenize(job: &Job<'_>, prefix: &Path, tell: &mut dyn FnMut(&Progress)) -
     let mut writer = IndexedWriter::create(prefix, Element::of_vocabulary(job.tokenizer.vocab_size()))?;
     let documents = Documents::new(job.inputs.clone(), job.field);
     let read = documents.counter();
-    let done = thread::scope(|scope| {
-        // As many pieces are under way as keep every thread busy; the reader waits for room.
-        let (errands, waiting) = channel::bounded::<Errand>(job.threads);
-        let (order, answers) = channel::bounded(2 * job.threads);
-        scope.spawn(move || hand_out(documents, &errands, &order));
-        for _ in 0..job.threads {
-            let (waiting, tokenizer) = (waiting.clone(), job.tokenizer.clone());
-            scope.spawn(move || {
-                for (piece, answer) in waiting {
-                    // Nobody waits for it where an earlier one failed.
-                    let _ = answer.send(encode(piece, &tokenizer, job.end));
-                }
-            });
-        }
-        drop(waiting);
-        collect(answers, &mut writer, &mut |progress| {
-            progress.read_bytes = read.load(Ordering::Relaxed);
-            tell(progress);
-        })
+    let (tokenizer, end) = (job.tokenizer.clone(), job.end);
+    let mut progress = Progress::default();
+    let mut begun = false;
+    let work = move |piece| encode(piece, &tokenizer, end);
+    work::in_order(documents, job.threads, work, |tokenized: Tokenized| {
+        write(tokenized, &mut writer, &mut begun, &mut progress)?;
+        progress.read_bytes = read.load(Ordering::Relaxed);
+        tell(&progress);
+        Ok(())
     })?;
+    progress.read_bytes = read.load(Ordering::Relaxed);
+    tell(&progress);
     writer.finish()?;
-    Ok(done)
-}
-
-/// Reads pieces and hands each to the next free thread; their answers are asked for in order.
-fn hand_out(mut documents: Documents, errands: &Sender<Errand>, order: &Sender<Receiver<Result<Tokenized>>>) {
-    loop {
-        let (answer, asked) = channel::bounded(1);
-        match documents.next_piece() {
-            Ok(None) => return,
-            Ok(Some(piece)) => {
-                if order.send(asked).is_err() || errands.send((piece, answer)).is_err() {
-                    return;
-                }
-            }
-            Err(error) => {
-                // There is room for one, and the collector may be gone.
-                let _ = answer.send(Err(error));
-                let _ = order.send(asked);
-                return;
-            }
-        }
-    }
+    Ok(progress)
 }
 
 fn encode(piece: Piece, tokenizer: &Tokenizer, end: Option<u32>) -> Result<Tokenized> {
@@ -127,34 +94,21 @@ fn encode(piece: Piece, tokenizer: &Tokenizer, end: Option<u32>) -> Result<Token
     Ok(Tokenized { sequences, text_bytes })
 }
 
-/// Writes what comes, in order.
-fn collect(
-    answers: Receiver<Receiver<Result<Tokenized>>>,
-    writer: &mut IndexedWriter,
-    tell: &mut dyn FnMut(&mut Progress),
-) -> Result<Progress> {
-    let mut progress = Progress::default();
-    let mut begun = false;
-    for answer in answers {
-        // A thread that panicked leaves none; the scope passes its panic on.
-        let Ok(tokenized) = answer.recv() else { break };
-        let Tokenized { sequences, text_bytes } = tokenized?;
-        for Sequence { ids, ends } in sequences {
-            if !ids.is_empty() {
-                writer.sequence(&ids)?;
-                begun = true;
-            }
-            match (ends, begun) {
-                (true, true) => writer.end_document()?,
-                (true, false) => progress.empty += 1,
-                (false, _) => continue,
-            }
-            begun = false;
+/// Writes a piece's sequences; `begun` says whether a document is under way, before and after.
+fn write(tokenized: Tokenized, writer: &mut IndexedWriter, begun: &mut bool, progress: &mut Progress) -> Result<()> {
+    for Sequence { ids, ends } in tokenized.sequences {
+        if !ids.is_empty() {
+            writer.sequence(&ids)?;
+            *begun = true;
         }
-        progress.text_bytes += text_bytes;
-        (progress.documents, progress.tokens) = (writer.documents(), writer.tokens());
-        tell(&mut progress);
+        match (ends, *begun) {
+            (true, true) => writer.end_document()?,
+            (true, false) => progress.empty += 1,
+            (false, _) => continue,
+        }
+        *begun = false;
     }
-    tell(&mut progress);
-    Ok(progress)
+    progress.text_bytes += tokenized.text_bytes;
+    (progress.documents, progress.tokens) = (writer.documents(), writer.tokens());
+    Ok(())
 }

@@ -1,5 +1,7 @@
 //! Text to token ids and back: bytes, or a Hugging Face `tokenizer.json`.
 
+use std::ops::Range;
+
 use crate::{Error, Result};
 
 /// Number of byte tokens.
@@ -144,6 +146,42 @@ impl Tokenizer {
         }
     }
 
+    /// Turns text into token ids, each with the bytes that it stands for, of which none reaches over one of `borders`: where a
+    /// token would, the text is cut there, and its parts are encoded each on its own.
+    ///
+    /// # Errors
+    /// As [`encode`](Self::encode).
+    pub fn encode_between(&self, text: &str, borders: &[usize]) -> Result<Vec<(u32, Range<usize>)>> {
+        let ids = self.encode_placed(text)?;
+        let crosses = |border: usize| ids.iter().any(|(_, bytes)| bytes.start < border && border < bytes.end);
+        let crossed: Vec<usize> = borders.iter().copied().filter(|&border| crosses(border)).collect();
+        if crossed.is_empty() {
+            return Ok(ids);
+        }
+        let ends = crossed.iter().copied().chain([text.len()]);
+        let (mut all, mut start) = (Vec::new(), 0);
+        for end in ends {
+            let inner: Vec<usize> =
+                borders.iter().filter(|&&border| start < border && border < end).map(|border| border - start).collect();
+            let part = self.encode_between(&text[start..end], &inner)?;
+            all.extend(part.into_iter().map(|(id, bytes)| (id, bytes.start + start..bytes.end + start)));
+            start = end;
+        }
+        Ok(all)
+    }
+
+    fn encode_placed(&self, text: &str) -> Result<Vec<(u32, Range<usize>)>> {
+        match &self.kind {
+            Kind::Bytes => Ok(text.bytes().enumerate().map(|(at, byte)| (u32::from(byte), at..at + 1)).collect()),
+            #[cfg(feature = "huggingface")]
+            Kind::HuggingFace(model) => model.encode_placed(text).map_err(|cause| Error::Encode {
+                spec: self.spec.clone(),
+                bytes: text.len(),
+                cause,
+            }),
+        }
+    }
+
     /// Turns token ids into text, special tokens included. Byte tokens that form no UTF-8 become `U+FFFD`.
     ///
     /// # Errors
@@ -171,6 +209,7 @@ mod huggingface {
     //! The `tokenizers` crate, held to plain text.
 
     use std::cell::Cell;
+    use std::ops::Range;
     use std::panic::{self, AssertUnwindSafe};
     use std::sync::Once;
 
@@ -198,6 +237,8 @@ mod huggingface {
             // Files exported for inference often truncate at the model's length: a corpus would silently shrink to it.
             inner.with_truncation(None)?;
             inner.with_padding(None);
+            // Special tokens are not added, and all else that it does is to take blanks off the bytes that tokens stand for.
+            inner.with_post_processor(None::<tokenizers::PostProcessorWrapper>);
             refuse_unknown(&mut inner);
             // The count of entries would be too small where ids have gaps.
             let vocab_size = inner.get_vocab(true).values().max().map_or(0, |&id| id as usize + 1);
@@ -242,12 +283,23 @@ mod huggingface {
         }
 
         pub fn encode(&self, text: &str) -> Result<Vec<u32>, Cause> {
-            self.try_encode(text).map_err(|cause| match self.missing(text) {
+            self.try_encode(text).map_err(|cause| self.explain(text, cause))
+        }
+
+        /// Encodes, with the bytes that each token stands for.
+        pub fn encode_placed(&self, text: &str) -> Result<Vec<(u32, Range<usize>)>, Cause> {
+            let encoded = guarded(|| self.inner.encode(text, false)).map_err(|cause| self.explain(text, cause))?;
+            let places = encoded.get_offsets().iter().map(|&(start, end)| start..end);
+            Ok(encoded.get_ids().iter().copied().zip(places).collect())
+        }
+
+        fn explain(&self, text: &str, cause: Cause) -> Cause {
+            match self.missing(text) {
                 Some((offset, missing)) => {
                     format!("it has no token for the character {missing:?} at byte {offset} of the text").into()
                 }
                 None => cause,
-            })
+            }
         }
 
         pub fn decode(&self, ids: &[u32]) -> Result<String, Cause> {

@@ -48,6 +48,7 @@ impl Walk for Consecutive {
             tokens: Vec::new(),
             targets: Vec::new(),
             segments: None,
+            positions: None,
             token_types: None,
             labels: None,
             batch: 0,

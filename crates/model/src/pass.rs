@@ -16,6 +16,9 @@ pub struct Pass<'a> {
     /// Which segment each position of the whole sequences belongs to, `[b, seq]`, also where the rank holds a part of them
     /// only: no token sees one of another segment. `None`: all are one. Padding is a segment of its own.
     pub segments: Option<&'a Tensor>,
+    /// The position that learned vectors take each token to be at, `[b, s]`: where segments count on their own. `None`:
+    /// `positions`, which all else goes by. Rotary angles need no other, for within a segment they differ alike.
+    pub places: Option<&'a Tensor>,
     /// The type of each token, `[b, s]`, where the model knows types; `None`: all are of type 0.
     pub token_types: Option<&'a Tensor>,
     /// Index of the first sequence within the global batch: what dropout draws by.
@@ -30,7 +33,16 @@ impl<'a> Pass<'a> {
     /// A pass over whole sequences, without dropout.
     pub fn evaluation(tokens: &'a Tensor) -> Self {
         let positions = Positions::whole(tokens.size()[1] as usize);
-        Self { tokens, positions, segments: None, token_types: None, first_sample: 0, dropout: None, cached: None }
+        Self {
+            tokens,
+            positions,
+            segments: None,
+            places: None,
+            token_types: None,
+            first_sample: 0,
+            dropout: None,
+            cached: None,
+        }
     }
 
     /// Makes what a graph keeps of the pass, to compute something of it again.
@@ -40,6 +52,7 @@ impl<'a> Pass<'a> {
             tokens: self.tokens.shallow_clone(),
             positions: self.positions.clone(),
             segments: share(self.segments),
+            places: share(self.places),
             token_types: share(self.token_types),
             first_sample: self.first_sample,
             dropout: self.dropout,
@@ -63,6 +76,7 @@ pub(crate) struct KeptPass {
     tokens: Tensor,
     positions: Positions,
     segments: Option<Tensor>,
+    places: Option<Tensor>,
     token_types: Option<Tensor>,
     first_sample: usize,
     dropout: Option<DropoutKey>,
@@ -75,6 +89,7 @@ impl KeptPass {
             tokens: &self.tokens,
             positions: self.positions.clone(),
             segments: self.segments.as_ref(),
+            places: self.places.as_ref(),
             token_types: self.token_types.as_ref(),
             first_sample: self.first_sample,
             dropout: self.dropout,

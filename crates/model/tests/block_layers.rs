@@ -178,7 +178,7 @@ fn embedding_and_positions_are_their_twins(
             let ids = rank.rows(name)?;
             let embedding = VocabParallelEmbedding::new(rank.weight(name)?, ids, 37, &rank.group);
             let positions = LearnedPositions::new(rank.weight("positions.weight")?, &rank.group);
-            positions.forward(&embedding.forward(&tokens())?, &Positions::whole(S as usize))
+            positions.forward(&embedding.forward(&tokens())?, &Positions::whole(S as usize), None)
         },
     );
 }

@@ -59,6 +59,7 @@ impl<'a> Assembled<'a> {
             tokens: put(&batch.tokens)?,
             targets: put(&batch.targets)?,
             segments: batch.segments.as_ref().map(|ids| place(&full(ids)?)).transpose()?,
+            places: batch.positions.as_ref().map(|ids| put(ids)).transpose()?,
             token_types: batch.token_types.as_ref().map(|ids| put(ids)).transpose()?,
             labels: batch.labels.as_ref().map(|labels| place(&Tensor::from_slice(labels))).transpose()?,
             positions: self.context.positions(batch.seq)?,
@@ -85,6 +86,8 @@ pub struct Own {
     pub targets: Tensor,
     /// Which segment each token of the whole sequences belongs to, `[b, s]`: also others' are to be told apart.
     pub segments: Option<Tensor>,
+    /// Where each token is taken to be in its segment, `[b, s / cp]`.
+    pub places: Option<Tensor>,
     /// The tokens' types, `[b, s / cp]`.
     pub token_types: Option<Tensor>,
     /// What each sequence is to be told as, `[b]`.
@@ -99,6 +102,7 @@ impl Own {
         Pass {
             positions: self.positions.clone(),
             segments: self.segments.as_ref(),
+            places: self.places.as_ref(),
             token_types: self.token_types.as_ref(),
             ..Pass::evaluation(&self.tokens)
         }

@@ -125,23 +125,29 @@ impl LearnedPositions {
         Self { weight, group: group.clone() }
     }
 
-    /// Adds row `p` to the token at position `p`.
+    /// Adds row `p` to the token at position `p`; with `places`, the row that these say to each token.
     ///
     /// # Shapes
     /// - `x`: `[b, s, d]`, or `[b, s / tp, d]`, its part of the sequence
-    /// - returns the same
+    /// - `places`: `[b, s]`
+    /// - returns the shape of `x`
     ///
     /// # Communication
     /// None. Under sequence shards the table's gradient is partial: each rank saw its own positions.
     ///
     /// # Errors
-    /// [`Error::TooLong`] beyond the table.
-    pub fn forward(&self, x: &Tensor, positions: &Positions) -> Result<Tensor> {
+    /// [`Error::TooLong`] beyond the table; [`Error::Runtime`] for a place beyond it.
+    pub fn forward(&self, x: &Tensor, positions: &Positions, places: Option<&Tensor>) -> Result<Tensor> {
         let (seq, max_seq) = (positions.seq(), self.weight.shape()[0] as usize);
         if seq > max_seq {
             return Err(Error::TooLong { seq, max_seq });
         }
-        let own = positions.part(self.group.positions(positions.count()));
+        let held = self.group.positions(positions.count());
+        if let Some(places) = places {
+            let own = places.f_narrow(1, held.start as i64, held.len() as i64)?;
+            return Ok(x.f_add(&Tensor::f_embedding(&self.weight.tracked()?, &own, -1, false, false)?)?);
+        }
+        let own = positions.part(held);
         Ok(x.f_add(&runs::select(&self.weight.tracked()?, 0, own.runs())?)?)
     }
 }

@@ -89,7 +89,7 @@ impl Entrance {
         self.residence.enter(|| {
             let mut x = self.embedding.forward(pass.tokens)?;
             if let Some(positions) = &self.positions {
-                x = positions.forward(&x, &pass.positions)?;
+                x = positions.forward(&x, &pass.positions, pass.places)?;
             }
             if let Some((types, norm)) = &self.types {
                 x = norm.forward(&types.forward(&x, pass.token_types)?)?;

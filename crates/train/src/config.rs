@@ -214,16 +214,43 @@ impl Default for OptimizerConfig {
     }
 }
 
+/// What the files of `[data]` hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DataFormat {
+    /// Text, or tokens; every one is to be predicted.
+    Text,
+    /// JSON lines with a prompt and its completion, of which the completion is to be predicted.
+    Completion,
+    /// JSON lines with a conversation's messages, of which the assistant's are to be predicted.
+    Chat,
+}
+
+impl std::fmt::Display for DataFormat {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            DataFormat::Text => "text",
+            DataFormat::Completion => "completion",
+            DataFormat::Chat => "chat",
+        })
+    }
+}
+
 /// `[data]`: what is trained on.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct DataConfig {
-    /// A UTF-8 text file, a folder of them, or the common name of a `.bin` and an `.idx` file; unset: the embedded corpus.
+    /// What the files hold.
+    pub format: DataFormat,
+    /// A UTF-8 text file, a folder of them, or the common name of a `.bin` and an `.idx` file; unset: the embedded corpus. JSON
+    /// lines, or a folder of them, where `format` is not text.
     pub path: Option<PathBuf>,
     /// Several of those with their weights, instead of one.
     pub blend: Vec<BlendConfig>,
-    /// Whether attention reaches from one document to another in the same sample.
-    pub attend_across: bool,
+    /// Whether attention reaches from one document to another in the same sample; unset: yes in text, and never between
+    /// examples.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub attend_across: Option<bool>,
     /// `bytes`, or the path of a `tokenizer.json`.
     pub tokenizer: String,
     /// The fraction that is held out, by documents where there are several, or the path of other data.
@@ -249,9 +276,10 @@ const BYTES: &str = "bytes";
 impl Default for DataConfig {
     fn default() -> Self {
         Self {
+            format: DataFormat::Text,
             path: None,
             blend: Vec::new(),
-            attend_across: true,
+            attend_across: None,
             tokenizer: BYTES.into(),
             validation: Validation::default(),
         }
@@ -381,6 +409,7 @@ mod tests {
             "data.path=/a/b.txt",
             "data.validation=/a/c.txt",
             "data.attend_across=false",
+            "data.format=completion",
             "eval.batches=7",
             "checkpoint.every=10m",
             "checkpoint.asynchronous=false",

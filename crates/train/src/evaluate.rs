@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use mp_comm::{BufferMut, Communicator, ReduceOp};
-use mp_data::{open_whole, Batch, Corpus, Part, Tokenizer, Windows, IGNORED};
+use mp_data::{open_whole, Batch, Corpus, PackedRows, Part, Tokenizer, Windows, IGNORED};
 use mp_runtime::Device;
 use serde::Serialize;
 
@@ -14,6 +14,8 @@ pub use consecutive::Consecutive;
 
 use crate::agree::agree;
 use crate::assembled::Assembled;
+use crate::config::DataFormat;
+use crate::examples;
 use crate::inference::{Inference, Use};
 use crate::pipeline::forward_only;
 use crate::{weights, Config, Error, Result};
@@ -58,8 +60,19 @@ impl Measured {
     }
 }
 
-/// Measures the model that `model.from` names on all of `data.path`, cut into [`Consecutive`] windows of `train.seq` tokens,
-/// `batch` at a time. Collective over the world.
+impl Walk for PackedRows {
+    fn count(&self) -> usize {
+        PackedRows::count(self)
+    }
+
+    fn batch(&self, rows: Range<usize>) -> Result<Batch> {
+        Ok(PackedRows::batch(self, rows)?)
+    }
+}
+
+/// Measures the model that `model.from` names on all of `data.path`, cut into [`Consecutive`] windows of `train.seq` tokens or,
+/// if `data.format` says that it holds examples, packed into rows of so many; `batch` at a time. Of examples what would be
+/// learned counts. Collective over the world.
 ///
 /// # Errors
 /// On all ranks: [`Error::Config`] where no model is named or a window predicts nothing; what cannot be cut or read.
@@ -68,20 +81,30 @@ pub fn measure(config: &Config, world: &Arc<dyn Communicator>, device: Device, b
         let from = config.model.from.as_deref().ok_or_else(unnamed)?;
         let tokenizer = Tokenizer::load(&config.data.tokenizer)?;
         let vocab = if config.model.vocab > 0 { config.model.vocab } else { tokenizer.vocab_size() };
-        let part: Part = match &config.data.path {
-            Some(path) => open_whole(path, &tokenizer, vocab)?,
-            None => Corpus::embedded().tokenize(&tokenizer)?.into(),
-        };
-        let windows = Consecutive::new(part, config.train.seq)?;
+        let windows = walk(config, &tokenizer, vocab)?;
         Ok((weights::open(from)?, tokenizer, windows))
     };
     let (source, tokenizer, windows) = agree(&**world, input())?;
     let inference = Inference::new(config, tokenizer.vocab_size(), &*source, world, device, Use::Reading)?;
     let lengths = agree(&**world, tokenizer.byte_lengths().map_err(Error::from))?;
     let bytes = |target: i64| usize::try_from(target).ok().and_then(|id| lengths.get(id)).copied().unwrap_or(0);
-    let Sums { loss, targets, bytes } = sums(inference.assembled(), &windows, batch, 0, bytes)?;
+    let Sums { loss, targets, bytes } = sums(inference.assembled(), &*windows, batch, 0, bytes)?;
     let bits_per_byte = loss / std::f64::consts::LN_2 / bytes;
     Ok(Measured { loss: loss / targets, tokens: targets as u64, bits_per_byte })
+}
+
+/// Opens all of what is to be measured on.
+fn walk(config: &Config, tokenizer: &Tokenizer, vocab: usize) -> Result<Box<dyn Walk>> {
+    if config.data.format != DataFormat::Text {
+        let path = config.data.path.as_deref().ok_or_else(examples::unnamed)?;
+        let all = examples::reader(config, tokenizer, vocab)?.read(path)?;
+        return Ok(Box::new(PackedRows::new(vec![all], config.train.seq)?));
+    }
+    let part: Part = match &config.data.path {
+        Some(path) => open_whole(path, tokenizer, vocab)?,
+        None => Corpus::embedded().tokenize(tokenizer)?.into(),
+    };
+    Ok(Box::new(Consecutive::new(part, config.train.seq)?))
 }
 
 fn unnamed() -> Error {

@@ -32,6 +32,7 @@ pub mod weights;
 pub mod huggingface;
 pub mod state;
 pub mod saving;
+mod examples;
 pub mod text;
 pub mod audit;
 pub mod run;

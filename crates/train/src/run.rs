@@ -5,14 +5,14 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use mp_comm::{BufferMut, Communicator, Rank, ReduceOp};
-use mp_data::{BatchPlan, Prefetch, SampleSource, Targets, Tokenizer, Windows};
+use mp_data::{BatchPlan, Prefetch, SampleSource, Targets, Tokenizer};
 use mp_runtime::{device, Device};
 
 use crate::agree::{agree, agree_and_vote, Votes};
 use crate::assemble::Allocated;
 use crate::audit::DataLog;
 use crate::checkpoint::{About, CheckpointReader, CheckpointStore, DirectoryStore, Verify};
-use crate::evaluate::evaluate;
+use crate::evaluate::{evaluate, Walk};
 use crate::generate::{self, Prompt, Sampling, Wish};
 use crate::layout::Layout;
 use crate::memory;
@@ -72,7 +72,7 @@ struct Run<'a> {
     batches: BatchPlan,
     /// Which targets of the samples count.
     targets: Targets,
-    windows: Option<Windows>,
+    windows: Option<Box<dyn Walk>>,
     trainer: Trainer,
     rates: Rates,
     folder: RunFolder,
@@ -286,7 +286,7 @@ impl<'a> Run<'a> {
         let batch = self.layout.batches.micro_batch();
         // The same windows under every layout.
         let limit = limit.saturating_mul(self.config.train.global_batch / batch);
-        let loss = evaluate(self.trainer.assembled(), windows, batch, limit)?;
+        let loss = evaluate(self.trainer.assembled(), &**windows, batch, limit)?;
         if !loss.is_finite() {
             return Err(Error::NotFinite { step: self.step, what: "validation loss" });
         }

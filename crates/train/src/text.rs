@@ -3,11 +3,13 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use mp_data::{open, open_whole, seed_of, Attend, Blend, Ingredient, Part, SampleSource, Split, TextSource, Tokenizer};
+use mp_data::{open, open_whole, seed_of, Attend, Blend, Ingredient, Part, SampleSource, TextSource, Tokenizer};
 use mp_data::{MaskedSource, Masking, Sample, Validation, Windows};
 use mp_plan::ArchitectureName;
 
-use crate::config::{BlendConfig, DataConfig};
+use crate::config::{BlendConfig, DataConfig, DataFormat};
+use crate::evaluate::Walk;
+use crate::examples;
 use crate::{Config, Error, Result};
 
 /// The data of a run, opened.
@@ -15,7 +17,7 @@ pub struct Text {
     /// What is trained on.
     pub source: Arc<dyn SampleSource>,
     /// What is held out, where something is.
-    pub windows: Option<Windows>,
+    pub windows: Option<Box<dyn Walk>>,
     /// Tokens held out.
     pub validation_tokens: u64,
     /// The blend, where there is one: its sources may be read so often and no more.
@@ -29,24 +31,24 @@ impl Text {
     /// # Errors
     /// [`Error::Data`].
     pub fn open(config: &Config, tokenizer: &Tokenizer, vocab: usize) -> Result<Self> {
-        let (data, seq, seed) = (&config.data, config.train.seq, config.train.seed);
-        let attend = if data.attend_across { Attend::Across } else { Attend::Within };
-        let mut limits = None;
-        let (source, held_out): (Arc<dyn SampleSource>, Vec<Part>) = match data.blend.is_empty() {
-            true => {
-                let parts = open(data.path.as_deref(), tokenizer, vocab, &data.validation, seq)?;
-                (
-                    Arc::new(TextSource::new(parts.train, seq, seed)?.attending(attend)),
-                    parts.validation.into_iter().collect(),
-                )
-            }
-            false => {
-                let (blend, held_out) = blend(data, tokenizer, vocab, (seq, seed), attend)?;
-                let blend = Arc::new(blend);
-                limits = Some(Arc::clone(&blend));
-                (blend, held_out)
-            }
-        };
+        match config.data.format {
+            DataFormat::Text => Self::of_text(config, tokenizer, vocab),
+            DataFormat::Completion | DataFormat::Chat => Self::of_examples(config, tokenizer, vocab),
+        }
+    }
+
+    fn of_text(config: &Config, tokenizer: &Tokenizer, vocab: usize) -> Result<Self> {
+        let (data, seq) = (&config.data, config.train.seq);
+        let attend = if data.attend_across.unwrap_or(true) { Attend::Across } else { Attend::Within };
+        let mut held_out = Vec::new();
+        let (source, limits) = source(config, |path, validation, seed| {
+            let parts = open(path, tokenizer, vocab, validation, seq)?;
+            held_out.extend(parts.validation);
+            Ok(Box::new(TextSource::new(parts.train, seq, seed)?.attending(attend)))
+        })?;
+        if let (Validation::File(path), false) = (&data.validation, data.blend.is_empty()) {
+            held_out.push(open_whole(path, tokenizer, vocab)?);
+        }
         let masking = masking(config, tokenizer);
         let source = masked(source, config, masking)?;
         source.sample(0, &mut Sample::default())?;
@@ -58,6 +60,27 @@ impl Text {
         let windows = match (windows, masking) {
             (Some(windows), Some(masking)) => Some(windows.masked(masking)?),
             (windows, _) => windows,
+        };
+        let windows = windows.map(|windows| Box::new(windows) as Box<dyn Walk>);
+        Ok(Self { source, windows, validation_tokens, limits })
+    }
+
+    fn of_examples(config: &Config, tokenizer: &Tokenizer, vocab: usize) -> Result<Self> {
+        let reader = examples::reader(config, tokenizer, vocab)?;
+        let mut held_out = Vec::new();
+        let (source, limits) = source(config, |path, validation, seed| {
+            let path = path.ok_or_else(examples::unnamed)?;
+            let (train, validation) = examples::split(&reader, path, validation)?;
+            held_out.extend(validation);
+            Ok(Box::new(examples::source(train, reader.seq, seed)?))
+        })?;
+        if let (Validation::File(path), false) = (&config.data.validation, config.data.blend.is_empty()) {
+            held_out.push(reader.read(path)?);
+        }
+        let validation_tokens = held_out.iter().map(mp_data::Examples::tokens).sum();
+        let windows = match held_out.is_empty() {
+            true => None,
+            false => Some(Box::new(mp_data::PackedRows::new(held_out, reader.seq)?) as Box<dyn Walk>),
         };
         Ok(Self { source, windows, validation_tokens, limits })
     }
@@ -85,40 +108,40 @@ fn masking(config: &Config, tokenizer: &Tokenizer) -> Option<Masking> {
 fn masked(source: Arc<dyn SampleSource>, config: &Config, masking: Option<Masking>) -> Result<Arc<dyn SampleSource>> {
     let Some(masking) = masking else { return Ok(source) };
     let pairs = config.model.next_sentence;
-    if pairs && !config.data.attend_across {
+    if pairs && config.data.attend_across == Some(false) {
         let rule = "must be true with `model.next_sentence`, whose halves attend to each other".to_string();
         return Err(Error::Config { key: "data.attend_across", value: "false".into(), rule });
     }
     Ok(Arc::new(MaskedSource::new(source, masking, pairs)?))
 }
 
-/// Opens the sources of a blend, and what is held out: a fraction of each, or data of its own.
-fn blend(
-    data: &DataConfig,
-    tokenizer: &Tokenizer,
-    vocab: usize,
-    (seq, seed): (usize, u64),
-    attend: Attend,
-) -> Result<(Blend, Vec<Part>)> {
-    let fraction = match &data.validation {
+/// What is trained on, and once more as a blend where it is one.
+type Mixed = (Arc<dyn SampleSource>, Option<Arc<Blend>>);
+
+/// Opens `data.path` or mixes the sources of `data.blend`: `one` opens each, is told what of it is held out, and has a seed of
+/// its own. What a blend is measured on beside parts of its sources is not opened here.
+fn source(
+    config: &Config,
+    mut one: impl FnMut(Option<&Path>, &Validation, u64) -> Result<Box<dyn SampleSource>>,
+) -> Result<Mixed> {
+    let DataConfig { path, blend, validation, .. } = &config.data;
+    let seed = config.train.seed;
+    if blend.is_empty() {
+        return Ok((one(path.as_deref(), validation, seed)?.into(), None));
+    }
+    let fraction = Validation::Fraction(match validation {
         Validation::Fraction(fraction) => *fraction,
         Validation::File(_) => 0.0,
-    };
-    let one = |path: &Path| open(Some(path), tokenizer, vocab, &Validation::Fraction(fraction), seq);
-    let mut held_out = Vec::new();
+    });
     let ingredient = |(index, source): (usize, &BlendConfig)| -> Result<Ingredient> {
-        let Split { train, validation } = one(&source.path)?;
-        held_out.extend(validation);
         Ok(Ingredient {
             name: source.path.display().to_string(),
-            source: Box::new(TextSource::new(train, seq, seed_of(seed, index))?.attending(attend)),
+            source: one(Some(&source.path), &fraction, seed_of(seed, index))?,
             weight: source.weight,
             epochs: source.epochs,
         })
     };
-    let ingredients = data.blend.iter().enumerate().map(ingredient).collect::<Result<Vec<_>>>()?;
-    if let Validation::File(path) = &data.validation {
-        held_out.push(open_whole(path, tokenizer, vocab)?);
-    }
-    Ok((Blend::new(ingredients)?, held_out))
+    let ingredients = blend.iter().enumerate().map(ingredient).collect::<Result<Vec<_>>>()?;
+    let blend = Arc::new(Blend::new(ingredients)?);
+    Ok((Arc::clone(&blend) as _, Some(blend)))
 }

@@ -126,6 +126,21 @@ fn ignored_targets_over_stages_and_parts_of_sequences() {
     hold(name, Some(4), &[2], |_, ranks| parity::context_layouts(ranks, 4, 4));
 }
 
+/// Examples that share a row must not see each other, under any layout, and their targets are weighted over all ranks.
+#[test]
+fn packed_examples() {
+    check("gpt2 with packed examples");
+    check("llama with packed examples");
+}
+
+#[test]
+fn packed_examples_over_stages_and_parts_of_sequences() {
+    for name in ["gpt2 with packed examples", "llama with packed examples"] {
+        hold(name, Some(4), &[2], |_, ranks| parity::staged_layouts(ranks, 4));
+        hold(name, Some(4), &[2, 4], |_, ranks| parity::context_layouts(ranks, 2, 4));
+    }
+}
+
 #[test]
 fn adapters_of_gpt2() {
     check("gpt2 adapters");

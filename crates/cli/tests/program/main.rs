@@ -3,6 +3,7 @@
 mod checkpoints;
 mod common;
 mod data;
+mod finetuning;
 mod generate;
 mod inputs;
 mod ranks;

@@ -4,8 +4,9 @@ use std::fmt::Display;
 use std::path::{Component, Path};
 
 use mp_data::Validation;
+use mp_plan::ArchitectureName;
 
-use super::{Config, OptimizerConfig, ScheduleName, TrainConfig};
+use super::{Config, DataFormat, OptimizerConfig, ScheduleName, TrainConfig};
 use crate::{Error, Result};
 
 /// Refuses the first value that cannot be.
@@ -25,6 +26,7 @@ pub(super) fn all(config: &Config) -> Result<()> {
         let rule = "there is a `data.blend` too; give one of them";
         require(false, "data.path", path.display(), rule)?;
     }
+    examples(config)?;
     if config.lora.rank > 0 {
         config.lora.check()?;
     }
@@ -48,6 +50,21 @@ fn train(train: &TrainConfig) -> Result<()> {
     let mut parts = Path::new(name).components();
     let plain = matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None)) && !name.contains('/');
     require(plain, "train.name", format!("\"{name}\""), "must be one folder's name; put its parents into `train.out`")
+}
+
+/// Checks what goes with files of examples.
+fn examples(config: &Config) -> Result<()> {
+    let (data, format) = (&config.data, config.data.format);
+    if format == DataFormat::Text {
+        return Ok(());
+    }
+    let rule = "must be \"text\" for a model that learns hidden tokens (bert)";
+    require(config.model.architecture != ArchitectureName::Bert, "data.format", format!("\"{format}\""), rule)?;
+    let rule = format!("must name JSON lines, for `data.format` is \"{format}\"");
+    require(data.path.is_some() || !data.blend.is_empty(), "data.path", "unset", &rule)?;
+    let rule =
+        format!("must be left out where `data.format` is \"{format}\": examples in one sample never see each other");
+    require(data.attend_across != Some(true), "data.attend_across", true, &rule)
 }
 
 /// Checks `[optimizer]`.

@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use mp_comm::solo::Solo;
 use mp_comm::Communicator;
-use mp_data::{Batch, BatchPlan, Piece, Sample, SampleSource, Targets, TextSource, Tokens, IGNORED};
+use mp_data::{Batch, BatchPlan, ExampleReader, Packed, PackedSource, Reading, Tokenizer};
+use mp_data::{Piece, Sample, SampleSource, Targets, TextSource, Tokens, IGNORED};
 use mp_model::context::{Context, Form};
 use mp_model::parameter::Sharing;
 use mp_model::recompute::Recompute;
@@ -37,10 +38,20 @@ pub struct Model {
     pub name: &'static str,
     pub config: ModelConfig,
     pub optimizer: OptimizerName,
-    pub targets: Targets,
+    pub data: Data,
     pub lora: LoraConfig,
     /// Below the first norms: clipping takes part.
     pub clip_norm: f64,
+}
+
+/// What it is trained on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Data {
+    Text,
+    /// Text of whose targets unevenly many count.
+    Ignored,
+    /// Prompts and completions of unequal lengths, packed.
+    Examples,
 }
 
 /// How it is cut.
@@ -77,7 +88,7 @@ pub fn models() -> Vec<Model> {
         name,
         config,
         optimizer,
-        targets: Targets::Every,
+        data: Data::Text,
         lora: LoraConfig::default(),
         clip_norm: 0.5,
     };
@@ -97,7 +108,12 @@ pub fn models() -> Vec<Model> {
         },
         model("gpt2 untied", ModelConfig { tie_embeddings: Some(false), ..gpt2.clone() }, OptimizerName::Sgd),
         model("gpt2 dropout", ModelConfig { dropout: 0.1, ..gpt2.clone() }, adamw),
-        Model { targets: Targets::Counted, ..model("gpt2 with ignored targets", gpt2, adamw) },
+        Model { data: Data::Ignored, ..model("gpt2 with ignored targets", gpt2.clone(), adamw) },
+        Model { data: Data::Examples, ..model("gpt2 with packed examples", gpt2, adamw) },
+        Model {
+            data: Data::Examples,
+            ..model("llama with packed examples", ModelConfig { kv_heads: 2, ..llama.clone() }, adamw)
+        },
         model("llama grouped", ModelConfig { kv_heads: 2, ..llama.clone() }, adamw),
         model("llama one kv head, biases", ModelConfig { kv_heads: 1, bias: Some(true), ..llama.clone() }, adamw),
         model("llama tied", ModelConfig { tie_embeddings: Some(true), ..llama.clone() }, adamw),
@@ -216,18 +232,18 @@ pub fn train(model: &Model, layout: Layout, world: Arc<dyn Communicator>) -> Res
     let context = Context { comm: Arc::clone(&groups.cp), form };
     let clip_norm = model.clip_norm;
     let options = Options { context: context.clone(), recompute };
-    let targets = model.targets;
+    let source = source(model.data)?;
     let model = build(parameters, group, &schedule.stages.rank_layers(rank), &options)?;
     let method = Method { whole, context, between, schedule, seed: SEED, clip_norm };
     let mut trainer = Trainer::new(groups, model, optimizer, method)?;
     let plan = BatchPlan::new(GLOBAL_BATCH, GLOBAL_BATCH / dp / accumulation, dp)?;
-    (1..=STEPS).map(|step| one_step(&mut trainer, &plan, step, targets)).collect()
+    (1..=STEPS).map(|step| one_step(&mut trainer, &plan, step, &*source)).collect()
 }
 
-fn one_step(trainer: &mut Trainer, plan: &BatchPlan, step: u64, targets: Targets) -> Result<Trace> {
-    let source = Ignoring { text: text()?, targets };
+fn one_step(trainer: &mut Trainer, plan: &BatchPlan, step: u64, source: &dyn SampleSource) -> Result<Trace> {
+    let targets = source.targets();
     let rank = trainer.groups().dp.rank().0;
-    let batches = (0..plan.micro_batches()).map(|micro| Batch::read(&source, plan.samples(step - 1, rank, micro)));
+    let batches = (0..plan.micro_batches()).map(|micro| Batch::read(source, plan.samples(step - 1, rank, micro)));
     let batches = batches.collect::<mp_data::Result<Vec<_>>>()?;
     let outcome = trainer.step(&Work { step, lr: 1e-2, batches: &batches, global_batch: GLOBAL_BATCH, targets })?;
     let parameters = trainer.parameters();
@@ -241,10 +257,36 @@ fn one_step(trainer: &mut Trainer, plan: &BatchPlan, step: u64, targets: Targets
     Ok(Trace { loss: outcome.loss, norm: outcome.gradient_norm, gradients })
 }
 
+fn source(data: Data) -> Result<Box<dyn SampleSource>> {
+    Ok(match data {
+        Data::Text => Box::new(text()?),
+        Data::Ignored => Box::new(Ignoring { text: text()? }),
+        Data::Examples => Box::new(examples()?),
+    })
+}
+
+/// Prompts and completions of bytes below the vocabulary, two to nine tokens long with the one that ends them: rows hold one
+/// to four, and from one to eight targets.
+fn examples() -> Result<PackedSource> {
+    let mut words = vec![0; 600];
+    Stream::new(7, "examples", 0).words(0, &mut words);
+    let mut letters = words.iter().map(|word| char::from(1 + (word % (VOCAB as u32 - 1)) as u8));
+    let mut text = |letters_wanted: usize| letters.by_ref().take(letters_wanted).collect::<String>();
+    let line = |number: usize| {
+        let (prompt, completion) = (text([1, 0, 4, 2, 5, 1, 3][number % 7]), text(1 + [0, 2, 1, 2, 0][number % 5]));
+        format!("{}\n", serde_json::json!({ "prompt": prompt, "completion": completion }))
+    };
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(&file, (0..40).map(line).collect::<String>()).expect("a file");
+    let tokenizer = Tokenizer::bytes();
+    let reader =
+        ExampleReader { tokenizer: &tokenizer, reading: Reading::Completion(0), vocab: VOCAB, seq: SEQ, threads: 1 };
+    Ok(PackedSource::new(Packed::new(reader.read(file.path())?, SEQ)?, SEED))
+}
+
 /// A text of whose targets unevenly many count, over samples as over positions.
 struct Ignoring {
     text: TextSource,
-    targets: Targets,
 }
 
 impl SampleSource for Ignoring {
@@ -261,15 +303,13 @@ impl SampleSource for Ignoring {
     }
 
     fn targets(&self) -> Targets {
-        self.targets
+        Targets::Counted
     }
 
     fn sample(&self, number: u64, into: &mut Sample) -> mp_data::Result<()> {
         self.text.sample(number, into)?;
-        if self.targets == Targets::Counted {
-            let counted = [1, 0, 8, 2, 5, 0, 7, 3][number as usize % 8];
-            into.targets[counted..].fill(IGNORED);
-        }
+        let counted = [1, 0, 8, 2, 5, 0, 7, 3][number as usize % 8];
+        into.targets[counted..].fill(IGNORED);
         Ok(())
     }
 

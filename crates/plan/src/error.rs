@@ -71,6 +71,19 @@ pub enum Error {
         every: usize,
     },
 
+    /// A setting that would change nothing.
+    #[error("{key} {value} changes nothing: {because}; {way_out}")]
+    Idle {
+        /// The setting's key.
+        key: &'static str,
+        /// Its value.
+        value: String,
+        /// What it is for, and what is missing for that.
+        because: String,
+        /// What to do.
+        way_out: String,
+    },
+
     /// Shares of what a single rank keeps.
     #[error("parallel.zero {zero} shares out among data ranks, and there is one; use 0, or more ranks in dp or cp")]
     NothingToShare {

@@ -75,6 +75,7 @@ pub mod cost;
 pub mod deadlock;
 pub mod degrees;
 pub mod error;
+pub mod idle;
 pub mod job;
 pub mod lora;
 pub mod memory;
@@ -111,6 +112,7 @@ pub use degrees::{
     sequence_parallel,
 };
 pub use error::{Error, Result};
+pub use idle::{check_effect, Sequences};
 pub use job::{Candidate, Executor, Job};
 pub use lora::LoraConfig;
 pub use memory::RankMemory;

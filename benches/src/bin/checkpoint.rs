@@ -64,7 +64,8 @@ fn run(options: &Options, world: &Arc<dyn Communicator>) -> Result<()> {
     let groups = layout.groups(world)?;
     let trainer = Allocated::new(&config, &layout, &groups, Device::Cpu)?.trainer(&config, &layout, groups)?;
     let bytes = Shard::new(&trainer)?.bytes();
-    let folder = options.folder.join(format!("bench-checkpoint-{}", layout.words().replace([' ', '×'], "")));
+    let words = layout.words(config.train.precision);
+    let folder = options.folder.join(format!("bench-checkpoint-{}", words.replace([' ', '×', ','], "")));
     fs::create_dir_all(&folder)?;
     let mut bench = Bench::new(&config, Arc::clone(world), &trainer, folder.join("checkpoints"));
     bench.behind.prepare(&trainer)?;
@@ -79,7 +80,7 @@ fn run(options: &Options, world: &Arc<dyn Communicator>) -> Result<()> {
     }
     let mut total = [bytes as f64];
     world.all_reduce(BufferMut::new(&mut total), ReduceOp::Sum)?;
-    report(options, &layout.words(), world, total[0], &rounds)
+    report(options, &words, world, total[0], &rounds)
 }
 
 /// Seconds of one round, of the slowest rank.

@@ -170,7 +170,7 @@ fn measure(options: &Options, world: &Arc<dyn Communicator>, log: &Log) -> Resul
         communication: communication / steps,
         peak,
         flop: architecture.flops_per_token(options.seq) * (options.batch * options.seq) as f64,
-        layout: layout.words(),
+        layout: layout.words(config.train.precision),
         loss,
     })
 }

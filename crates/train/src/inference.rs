@@ -115,7 +115,7 @@ fn layout(config: &Config, vocab: usize, world: usize, purpose: Use) -> Result<L
     let mesh = Mesh::resolve(&config.parallel, world, &architecture)?;
     config.parallel.micro_batch = 1;
     config.train.global_batch = mesh.degree(Axis::Dp) * mesh.degree(Axis::Pp);
-    Layout::new(&config, vocab, world)
+    Layout::of_use(&config, vocab, world)
 }
 
 #[cfg(test)]

@@ -1,4 +1,13 @@
 //! From a configuration and a world size to a layout: everything that can be refused before a rank allocates.
+//!
+//! | file | is |
+//! |---|---|
+//! | `layout.rs` | what is decided, and in which order it is refused |
+//! | `layout/uneven.rs` | the ways out for a global batch that does not come out even |
+//! | `layout/words.rs` | a layout in one line |
+
+mod uneven;
+mod words;
 
 use std::sync::Arc;
 
@@ -10,10 +19,11 @@ use mp_model::recompute::Recompute;
 use mp_model::regions::Between;
 use mp_model::Parameters;
 use mp_plan::{
-    Architecture, Axis, ContextForm, Mesh, Partition, Plan, RecomputeName, Schedule, Storage, Traffic, Workload, Zero,
+    Architecture, ContextForm, Degrees, Mesh, Partition, Plan, RecomputeName, Schedule, Sequences, Storage, Traffic,
+    Workload, Zero,
 };
 
-use crate::config::OptimizerName;
+use crate::config::{DataFormat, OptimizerName};
 use crate::{Config, Result};
 
 /// How a run is cut.
@@ -41,44 +51,61 @@ impl Layout {
     /// Decides everything that the configuration leaves open, for `world` ranks and a tokenizer with `vocab` ids.
     ///
     /// # Errors
-    /// [`Error::Plan`](crate::Error::Plan) and [`Error::Data`](crate::Error::Data) for what cannot be cut.
+    /// [`Error::Plan`](crate::Error::Plan) for what cannot be cut, and for options that would change nothing;
+    /// [`Error::Config`](crate::Error::Config) for a global batch that does not come out even, with the values that would.
     pub fn new(config: &Config, vocab: usize, world: usize) -> Result<Self> {
-        let seq = config.train.seq;
-        let architecture = Architecture::resolve(&config.model, vocab, seq)?;
-        let mesh = Mesh::resolve(&config.parallel, world, &architecture)?;
-        let (tp, dp, pp) = (mesh.degree(Axis::Tp), mesh.degree(Axis::Dp), mesh.degree(Axis::Pp));
-        let cp = mesh.degree(Axis::Cp);
+        Self::attempt(config, vocab, world).map_err(|error| uneven::explained(error, config, vocab, world))
+    }
+
+    /// Decides as [`new`](Self::new); a global batch that does not come out even is [`Error::Data`](crate::Error::Data).
+    fn attempt(config: &Config, vocab: usize, world: usize) -> Result<Self> {
+        let (architecture, mesh) = meshed(config, vocab, world)?;
+        // Examples are packed, and kept apart, always.
+        let within_documents = config.data.attend_across == Some(false) || config.data.format != DataFormat::Text;
+        let sequences = Sequences { seq: config.train.seq, within_documents };
+        mp_plan::check_effect(&config.parallel, &mesh, &architecture, sequences)?;
+        Self::cut(config, &architecture, mesh)
+    }
+
+    /// Decides how a model is cut that is used and not trained: options for training may then change nothing.
+    ///
+    /// # Errors
+    /// [`Error::Plan`](crate::Error::Plan) and [`Error::Data`](crate::Error::Data) for what cannot be cut.
+    pub(crate) fn of_use(config: &Config, vocab: usize, world: usize) -> Result<Self> {
+        let (architecture, mesh) = meshed(config, vocab, world)?;
+        Self::cut(config, &architecture, mesh)
+    }
+
+    fn cut(config: &Config, architecture: &Architecture, mesh: Mesh) -> Result<Self> {
+        let (parallel, seq) = (&config.parallel, config.train.seq);
+        let Degrees { pp, dp, cp, tp, .. } = mesh.degrees();
+        // Before what depends on the batch: no batch makes up for it.
+        let zero = mp_plan::check_zero(parallel.zero.unwrap_or(Zero::Replicated), &mesh)?;
         mp_plan::check_sequence(seq, cp, 1)?;
-        let form = match config.parallel.context {
+        let form = match parallel.context {
             ContextForm::Ring => Form::Ring,
             ContextForm::AllToAll => Form::AllToAll,
         };
         if form == Form::AllToAll {
             mp_plan::check_all_to_all(architecture.heads, architecture.kv_heads, tp, cp)?;
         }
-        let between = match mp_plan::sequence_parallel(config.parallel.sequence_parallel, seq, cp, tp)? {
+        let between = match mp_plan::sequence_parallel(parallel.sequence_parallel, seq, cp, tp)? {
             true => Between::SequenceSharded,
             false => Between::Replicated,
         };
-        let global_batch = config.train.global_batch;
-        let micro_batch = match config.parallel.micro_batch {
-            // Where it does not divide, the batch plan says so.
-            0 => default_micro_batch((global_batch / dp).max(1), pp),
-            chosen => chosen,
-        };
-        let batches = BatchPlan::new(global_batch, micro_batch, dp)?;
-        let schedule =
-            Schedule::resolve(&config.parallel, &architecture, pp, batches.micro_batches(), config.lora.rank > 0)?;
+        let batches = batches(config, pp, dp)?;
+        let frozen = config.lora.rank > 0;
+        let schedule = Schedule::resolve(parallel, architecture, pp, batches.micro_batches(), frozen)?;
         schedule.check()?;
         Ok(Self {
-            partition: Arc::new(Partition::new(&architecture, &mesh)?.adapted(&config.lora)?),
+            partition: Arc::new(Partition::new(architecture, &mesh)?.adapted(&config.lora)?),
             between,
             form,
             recompute: recompute(config)?,
             batches,
             schedule,
-            zero: mp_plan::check_zero(config.parallel.zero.unwrap_or(Zero::Replicated), &mesh)?,
-            bucket_bytes: match config.parallel.bucket_bytes {
+            zero,
+            bucket_bytes: match parallel.bucket_bytes {
                 0 => BUCKET_BYTES,
                 chosen => chosen,
             },
@@ -93,23 +120,6 @@ impl Layout {
     /// Says how the data ranks, given as a group, share the work of keeping and reducing.
     pub fn sharing(&self, data: Arc<dyn Communicator>) -> Sharing {
         Sharing { data, zero: self.zero, bucket_bytes: self.bucket_bytes }
-    }
-
-    /// Writes in words what cuts model and batch.
-    pub fn words(&self) -> String {
-        let mesh = &self.partition.mesh;
-        let mut words = vec![format!("tp={}", mesh.degree(Axis::Tp))];
-        if mesh.degree(Axis::Pp) > 1 {
-            words.push(format!("pp={} ({})", mesh.degree(Axis::Pp), self.schedule.name));
-        }
-        if mesh.degree(Axis::Cp) > 1 {
-            words.push(format!("cp={}", mesh.degree(Axis::Cp)));
-        }
-        words.push(format!("dp={}", mesh.degree(Axis::Dp)));
-        if self.zero > Zero::Replicated {
-            words.push(format!("zero {}", self.zero));
-        }
-        words.join(" × ")
     }
 
     /// Counts what rank `rank` of the pipeline, data rank `part`, hands over in a step with these parameters.
@@ -143,6 +153,24 @@ impl Layout {
         let storage = Storage { precision: config.train.precision.planned(), moments: Self::moments(config) };
         Plan::new(&self.partition, storage).cut(&self.partition, &self.schedule, self.zero)
     }
+}
+
+/// Resolves model and mesh.
+fn meshed(config: &Config, vocab: usize, world: usize) -> Result<(Architecture, Mesh)> {
+    let architecture = Architecture::resolve(&config.model, vocab, config.train.seq)?;
+    let mesh = Mesh::resolve(&config.parallel, world, &architecture)?;
+    Ok((architecture, mesh))
+}
+
+/// Deals a global batch out.
+fn batches(config: &Config, pp: usize, dp: usize) -> Result<BatchPlan> {
+    let global_batch = config.train.global_batch;
+    let micro_batch = match config.parallel.micro_batch {
+        // Where it does not divide, the batch plan says so.
+        0 => default_micro_batch((global_batch / dp).max(1), pp),
+        chosen => chosen,
+    };
+    Ok(BatchPlan::new(global_batch, micro_batch, dp)?)
 }
 
 fn recompute(config: &Config) -> Result<Recompute> {

@@ -4,6 +4,7 @@
 //! [`metrics`], and saves and continues through [`checkpoint`]. Terminal output, command-line arguments and the choice
 //! of a concrete communicator live above, in the binary.
 
+pub mod counted;
 pub mod error;
 pub mod config;
 pub mod agree;

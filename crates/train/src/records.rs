@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::config::Precision;
+
 /// One finished optimizer update.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct StepRecord {
@@ -85,7 +87,7 @@ impl Record {
 pub struct Start {
     /// The world size.
     pub ranks: usize,
-    /// The degrees in words, `tp=2 × dp=2` for instance.
+    /// The degrees, and the options in use, in words: `dp=2 × tp=2, sequence parallel` for instance.
     pub layout: String,
     /// Elements of the full model.
     pub parameters: u64,
@@ -93,6 +95,10 @@ pub struct Start {
     pub steps: u64,
     /// The step that comes first: 1, or one after the checkpoint's.
     pub first_step: u64,
+    /// The numbers it is trained in.
+    pub precision: Precision,
+    /// The numbers that the checkpoint's run was trained in, where it continues one.
+    pub precision_before: Option<Precision>,
     /// The run's folder.
     pub run_dir: PathBuf,
     /// Tokens to train on.

@@ -119,6 +119,7 @@ impl<'a> Run<'a> {
         let first = world.rank() == Rank(0);
         agree(&*world, if first { store.sweep() } else { Ok(()) })?;
         let resumed = agree(&*world, begin(config, &store, &trainer))?;
+        let precision_before = resumed.as_ref().and_then(About::precision);
         let (step, samples, standing) =
             resumed.map_or((0, 0, Standing::default()), |about| (about.step, about.samples, about.standing));
         let step = agree(&*world, same_step(&*world, &store, step))?;
@@ -136,10 +137,12 @@ impl<'a> Run<'a> {
         if first {
             observer.start(&Start {
                 ranks: world.size(),
-                layout: layout.words(),
+                layout: layout.words(config.train.precision),
                 parameters: layout.partition.architecture.parameter_count() as u64,
                 steps: config.train.steps,
                 first_step: step + 1,
+                precision: config.train.precision,
+                precision_before,
                 run_dir: folder.path().into(),
                 train_tokens: text.source.len_tokens(),
                 validation_tokens: text.validation_tokens,

@@ -3,7 +3,8 @@
 //! | file | is |
 //! |---|---|
 //! | `verify.rs` | the layouts one after the other, and the ranks' agreement on each |
-//! | `verify/case.rs` | one layout as it is written |
+//! | `verify/case.rs` | one layout |
+//! | `verify/spelling.rs` | as it is written |
 //! | `verify/cases.rs` | which layouts |
 //! | `verify/shrink.rs` | the small model |
 //! | `verify/trace.rs` | a few steps of training, through the very code that trains |
@@ -16,6 +17,7 @@ mod compare;
 mod report;
 mod settle;
 mod shrink;
+mod spelling;
 mod trace;
 
 use std::collections::HashMap;
@@ -31,12 +33,14 @@ use crate::config::Precision;
 use crate::text::vocabulary;
 use crate::{Config, Result};
 
-pub use case::{Case, GRAMMAR};
+pub use case::Case;
 pub use cases::Which;
 pub use compare::{Quantity, LIMIT, NOISE_LIMIT};
-pub use report::{First, Listener, Report, Verdict, Worst};
+pub use report::{First, Listener, Outline, Report, Verdict, Worst};
 pub use shrink::Shrunk;
+pub use spelling::GRAMMAR;
 
+use cases::Layouts;
 use compare::{differences, noise};
 use settle::{settle, Findings};
 use trace::{Length, Trace};
@@ -53,26 +57,29 @@ pub fn verify(
     which: &Which,
     listener: &mut dyn Listener,
 ) -> Result<Report> {
-    let prepared = || -> Result<(Shrunk, Vec<Case>)> {
+    let prepared = || -> Result<(Shrunk, Layouts)> {
         let tokenizer = Tokenizer::load(&config.data.tokenizer)?;
-        let shrunk = Shrunk::new(config, vocabulary(config, &tokenizer), world.size())?;
-        let cases = which.cases(world.size(), &shrunk)?;
-        Ok((shrunk, cases))
+        let vocab = vocabulary(config, &tokenizer);
+        let configured = Case::configured(config, vocab, world.size());
+        let shrunk = Shrunk::new(config, vocab, world.size(), which.stages(&configured))?;
+        let layouts = which.layouts(world.size(), &shrunk, configured)?;
+        Ok((shrunk, layouts))
     };
-    let (shrunk, cases) = agree(&**world, prepared())?;
+    let (shrunk, Layouts { cases, configured, not_run }) = agree(&**world, prepared())?;
     let precision = config.train.precision;
-    listener.start(&shrunk.words(), cases.len(), precision);
+    let model = shrunk.words();
+    listener.start(&Outline { model: &model, layouts: cases.len(), precision, not_run: not_run.as_deref() });
     let names = shrunk.names()?;
     let mut bench = Bench { names, shrunk, precision, world, device, oracles: HashMap::new() };
     let mut layouts = Vec::new();
     for case in &cases {
         listener.begin(case);
-        let verdict = bench.verdict(case)?;
+        let verdict = Verdict { configured: Some(*case) == configured, ..bench.verdict(case)? };
         listener.end(&verdict);
         layouts.push(verdict);
     }
     let pass = layouts.iter().all(|verdict| verdict.pass);
-    Ok(Report { layouts, pass })
+    Ok(Report { layouts, pass, not_run })
 }
 
 /// What all layouts are verified with.

@@ -5,15 +5,14 @@
 use mp_comm::threads;
 use mp_model::faults::{inject, Fault};
 use mp_runtime::Device;
-use mp_train::config::Precision;
-use mp_train::verify::{verify, Case, Listener, Report, Verdict, Which};
+use mp_train::verify::{verify, Case, Listener, Outline, Report, Verdict, Which};
 use mp_train::Config;
 use rstest::rstest;
 
 struct Nobody;
 
 impl Listener for Nobody {
-    fn start(&mut self, _model: &str, _layouts: usize, _precision: Precision) {}
+    fn start(&mut self, _outline: &Outline<'_>) {}
     fn begin(&mut self, _case: &Case) {}
     fn end(&mut self, _verdict: &Verdict) {}
 }

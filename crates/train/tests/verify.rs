@@ -6,8 +6,7 @@ use std::sync::Arc;
 use mp_comm::solo::Solo;
 use mp_comm::{threads, Communicator};
 use mp_runtime::Device;
-use mp_train::config::Precision;
-use mp_train::verify::{verify, Case, Listener, Report, Verdict, Which, LIMIT, NOISE_LIMIT};
+use mp_train::verify::{verify, Case, Listener, Outline, Report, Verdict, Which, LIMIT, NOISE_LIMIT};
 use mp_train::{Config, Result};
 use rstest::rstest;
 
@@ -16,8 +15,8 @@ use rstest::rstest;
 struct Notes(Vec<String>);
 
 impl Listener for Notes {
-    fn start(&mut self, _model: &str, layouts: usize, _precision: Precision) {
-        self.0.push(format!("{layouts} layouts"));
+    fn start(&mut self, outline: &Outline<'_>) {
+        self.0.push(format!("{} layouts", outline.layouts));
     }
     fn begin(&mut self, case: &Case) {
         self.0.push(format!("begin {case}"));
@@ -54,7 +53,7 @@ fn llama_in_single_precision() {
     let report = passes(
         4,
         &sets,
-        "tp4,tp2pp2 zb-v sp full,dp4zero3 full2,pp2dp2zero1 interleaved,cp2tp2 sp selective,cp4 a2a mb1,tp1",
+        "tp4,tp2pp2 zb-v sp full,dp4zero3 full2,pp2dp2zero1 interleaved,cp2tp2 sp,cp2tp2 a2a sp selective,cp4 a2a mb1,tp1",
     );
     for verdict in &report.layouts {
         assert!(verdict.worst < LIMIT && verdict.worst >= 0.0 && verdict.tensor.is_some(), "{verdict:?}");
@@ -73,11 +72,28 @@ fn gpt2_in_bfloat16() {
 #[case::masked_alone(&["model.tie_embeddings=false", "model.dropout=0.1"], "tp4,cp4,cp2tp2 sp,pp2dp2 zb-h1,dp4zero3 full")]
 #[case::with_sentences(
     &["model.next_sentence=true"],
-    "tp4 sp,tp2pp2 zb-v sp full,dp4zero3,pp2dp2zero1 interleaved,cp2tp2 sp selective,cp2dp2zero2 a2a"
+    "tp4 sp,tp2pp2 zb-v sp full,dp4zero3,pp2dp2zero1 interleaved,cp2tp2 sp full2,cp2dp2zero2 a2a"
 )]
 fn bert(#[case] more: &[&str], #[case] layouts: &str) {
     let sets = [&["model.architecture=bert", "train.precision=fp64"], more].concat();
     passes(4, &sets, layouts);
+}
+
+#[test]
+fn the_configured_layout_is_verified_as_it_is_configured() {
+    let sets = [
+        "model.layers=12",
+        "train.precision=fp64",
+        "parallel.tp=1",
+        "parallel.pp=2",
+        "parallel.schedule=interleaved",
+        "parallel.chunks=3",
+        "parallel.split=[3, 1, 2, 1, 3, 2]",
+        "parallel.zero=1",
+    ];
+    let report = passes(4, &sets, "tp2dp2,configured");
+    let found: Vec<_> = report.layouts.iter().map(|verdict| (verdict.layout.as_str(), verdict.configured)).collect();
+    assert_eq!(found, [("tp2dp2", false), ("pp2dp2zero1 interleaved chunks3 split", true)]);
 }
 
 #[test]
@@ -89,8 +105,11 @@ fn double_precision_has_no_noise() {
 #[test]
 fn one_rank_shows_what_it_can() {
     let world: Arc<dyn Communicator> = Arc::new(Solo::new("world"));
-    let (report, notes) = on(&world, &[], "all").unwrap();
+    // Dropped-out weights are what selective recompute drops; without them it would be no layout of its own.
+    let (report, notes) = on(&world, &["model.dropout=0.1"], "all").unwrap();
     assert!(report.pass, "{report:#?}");
+    let configured: Vec<_> = report.layouts.iter().filter(|verdict| verdict.configured).collect();
+    assert!(matches!(configured[..], [verdict] if verdict.layout == "tp1 mb1"), "{report:#?}");
     // Recompute of four sorts with and without accumulation.
     assert_eq!(notes[0], "8 layouts");
     for layout in ["tp1", "tp1 mb1", "tp1 selective", "tp1 full2 mb1"] {
@@ -100,7 +119,7 @@ fn one_rank_shows_what_it_can() {
 
 #[test]
 fn what_cannot_be_is_refused_by_all() {
-    for layouts in ["tp8", "dp2zero1,pp2zero2", "tp2 fast"] {
+    for layouts in ["tp8", "dp2zero1,pp2zero2", "tp2 fast", "tp2tp1", "tp2,dp2,tp2", "tp2 gpipe"] {
         let errors = threads::run(2, |world| Ok::<_, mp_train::Error>(on(&world, &[], layouts).unwrap_err()));
         assert!(errors.iter().all(mp_train::Error::is_input), "{errors:?}");
     }

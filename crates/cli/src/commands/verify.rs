@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use mp_train::agree::agree;
 use mp_train::config::Precision;
-use mp_train::verify::{self, Case, Listener, Verdict, Which, LIMIT, NOISE_LIMIT};
+use mp_train::counted::counted;
+use mp_train::verify::{self, Case, Listener, Outline, Report, Verdict, Which, LIMIT, NOISE_LIMIT};
 
 use crate::args::Verify;
 use crate::failure::Failure;
@@ -32,15 +33,11 @@ pub fn run(args: &Verify, world: &World) -> Result<(), Failure> {
     let device = agree(&**communicator, choose_device(config.train.device))?;
     let begun = Instant::now();
     let report = {
-        let mut table = Table { screen: &screen, ranks: communicator.size(), watch: Watch::default() };
+        let (ranks, watch) = (communicator.size(), Watch::default());
+        let mut table = Table { screen: &screen, ranks, watch, done: 0, layouts: 0 };
         verify::verify(&config, communicator, device, &which, &mut table)?
     };
-    let (count, seconds) = (report.layouts.len(), begun.elapsed().as_secs_f64());
-    let failed = report.layouts.iter().filter(|verdict| !verdict.pass).count();
-    screen.line(&match failed {
-        0 => format!("all {count} layouts compute what one rank computes ({seconds:.0} s)"),
-        _ => format!("{failed} of {count} layouts DIFFER from one rank ({seconds:.0} s)"),
-    });
+    screen.line(&outcome(&report, begun.elapsed().as_secs_f64()));
     screen.result(&report)?;
     match report.pass {
         true => Ok(()),
@@ -48,23 +45,59 @@ pub fn run(args: &Verify, world: &World) -> Result<(), Failure> {
     }
 }
 
+/// Says in one line how it went.
+fn outcome(report: &Report, seconds: f64) -> String {
+    let count = report.layouts.len();
+    let failed = report.layouts.iter().filter(|verdict| !verdict.pass).count();
+    let words = match (failed, count) {
+        (0, 1) => "the layout computes what one rank computes".into(),
+        (0, _) => format!("all {count} layouts compute what one rank computes"),
+        (1, 1) => "the layout DIFFERS from one rank".into(),
+        (1, _) => format!("1 of {count} layouts DIFFERS from one rank"),
+        (failed, _) => format!("{failed} of {count} layouts DIFFER from one rank"),
+    };
+    let without = if report.not_run.is_some() { "; the configured layout was not run" } else { "" };
+    format!("{words} ({seconds:.0} s){without}")
+}
+
 /// The table under way.
 struct Table<'a> {
     screen: &'a Screen,
     ranks: usize,
     watch: Watch,
+    /// Rows that are done, and rows that there will be.
+    done: usize,
+    layouts: usize,
+}
+
+impl Table<'_> {
+    /// Writes how far the table is, `3 of 75`, as wide in each row.
+    fn count(&self) -> String {
+        let width = self.layouts.to_string().len();
+        format!("{:>width$} of {}", self.done, self.layouts)
+    }
 }
 
 impl Listener for Table<'_> {
-    fn start(&mut self, model: &str, layouts: usize, precision: Precision) {
-        let ranks = if self.ranks == 1 { "rank" } else { "ranks" };
-        self.screen.line(&format!("model     {model}"));
-        self.screen.line(&format!("layouts   {layouts}, of up to {} {ranks}", self.ranks));
+    fn start(&mut self, outline: &Outline<'_>) {
+        self.layouts = outline.layouts;
+        self.screen.line(&format!("model     {}", outline.model));
+        self.screen.line(&format!("layouts   {}, of up to {}", outline.layouts, counted(self.ranks, "rank")));
+        if let Some(why) = outline.not_run {
+            self.screen.line(&format!("          the configured layout is none of them: {why}"));
+        }
         if self.ranks == 1 {
             self.screen.line("          one rank can show little: start several, for example with mpirun -n 4");
         }
-        self.screen.line(&format!("limits    {LIMIT:.0e} relative in fp64{}", noise_limit(precision)));
-        self.screen.line(&row("layout", "ranks", ["loss", "norm", "gradient", "value"], "noise", "", "tensor"));
+        self.screen.line(&format!("limits    {LIMIT:.0e} relative in fp64{}", noise_limit(outline.precision)));
+        let count = " ".repeat(self.count().len());
+        self.screen.line(&row(
+            [&count, "layout", "ranks"],
+            ["loss", "norm", "gradient", "value"],
+            "noise",
+            "",
+            "tensor",
+        ));
     }
 
     fn begin(&mut self, case: &Case) {
@@ -80,9 +113,20 @@ impl Listener for Table<'_> {
         };
         let noise = verdict.noise.map_or_else(|| "-".into(), |noise| format!("{noise:.1} ×"));
         let word = if verdict.pass { "ok" } else { "FAIL" };
-        let (layout, ranks) = (&verdict.layout, verdict.ranks.to_string());
+        self.done += 1;
+        let layout = match verdict.configured {
+            true => format!("configured ({})", verdict.layout),
+            false => verdict.layout.clone(),
+        };
+        let ranks = verdict.ranks.to_string();
         let tensor = verdict.tensor.as_deref().unwrap_or("-");
-        self.screen.line(&row(layout, &ranks, numbers.each_ref().map(String::as_str), &noise, word, tensor));
+        self.screen.line(&row(
+            [&self.count(), &layout, &ranks],
+            numbers.each_ref().map(String::as_str),
+            &noise,
+            word,
+            tensor,
+        ));
         if let Some(complaint) = verdict.complaint() {
             self.screen.line(&format!("    {complaint}"));
         }
@@ -90,23 +134,20 @@ impl Listener for Table<'_> {
 }
 
 fn noise_limit(precision: Precision) -> String {
-    let name = match precision {
-        Precision::Fp64 => return String::new(),
-        Precision::Fp32 => "fp32",
-        Precision::Bf16 => "bf16",
-    };
-    format!("; noise in {name} up to {NOISE_LIMIT} × the rounding expected")
+    match precision {
+        Precision::Fp64 => String::new(),
+        other => format!("; noise in {} up to {NOISE_LIMIT} × the rounding expected", other.name()),
+    }
 }
 
 fn row(
-    layout: &str,
-    ranks: &str,
+    [count, layout, ranks]: [&str; 3],
     [loss, norm, gradient, value]: [&str; 4],
     noise: &str,
     word: &str,
     tensor: &str,
 ) -> String {
-    format!("{layout:<28} {ranks:>5}  {loss:>8} {norm:>8} {gradient:>8} {value:>8}  {noise:>7}  {word:<4}  {tensor}")
+    format!("{count}  {layout:<28} {ranks:>5}  {loss:>8} {norm:>8} {gradient:>8} {value:>8}  {noise:>7}  {word:<4}  {tensor}")
         .trim_end()
         .to_string()
 }

@@ -11,7 +11,7 @@ use crate::common::{children, finish, launcher, ranks, send, under_way, with_set
 fn four_ranks_train_a_model_cut_in_two() {
     let folder = tempfile::tempdir().unwrap();
     let ended = ranks(4, folder.path(), &with_sets("train", &[TINY, &["train.name=a"]])).success();
-    assert!(ended.out.contains("on 4 ranks: tp=2 × dp=2"), "{ended:#?}");
+    assert!(ended.out.contains("on 4 ranks: dp=2 × tp=2, sequence parallel"), "{ended:#?}");
     assert_eq!(ended.out.matches("The model writes:").count(), 1, "{ended:#?}");
     assert!(folder.path().join("runs/a/checkpoints/step-00000002/manifest.json").exists());
 }
@@ -71,7 +71,7 @@ fn a_batch_that_three_ranks_cannot_share_names_the_way_out() {
     let folder = tempfile::tempdir().unwrap();
     let ended = ranks(3, folder.path(), &["train"]);
     let message = ended.input_error();
-    assert!(message.contains("`train.global_batch` to 15 or 18, or `parallel.dp` to 1, 2, 4, 8 or 16"), "{message}");
+    assert!(message.ends_with("; set `train.global_batch` to 15 or 18, or `parallel.pp` to 3"), "{message}");
 }
 
 #[test]

@@ -23,7 +23,7 @@ fn records(folder: &Path) -> Vec<Record> {
 fn a_run_leaves_its_folder_and_says_how_it_went() {
     let folder = tempfile::tempdir().unwrap();
     let ended = named(folder.path(), &[]).success();
-    for word in ["parameters on 1 rank: tp=1 × dp=1", "2/2  loss", "validation loss", "The model writes:", "runs/a"] {
+    for word in ["parameters on 1 rank: dp=1 × tp=1", "2/2  loss", "validation loss", "The model writes:", "runs/a"] {
         assert!(ended.out.contains(word), "{word}: {ended:#?}");
     }
     assert_eq!(ended.err, "");

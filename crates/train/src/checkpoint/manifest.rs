@@ -6,6 +6,7 @@ use std::ops::Range;
 use serde::{Deserialize, Serialize};
 
 use super::{Dtype, Entry, Section};
+use crate::config::Precision;
 use crate::region::{self, Region};
 use crate::standing::Standing;
 use crate::Config;
@@ -54,6 +55,11 @@ impl About {
             config: serde_json::to_value(config).expect("a tree of plain values is JSON"),
             code_version: env!("CARGO_PKG_VERSION").into(),
         }
+    }
+
+    /// Returns the numbers that the run was trained in, where its configuration says so.
+    pub fn precision(&self) -> Option<Precision> {
+        serde_json::from_value(self.config.pointer("/train/precision")?.clone()).ok()
     }
 }
 

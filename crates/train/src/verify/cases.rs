@@ -12,52 +12,122 @@ use crate::{Error, Result};
 /// Which layouts to verify.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Which {
-    /// Every mesh of as many ranks as there are or fewer, and with each mesh every option, and every two options.
+    /// Every mesh of as many ranks as there are or fewer, and with each mesh every option, and every two options; then the
+    /// configured layout.
     All,
-    /// Every mesh with every combination of options.
+    /// Every mesh with every combination of options; then the configured layout.
     Exhaustive,
     /// These.
-    List(Vec<Case>),
+    List {
+        /// As they are written.
+        cases: Vec<Case>,
+        /// Whether the configured layout comes behind them.
+        configured: bool,
+    },
 }
+
+/// How a list names the configured layout.
+const CONFIGURED: &str = "configured";
 
 impl FromStr for Which {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        Ok(match text {
-            "all" => Which::All,
-            "exhaustive" => Which::Exhaustive,
-            list => Which::List(list.split(',').map(str::parse).collect::<Result<_>>()?),
-        })
+        match text {
+            "all" => return Ok(Which::All),
+            "exhaustive" => return Ok(Which::Exhaustive),
+            _ => {}
+        }
+        let (mut cases, mut configured) = (Vec::<Case>::new(), false);
+        let mut words = Vec::new();
+        for word in text.split(',').map(str::trim) {
+            if word == CONFIGURED {
+                configured = true;
+                continue;
+            }
+            let case = word.parse()?;
+            if let Some(index) = cases.iter().position(|known| *known == case) {
+                let rule =
+                    format!("\"{}\" and \"{word}\" in it are the same layout; leave one of them out", words[index]);
+                return Err(Error::Config { key: "--layouts", value: format!("\"{text}\""), rule });
+            }
+            cases.push(case);
+            words.push(word);
+        }
+        Ok(Which::List { cases, configured })
     }
 }
 
+/// The layouts of a verification.
+#[derive(Debug)]
+pub(super) struct Layouts {
+    /// In the order in which they are verified.
+    pub cases: Vec<Case>,
+    /// The one of them that the configuration trains under.
+    pub configured: Option<Case>,
+    /// Why it is none of them, where it was to be.
+    pub not_run: Option<String>,
+}
+
 impl Which {
-    /// Lists the layouts, fewest ranks first.
+    /// Returns the most virtual stages that a layout needs which is given and not found.
+    pub(super) fn stages(&self, configured: &Result<Case>) -> usize {
+        let listed = match self {
+            Which::List { cases, .. } => cases.as_slice(),
+            Which::All | Which::Exhaustive => &[],
+        };
+        listed.iter().chain(configured).map(Case::stages).max().unwrap_or(1)
+    }
+
+    /// Lists the layouts, fewest ranks first, but for a list, which keeps its order; the configured one is last, unless it is
+    /// one of the others.
     ///
     /// # Errors
-    /// What a layout on a list is refused for. Of all layouts, those that cannot be are left out.
-    pub(super) fn cases(&self, ranks: usize, shrunk: &Shrunk) -> Result<Vec<Case>> {
-        match self {
-            Which::List(cases) => {
-                for case in cases {
-                    listed(case, ranks, shrunk)?;
-                }
-                Ok(cases.clone())
+    /// What a layout on a list is refused for. Of all layouts, those that cannot be are left out, and of a configured one that
+    /// cannot be on these ranks it is said.
+    pub(super) fn layouts(&self, ranks: usize, shrunk: &Shrunk, configured: Result<Case>) -> Result<Layouts> {
+        let (mut cases, wanted) = match self {
+            Which::List { cases, configured } => {
+                cases.iter().try_for_each(|case| listed(case, ranks, shrunk))?;
+                (cases.clone(), *configured)
             }
-            Which::Exhaustive => Ok(legal(ranks, shrunk)),
-            Which::All => Ok(pairs(legal(ranks, shrunk))),
-        }
+            Which::Exhaustive => (legal(ranks, shrunk), true),
+            Which::All => (pairs(legal(ranks, shrunk)), true),
+        };
+        let configured = configured.and_then(|case| shrunk.layout(&case).map(|_| case));
+        let not_run = match (&configured, self) {
+            (Ok(_), _) => None,
+            (Err(error), Which::List { configured: true, .. }) => {
+                return Err(refused(CONFIGURED, error.to_string()));
+            }
+            (Err(error), _) => wanted.then(|| error.to_string()),
+        };
+        let configured = configured.ok();
+        let missing = configured.filter(|case| wanted && !cases.contains(case));
+        cases.extend(missing);
+        Ok(Layouts { cases, configured, not_run })
     }
+}
+
+/// Words a layout of a list that cannot be.
+fn refused(layout: &str, rule: String) -> Error {
+    Error::Config { key: "--layouts", value: format!("\"{layout}\""), rule }
 }
 
 /// Refuses a layout of a list that cannot be.
 fn listed(case: &Case, ranks: usize, shrunk: &Shrunk) -> Result<()> {
-    let refused = |rule: String| Error::Config { key: "--layouts", value: format!("\"{case}\""), rule };
-    if case.ranks() > ranks {
-        return Err(refused(format!("takes {} ranks, and there are {ranks}", case.ranks())));
+    let refused = |rule: String| refused(&case.to_string(), rule);
+    let needed = case.ranks();
+    if needed > ranks {
+        let are = if ranks == 1 { "there is 1".into() } else { format!("there are {ranks}") };
+        let rule = format!("takes {needed} ranks, and {are}; start it on {needed} or more (mpirun -n {needed})");
+        return Err(refused(rule));
     }
-    shrunk.layout(case).map(drop).map_err(|error| refused(error.to_string()))
+    if case.split && !shrunk.is_split() {
+        return Err(refused("says split, and parallel.split is empty; leave it out, or set that".into()));
+    }
+    let possible = shrunk.check_full(case).and_then(|()| shrunk.layout(case));
+    possible.map(drop).map_err(|error| refused(error.to_string()))
 }
 
 /// Lists every layout that can be.
@@ -152,8 +222,16 @@ mod tests {
     use super::*;
     use crate::Config;
 
+    fn layouts(which: &Which, ranks: usize, sets: &[&str]) -> Result<Layouts> {
+        let sets: Vec<String> = sets.iter().map(|set| set.to_string()).collect();
+        let config = Config::load(None, None, &sets).unwrap();
+        let configured = Case::configured(&config, 257, ranks);
+        let shrunk = Shrunk::new(&config, 257, ranks, which.stages(&configured)).unwrap();
+        which.layouts(ranks, &shrunk, configured)
+    }
+
     fn cases(which: &Which, ranks: usize) -> Vec<Case> {
-        which.cases(ranks, &Shrunk::new(&Config::default(), 257, ranks).unwrap()).unwrap()
+        layouts(which, ranks, &[]).unwrap().cases
     }
 
     #[test]
@@ -171,12 +249,68 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_is_refused_on_a_list() {
-        let shrunk = Shrunk::new(&Config::default(), 257, 4).unwrap();
-        for (list, why) in
-            [("tp8", "takes 8 ranks"), ("tp3", "cannot be cut in 3"), ("tp2,pp2zero1", "parallel.zero 1")]
-        {
-            let error = list.parse::<Which>().unwrap().cases(4, &shrunk).unwrap_err();
+    fn an_option_that_changes_nothing_is_no_layout_of_its_own() {
+        // Fused attention keeps nothing that selective recompute could drop, unless weights are dropped out.
+        let selective = |sets: &[&str]| {
+            let found = layouts(&Which::Exhaustive, 2, sets).unwrap().cases;
+            found.iter().filter(|case| case.recompute == RecomputeName::Selective).count()
+        };
+        assert_eq!(selective(&[]), 0);
+        assert!(selective(&["model.dropout=0.1"]) > 0);
+    }
+
+    #[test]
+    fn the_configured_layout_comes_last_unless_it_is_there_already() {
+        let sets = ["parallel.pp=2", "parallel.tp=1", "parallel.chunks=2", "parallel.schedule=interleaved"];
+        let split = [&sets[..], &["model.layers=24", "parallel.split=[5, 6, 7, 6]"]].concat();
+        for (which, ranks, sets, name) in [
+            ("all", 2, &[][..], "tp2 sp mb1"),
+            ("all", 4, &sets, "pp2dp2 interleaved"),
+            ("exhaustive", 2, &split, "pp2 interleaved split"),
+            ("tp2,configured", 2, &["parallel.zero=1", "parallel.tp=1"], "dp2zero1 mb1"),
+        ] {
+            let found = layouts(&which.parse().unwrap(), ranks, sets).unwrap();
+            assert_eq!(found.configured.map(|case| case.to_string()).as_deref(), Some(name));
+            assert_eq!(found.cases.iter().filter(|case| Some(**case) == found.configured).count(), 1, "{name}");
+            if which != "all" {
+                assert_eq!(found.cases.last().copied(), found.configured, "{name}");
+            }
+        }
+        let found = layouts(&"tp2".parse().unwrap(), 2, &[]).unwrap();
+        assert_eq!((found.cases.len(), found.not_run), (1, None));
+    }
+
+    #[test]
+    fn a_configured_layout_that_cannot_be_here_is_spoken_of() {
+        let sets = ["parallel.tp=4", "parallel.pp=2"];
+        let found = layouts(&Which::All, 2, &sets).unwrap();
+        assert!(found.configured.is_none() && found.not_run.unwrap().contains("cannot make 2 ranks"));
+        let error = layouts(&"configured".parse().unwrap(), 2, &sets).unwrap_err();
+        assert!(
+            error.is_input() && error.to_string().starts_with("`--layouts` is \"configured\", but pp 2"),
+            "{error}"
+        );
+        assert!(layouts(&"tp2".parse().unwrap(), 2, &sets).unwrap().not_run.is_none());
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused_on_a_list_in_the_users_own_numbers() {
+        for (list, why) in [
+            ("tp8", "takes 8 ranks, and there are 4; start it on 8 or more (mpirun -n 8)"),
+            ("tp3", "model.heads 16 cannot be cut in 3 (parallel.tp); parallel.tp may be 1, 2, 4, 8 or 16"),
+            (
+                "pp4 interleaved chunks3",
+                "model.layers 10 cannot fill parallel.pp 4 × 3 chunks of a rank; parallel.pp may be at most 3",
+            ),
+            ("tp2,pp2zero1", "parallel.zero 1"),
+            ("pp2 split", "says split, and parallel.split is empty"),
+            ("tp2 zb-v", "parallel.schedule zb-v changes nothing"),
+            ("dp2 a2a", "parallel.context all-to-all changes nothing"),
+            ("tp2,dp2,tp2 1f1b", "\"tp2\" and \"tp2 1f1b\" in it are the same layout"),
+            ("pp2 mb4,pp2", "\"pp2 mb4\" and \"pp2\" in it are the same layout"),
+        ] {
+            let sets = ["model.heads=16", "model.layers=10"];
+            let error = list.parse::<Which>().and_then(|which| layouts(&which, 4, &sets)).unwrap_err();
             assert!(error.is_input() && error.to_string().contains(why), "{error}");
         }
     }

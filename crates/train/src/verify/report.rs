@@ -8,12 +8,25 @@ use crate::config::Precision;
 
 /// Listens to a verification, on every rank.
 pub trait Listener {
-    /// Called once, before the first layout: the model in words, how many layouts, and the run's own precision.
-    fn start(&mut self, model: &str, layouts: usize, precision: Precision);
+    /// Called once, before the first layout.
+    fn start(&mut self, outline: &Outline<'_>);
     /// Called before each layout.
     fn begin(&mut self, case: &Case);
     /// Called after each layout.
     fn end(&mut self, verdict: &Verdict);
+}
+
+/// What is about to be verified.
+#[derive(Debug, Clone, Copy)]
+pub struct Outline<'a> {
+    /// The model in words.
+    pub model: &'a str,
+    /// How many layouts.
+    pub layouts: usize,
+    /// The run's own precision.
+    pub precision: Precision,
+    /// Why the configured layout is not among them, where it was to be.
+    pub not_run: Option<&'a str>,
 }
 
 /// What was found of one layout.
@@ -23,6 +36,8 @@ pub struct Verdict {
     pub layout: String,
     /// How many ranks it takes.
     pub ranks: usize,
+    /// Whether it is the one that the configuration trains under.
+    pub configured: bool,
     /// The largest relative difference in double precision; the largest number where one is not finite.
     pub worst: f64,
     /// The first tensor in execution order, of the first step, that differs; where none does, the one that comes nearest.
@@ -73,6 +88,9 @@ pub struct Report {
     pub layouts: Vec<Verdict>,
     /// Whether all agree.
     pub pass: bool,
+    /// Why the configured layout is not among them, where it was to be.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub not_run: Option<String>,
 }
 
 impl Worst {

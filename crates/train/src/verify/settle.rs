@@ -93,6 +93,7 @@ pub(super) fn settle(
     let mut verdict = Verdict {
         layout: case.to_string(),
         ranks: case.ranks(),
+        configured: false,
         worst: f64::MAX,
         tensor: None,
         pass: false,

@@ -2,7 +2,7 @@
 //!
 //! | stays | shrinks |
 //! |---|---|
-//! | family, biases, tied head, dropout, rotary base and scaling, norm epsilon | layers: as many as the stages of the deepest cut, and one more |
+//! | family, biases, tied head, dropout, rotary base and scaling, norm epsilon | layers: as many as the stages of the deepest cut, and one more where they are two a rank |
 //! | by which degrees heads, MLP and sequence can be cut, and where key/value heads are shared | heads, MLP and sequence: the least that do |
 //! | whether a window hides positions | its length |
 //! | whether heads are of even width, whether they fill the width, whether positions go beyond a sequence | widths: a few elements |
@@ -11,6 +11,7 @@
 use mp_plan::{Architecture, ModelConfig, RopeScaling};
 
 use super::Case;
+use crate::counted::counted;
 use crate::layout::Layout;
 use crate::{Config, Result};
 
@@ -36,16 +37,22 @@ pub(super) const LR: f64 = 1e-2;
 #[derive(Debug, Clone)]
 pub struct Shrunk {
     config: Config,
+    /// The layers of each stage, where the configuration splits them.
+    split: Vec<usize>,
+    /// The user's configuration as it is, and the tokens of its vocabulary.
+    full: (Config, usize),
 }
 
 impl Shrunk {
-    /// Shrinks a configuration, so that `ranks` ranks can cut it in all ways that they could cut the original.
+    /// Shrinks a configuration, so that `ranks` ranks can cut it in all ways that they could cut the original, and in
+    /// `stages` stages where the original can be.
     ///
     /// # Errors
     /// [`Error::Plan`](crate::Error::Plan) for a model that cannot be.
-    pub fn new(config: &Config, vocab: usize, ranks: usize) -> Result<Self> {
+    pub fn new(config: &Config, vocab: usize, ranks: usize, stages: usize) -> Result<Self> {
         let full = Architecture::resolve(&config.model, vocab, config.train.seq)?;
         let mut small = Config { model: model(&full, config.train.seq, ranks), ..config.clone() };
+        small.model.layers = full.layers.min((2 * ranks + 1).max(stages));
         small.parallel = Default::default();
         small.train.seq = seq(config.train.seq, ranks);
         small.train.clip_norm = CLIP_NORM;
@@ -55,15 +62,23 @@ impl Shrunk {
         }
         // See `compare`: a gradient that is all rounding must not make an update that is.
         small.optimizer.eps = small.optimizer.eps.max(CLIP_NORM);
-        Ok(Self { config: small })
+        let split = split(&config.parallel.split, small.model.layers);
+        Ok(Self { config: small, split, full: (config.clone(), vocab) })
+    }
+
+    /// Says whether the configuration splits the layers itself.
+    pub(super) fn is_split(&self) -> bool {
+        !self.split.is_empty()
     }
 
     /// Returns the model in words.
     pub fn words(&self) -> String {
-        let ModelConfig { architecture, layers, hidden, heads, kv_heads, ffn, vocab, .. } = &self.config.model;
+        let &ModelConfig { architecture, layers, hidden, heads, kv_heads, ffn, vocab, .. } = &self.config.model;
         let family = format!("{architecture:?}").to_lowercase();
         let seq = self.config.train.seq;
-        format!("{family}, {layers} layers of width {hidden}, {heads} heads on {kv_heads} key/value heads, MLP {ffn}, vocabulary {vocab}, sequences of {seq}")
+        let (layers, heads, shared) =
+            (counted(layers, "layer"), counted(heads, "head"), counted(kv_heads, "key/value head"));
+        format!("{family}, {layers} of width {hidden}, {heads} on {shared}, MLP {ffn}, vocabulary {vocab}, sequences of {seq}")
     }
 
     /// Returns the names of all trained parameters in execution order, adapters after what is none.
@@ -85,8 +100,20 @@ impl Shrunk {
     pub(super) fn config(&self, case: &Case) -> Config {
         let mut config = self.config.clone();
         config.train.global_batch = Self::global_batch(case);
-        config.parallel = case.parallel(config.train.global_batch, BUCKET_BYTES);
+        config.parallel = case.parallel(config.train.global_batch, BUCKET_BYTES, &self.split);
         config
+    }
+
+    /// Checks that a layout can cut the user's own model, so that what is refused is told in its numbers.
+    ///
+    /// # Errors
+    /// As [`Layout::new`].
+    pub(super) fn check_full(&self, case: &Case) -> Result<()> {
+        let (full, vocab) = &self.full;
+        let mut config = full.clone();
+        config.train.global_batch = Self::global_batch(case);
+        config.parallel = case.parallel(config.train.global_batch, BUCKET_BYTES, &full.parallel.split);
+        Layout::new(&config, *vocab, case.ranks()).map(drop)
     }
 
     /// Lays the model out.
@@ -104,7 +131,6 @@ fn model(full: &Architecture, user_seq: usize, ranks: usize) -> ModelConfig {
     let seq = seq(user_seq, ranks);
     let fills = full.hidden == full.heads * full.head_dim;
     ModelConfig {
-        layers: full.layers.min(2 * ranks + 1),
         heads,
         kv_heads,
         head_dim,
@@ -116,6 +142,21 @@ fn model(full: &Architecture, user_seq: usize, ranks: usize) -> ModelConfig {
         rope_scaling: full.rope_scaling.clone().map(|scaling| scaled(scaling, user_seq, seq)),
         ..full.to_config()
     }
+}
+
+/// Deals layers to stages in the proportions of a split, at least one to each.
+fn split(full: &[usize], layers: usize) -> Vec<usize> {
+    let mut split = vec![1; full.len()];
+    for _ in full.len()..layers {
+        // Next is the stage that has least of what it has in full; of equals the first. With as many layers as in full each
+        // ends where it is there (D'Hondt's rule gives every stage its exact share).
+        let share = |stage: &usize| full[*stage] as f64 / (split[*stage] + 1) as f64;
+        let next = (0..full.len()).rev().max_by(|one, other| share(one).total_cmp(&share(other)));
+        if let Some(stage) = next {
+            split[stage] += 1;
+        }
+    }
+    split
 }
 
 /// Keeps the share of a sequence that a query sees, and more than its own position of it.
@@ -136,7 +177,8 @@ fn heads(full: &Architecture, ranks: usize) -> (usize, usize) {
     let shape = |heads: usize, kv: usize| {
         let cut = move |tp: usize| {
             let fits = heads.is_multiple_of(tp) && (kv.is_multiple_of(tp) || tp.is_multiple_of(kv));
-            fits.then_some(tp.div_ceil(kv))
+            // By how many ranks a key/value head is held, and whether query heads share one on a rank.
+            fits.then_some((tp.div_ceil(kv), heads / tp > (kv / tp).max(1)))
         };
         ((1..=ranks).map(cut).collect::<Vec<_>>(), kv < heads, kv > 1, heads > 1)
     };
@@ -173,13 +215,29 @@ mod tests {
     fn shrunk(sets: &[&str], ranks: usize) -> ModelConfig {
         let sets: Vec<String> = sets.iter().map(|set| set.to_string()).collect();
         let config = Config::load(None, None, &sets).unwrap();
-        Shrunk::new(&config, 257, ranks).unwrap().config.model
+        Shrunk::new(&config, 257, ranks, 1).unwrap().config.model
+    }
+
+    #[test]
+    fn a_split_keeps_its_proportions() {
+        assert_eq!(split(&[5, 6, 5], 16), [5, 6, 5]);
+        assert_eq!(split(&[5, 6, 5], 9), [3, 3, 3]);
+        assert_eq!(split(&[12, 4], 5), [4, 1]);
+        assert_eq!(split(&[1, 30, 1], 4), [1, 2, 1]);
+        assert_eq!(split(&[], 4), [0; 0]);
+    }
+
+    #[test]
+    fn there_are_as_many_layers_as_the_stages_need_and_the_model_has() {
+        let config = Config::load(None, None, &["model.layers=48".into()]).unwrap();
+        let layers = |stages| Shrunk::new(&config, 257, 4, stages).unwrap().config.model.layers;
+        assert_eq!([1, 9, 12, 48, 49].map(layers), [9, 9, 12, 48, 48]);
     }
 
     #[test]
     fn heads_are_cut_by_the_same_degrees_and_shared_alike() {
         for (heads, kv_heads, small) in
-            [("12", "12", (12, 12)), ("32", "8", (8, 4)), ("32", "1", (4, 1)), ("25", "25", (5, 5))]
+            [("12", "12", (12, 12)), ("32", "8", (8, 4)), ("32", "1", (8, 1)), ("25", "25", (5, 5))]
         {
             let (all, shared) = (format!("model.heads={heads}"), format!("model.kv_heads={kv_heads}"));
             let model = shrunk(&[&all, &shared, "model.hidden=9600"], 4);

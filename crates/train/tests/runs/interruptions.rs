@@ -3,12 +3,16 @@
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
 use std::time::Duration;
 
+use mp_comm::solo::Solo;
+use mp_comm::Communicator;
+use mp_runtime::Device;
 use mp_train::checkpoint::{CheckpointStore, DirectoryStore, Verify};
-use mp_train::config::Every;
-use mp_train::records::{EndReason, Record, StepRecord};
-use mp_train::{metrics, Config, Error};
+use mp_train::config::{Every, Precision};
+use mp_train::records::{EndReason, Observer, Record, Start, StepRecord};
+use mp_train::{metrics, run, Config, Error};
 
 use crate::common::{saved, steps, succeed, tiny, train, train_until};
 
@@ -51,6 +55,46 @@ fn a_run_interrupted_thrice_on_other_ranks_ends_where_the_uninterrupted_one_does
         assert_eq!(got.0, expected.0);
         assert!((got.1 - expected.1).abs() <= 1e-9 * expected.1, "{got:?} {expected:?}");
     }
+}
+
+/// What was saved is converted: a run that goes on in other numbers goes on where it was, within their rounding.
+#[test]
+fn a_run_goes_on_in_another_precision_and_says_so() {
+    let out = tempfile::tempdir().unwrap();
+    let base = ["train.steps=6", "optimizer.schedule=constant", "optimizer.warmup=0", "optimizer.min_lr=0"];
+    succeed(1, &config(out.path(), "whole", &base));
+    let exact = losses(&out.path().join("whole"));
+    // Steps 4 to 6 of a loss near 5: fp32 rounds at 6e-8, bf16 at 4e-3; a few roundings add up.
+    for (before, after, tolerance) in
+        [("fp64", "fp32", 1e-5), ("fp32", "fp64", 1e-5), ("fp64", "bf16", 2e-2), ("bf16", "fp32", 2e-2)]
+    {
+        let name = format!("{before}-{after}");
+        let [first, then] = [before, after].map(|precision| format!("train.precision={precision}"));
+        let half = [&base[1..], &["train.steps=3", &first]].concat();
+        assert_eq!(started(&config(out.path(), &name, &half)), None);
+        let more = [&base[..], &["checkpoint.resume=true", &then]].concat();
+        let spoken = started(&config(out.path(), &name, &more)).unwrap();
+        assert_eq!([spoken.0.name(), spoken.1.name()], [before, after]);
+        let got = losses(&out.path().join(&name));
+        assert_eq!(got.len(), 6);
+        for (got, exact) in got.iter().zip(&exact) {
+            assert!((got.1 - exact.1).abs() <= tolerance * exact.1, "{name}: {got:?} {exact:?}");
+        }
+    }
+}
+
+/// Trains on one rank; returns the numbers before and after, where the run was continued.
+fn started(config: &Config) -> Option<(Precision, Precision)> {
+    struct Heard(Option<(Precision, Precision)>);
+    impl Observer for Heard {
+        fn start(&mut self, start: &Start) {
+            self.0 = start.precision_before.map(|before| (before, start.precision));
+        }
+    }
+    let mut heard = Heard(None);
+    let world: Arc<dyn Communicator> = Arc::new(Solo::new("world"));
+    run::train(config, world, Device::Cpu, &AtomicBool::new(false), &mut heard).unwrap();
+    heard.0
 }
 
 #[test]

@@ -41,7 +41,7 @@ pub enum Command {
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "SIGTERM, SIGINT or SIGUSR1 makes a run save and end in good order, with exit code 0. mpirun hands SIGUSR1 on \
-                        to its ranks and waits; on the others it ends them after half a second, saved or not, and exits with 1."
+                        to its ranks and waits; on the others it ends them about a quarter of a second later, saved or not, and exits with 1."
 )]
 pub struct Train {
     #[command(flatten)]
@@ -66,7 +66,7 @@ pub struct Plan {
     #[command(flatten)]
     pub configuration: Configuration,
     /// How many ranks to cut the model over; default: those that mpirun started, else 1.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = number_of_ranks)]
     pub ranks: Option<usize>,
     /// The folder that plan.json is written into.
     #[arg(long, value_name = "DIR", default_value = ".")]
@@ -81,7 +81,8 @@ pub struct Plan {
 pub struct Verify {
     #[command(flatten)]
     pub configuration: Configuration,
-    /// all: every mesh, and every pair of options; exhaustive: every combination; or a list such as tp2pp2,dp4zero3.
+    /// all: every mesh, every pair of options, and the configured layout; exhaustive: every combination; or a list such as
+    /// tp2pp2,dp4zero3,configured.
     #[arg(long, value_name = "all|exhaustive|LIST", default_value = "all")]
     pub layouts: String,
     #[command(flatten)]
@@ -379,6 +380,11 @@ pub struct Output {
     pub json: Option<PathBuf>,
 }
 
+/// Reads a number of ranks.
+fn number_of_ranks(text: &str) -> Result<usize, &'static str> {
+    text.parse().map_err(|_| "must be a whole number from 1")
+}
+
 impl Configuration {
     /// Reads the configuration.
     ///
@@ -406,6 +412,23 @@ mod tests {
         for name in mp_train::config::preset::names() {
             assert!(help.contains(name), "{name}");
         }
+    }
+
+    #[test]
+    fn a_plan_is_for_a_number_of_ranks() {
+        for ranks in ["-1", "two", "1.5"] {
+            let error = Args::try_parse_from(["mp-cli", "plan", "--ranks", ranks]).unwrap_err().to_string();
+            let message = format!("invalid value '{ranks}' for '--ranks <N>': must be a whole number from 1");
+            assert!(error.contains(&message), "{error}");
+        }
+    }
+
+    #[test]
+    fn help_and_handbook_leave_ranks_the_same_time() {
+        let time = "about a quarter of a second";
+        let help = Args::command().find_subcommand_mut("train").unwrap().render_long_help().to_string();
+        assert!(help.split_whitespace().collect::<Vec<_>>().join(" ").contains(time), "{help}");
+        assert!(include_str!("../../../docs/configuration.md").contains(time));
     }
 
     #[test]

@@ -1,13 +1,15 @@
 //! Who hears the spans and events of the lower floors: standard error on rank 0, and files for each rank on request.
 
+mod filter;
+
 use std::fs::File;
 use std::io;
 use std::path::Path;
 use std::sync::Mutex;
 
 use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::fmt;
 use tracing_subscriber::prelude::*;
-use tracing_subscriber::{fmt, EnvFilter};
 
 use crate::args::Train;
 use crate::failure::refused;
@@ -25,11 +27,7 @@ const OURS: &str = "mp_";
 /// # Errors
 /// An input error for a filter that does not parse, or a folder that cannot be written.
 pub fn start(train: &Train, rank: usize) -> mp_train::Result<Option<Closing>> {
-    let filter = |default: &str| {
-        let text = train.log.as_deref().unwrap_or(default);
-        EnvFilter::try_new(text)
-            .map_err(|error| refused("--log", format!("\"{text}\""), format!("is no filter: {error}")))
-    };
+    let filter = |default: &str| filter::read(train.log.as_deref().unwrap_or(default));
     let screen = match rank {
         0 => Some(fmt::layer().with_writer(std::io::stderr).with_target(false).with_filter(filter(ON_SCREEN)?)),
         _ => None,

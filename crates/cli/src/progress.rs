@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
+use mp_train::counted::counted;
 use mp_train::records::{EndReason, EvalRecord, Observer, Report, Start, StepRecord};
 
 use crate::screen::Screen;
@@ -105,16 +106,15 @@ impl Observer for Progress<'_> {
         self.run = start.run_dir.clone();
         self.stop.would_leave(&self.run, None);
         self.shown.step = start.first_step - 1;
-        let ranks = if start.ranks == 1 { "rank" } else { "ranks" };
-        let (parameters, count, layout) = (grouped(start.parameters), start.ranks, &start.layout);
-        self.line(&format!("model     {parameters} parameters on {count} {ranks}: {layout}"));
-        let (train, held_out) = (grouped(start.train_tokens), grouped(start.validation_tokens));
-        self.line(&format!("data      {train} tokens to train on, {held_out} held out"));
+        let (parameters, ranks, layout) = (grouped(start.parameters), counted(start.ranks, "rank"), &start.layout);
+        self.line(&format!("model     {parameters} parameters on {ranks}: {layout}"));
+        let (train, held_out) = (counted(grouped(start.train_tokens), "token"), grouped(start.validation_tokens));
+        self.line(&format!("data      {train} to train on, {held_out} held out"));
         self.line(&format!("folder    {}", start.run_dir.display()));
         if start.first_step > start.steps {
-            self.line(&format!("all {} steps are done: nothing is left to train", start.steps));
+            self.line(&format!("{} done: nothing is left to train", all(start.steps)));
         } else if start.first_step > 1 {
-            self.line(&format!("continues after step {}", start.first_step - 1));
+            self.line(&format!("continues after step {}{}", start.first_step - 1, other_precision(start)));
         } else if self.resumes {
             self.line("there is no checkpoint to continue from: this run starts at step 1");
         }
@@ -158,7 +158,7 @@ impl Observer for Progress<'_> {
             self.line(&format!("\nThe model writes:\n{}\n", sample.trim_end()));
         }
         if let Some(loss) = report.validation_loss {
-            self.line(&format!("validation loss {loss:.4} nats per token after {} steps", report.step));
+            self.line(&format!("validation loss {loss:.4} nats per token after {}", counted(report.step, "step")));
         }
         match report.reason {
             EndReason::Signal => {
@@ -188,6 +188,26 @@ fn stopped(report: &Report, saved: Option<&Path>, ranks: usize) -> String {
         report.step,
         config.display()
     )
+}
+
+/// Says that a run goes on in other numbers, where it does. What is kept of it is converted; a loss may leap a little.
+fn other_precision(start: &Start) -> String {
+    match start.precision_before {
+        Some(before) if before != start.precision => format!(
+            ", in {} where it was {}: weights and optimizer state are converted, and the loss may leap by the rounding",
+            start.precision.name(),
+            before.name()
+        ),
+        _ => String::new(),
+    }
+}
+
+/// Says of all steps what one more word ends.
+fn all(steps: u64) -> String {
+    match steps {
+        1 => "the one step is".into(),
+        _ => format!("all {steps} steps are"),
+    }
 }
 
 /// Draws a bar for a plain line.
@@ -222,6 +242,8 @@ fn clock(time: Duration) -> String {
 
 #[cfg(test)]
 mod tests {
+    use mp_train::config::Precision;
+
     use super::*;
 
     #[test]
@@ -232,6 +254,25 @@ mod tests {
             [0, 50, 100].map(|step| drawn(step, 100)),
             ["[....................]", "[##########..........]", "[####################]"]
         );
+    }
+
+    #[test]
+    fn one_is_no_plural_and_other_numbers_are_spoken_of() {
+        assert_eq!([all(1), all(2)], ["the one step is", "all 2 steps are"]);
+        let start = |precision_before| Start {
+            ranks: 1,
+            layout: String::new(),
+            parameters: 1,
+            steps: 1,
+            first_step: 2,
+            precision: Precision::Bf16,
+            precision_before,
+            run_dir: PathBuf::new(),
+            train_tokens: 1,
+            validation_tokens: 1,
+        };
+        assert_eq!([None, Some(Precision::Bf16)].map(|before| other_precision(&start(before))), ["", ""]);
+        assert!(other_precision(&start(Some(Precision::Fp32))).starts_with(", in bf16 where it was fp32: "));
     }
 
     #[test]

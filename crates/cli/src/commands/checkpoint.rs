@@ -7,6 +7,7 @@ use mp_train::checkpoint::{
     self, CheckpointReader, CheckpointStore, DirectoryStore, Dtype, Manifest, Rewrite, Section,
 };
 use mp_train::checkpoint::{TensorRecord, Verify};
+use mp_train::counted::counted;
 use mp_train::run_folder::{self, CHECKPOINTS};
 use mp_train::{huggingface, Config, Error};
 use serde::Serialize;
@@ -40,13 +41,17 @@ fn inspect(args: &Inspect) -> Result<(), Failure> {
     let (manifest, about) = (reader.manifest(), &reader.manifest().about);
     screen.line(&format!("{}", reader.path().display()));
     screen.line(&format!(
-        "  after step {}: {} samples, {} tokens; seed {}; written by version {}",
-        about.step, about.samples, about.tokens, about.seed, about.code_version
+        "  after step {}: {}, {}; seed {}; written by version {}",
+        about.step,
+        counted(about.samples, "sample"),
+        counted(about.tokens, "token"),
+        about.seed,
+        about.code_version
     ));
     if let Some(loss) = about.validation_loss {
         screen.line(&format!("  validation loss {loss:.4} nats per token"));
     }
-    screen.line(&format!("  {} files, {:.1} MB", manifest.files.len(), manifest.bytes() as f64 / 1e6));
+    screen.line(&format!("  {}, {:.1} MB", counted(manifest.files.len(), "file"), manifest.bytes() as f64 / 1e6));
     for section in Section::ALL {
         screen.line(&format!("  {}: {}", section.word(), sum(manifest.section(section))));
         for (name, record) in manifest.section(section).iter().filter(|_| args.tensors) {
@@ -67,7 +72,8 @@ fn sum(tensors: &BTreeMap<String, TensorRecord>) -> String {
     let mut kinds: Vec<String> = tensors.values().map(|record| format!("{:?}", record.dtype)).collect();
     kinds.sort();
     kinds.dedup();
-    format!("{} tensors, {elements} elements in {}", tensors.len(), kinds.join(", "))
+    let (tensors, elements) = (counted(tensors.len(), "tensor"), counted(elements, "element"));
+    format!("{tensors}, {elements} in {}", kinds.join(", "))
 }
 
 /// What became of checking one checkpoint.
@@ -166,9 +172,9 @@ fn tell(screen: &mut Screen, path: &Path) -> Result<(), Failure> {
     let reader = checkpoint::open(path, Verify::Lengths)?;
     let manifest: &Manifest = reader.manifest();
     screen.line(&format!(
-        "{}: {} files, {:.1} MB",
+        "{}: {}, {:.1} MB",
         path.display(),
-        manifest.files.len(),
+        counted(manifest.files.len(), "file"),
         manifest.bytes() as f64 / 1e6
     ));
     Ok(screen.result(&serde_json::json!({ "path": path, "bytes": manifest.bytes(), "files": manifest.files.len() }))?)

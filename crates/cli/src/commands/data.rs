@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressStyle};
 use mp_data::{tokenize, train_tokenizer, Documents, Indexed, Input, Job, Progress, Tokenizer};
 use mp_train::audit;
+use mp_train::counted::counted;
 use serde::Serialize;
 
 use crate::args::{Audit, Data, DataInspect, Tokenize, TrainTokenizer};
@@ -71,9 +72,9 @@ fn into_tokens(args: &Tokenize) -> Result<(), Failure> {
     let (progress, seconds) = (done?, begun.elapsed().as_secs_f64());
     let prefix = args.out.display().to_string();
     screen.line(&format!(
-        "{prefix}.bin and .idx: {} documents, {} tokens, {:.1} MB of text in {seconds:.1} s ({:.1} MB/s)",
-        progress.documents,
-        progress.tokens,
+        "{prefix}.bin and .idx: {}, {}, {:.1} MB of text in {seconds:.1} s ({:.1} MB/s)",
+        counted(progress.documents, "document"),
+        counted(progress.tokens, "token"),
         megabytes(progress.text_bytes),
         megabytes(progress.text_bytes) / seconds
     ));
@@ -107,7 +108,7 @@ impl<'a> Shown<'a> {
     }
 
     fn tell(&mut self, progress: &Progress) {
-        let words = format!("{} documents, {} tokens", progress.documents, progress.tokens);
+        let words = format!("{}, {}", counted(progress.documents, "document"), counted(progress.tokens, "token"));
         match &self.bar {
             Some(bar) => {
                 bar.set_position(progress.read_bytes);
@@ -185,7 +186,8 @@ fn inspect(args: &DataInspect) -> Result<(), Failure> {
     };
     let mut screen = Screen::open(&args.output, true)?;
     let Held { prefix, documents, sequences, tokens, element, .. } = &held;
-    screen.line(&format!("{prefix}: {documents} documents in {sequences} sequences, {tokens} tokens as {element}"));
+    let (documents, sequences) = (counted(documents, "document"), counted(sequences, "sequence"));
+    screen.line(&format!("{prefix}: {documents} in {sequences}, {} as {element}", counted(tokens, "token")));
     if let Some(largest) = largest_id {
         screen.line(&format!("all of it was read, and agrees with itself; the largest id is {largest}"));
     }
@@ -208,8 +210,8 @@ fn prove(args: &Audit) -> Result<(), Failure> {
     if audit.contradictions.is_empty() {
         let epochs = samples as f64 / audit.samples_per_epoch.max(1) as f64;
         screen.line(&format!(
-            "{run}: {} steps read samples 0 to {} ({epochs:.3} epochs), each in its turn and once; chain {}",
-            audit.steps,
+            "{run}: {} read samples 0 to {} ({epochs:.3} epochs), each in its turn and once; chain {}",
+            counted(audit.steps, "step"),
             samples.saturating_sub(1),
             audit.chain
         ));

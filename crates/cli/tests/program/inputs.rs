@@ -36,7 +36,13 @@ fn arguments_that_are_none() {
     let folder = tempfile::tempdir().unwrap();
     alone(folder.path(), &["trian"]).input_error();
     alone(folder.path(), &["train", "--stes", "3"]).input_error();
-    alone(folder.path(), &["train", "--log", "a=b=c"]).input_error();
+    let ended = alone(folder.path(), &["train", "--log", "loud"]);
+    assert!(ended.input_error().contains("write one of off, error, warn, info, debug, trace"), "{ended:#?}");
+    let ended = alone(folder.path(), &["plan", "--ranks", "-1"]);
+    assert!(
+        ended.input_error().contains("invalid value '-1' for '--ranks <N>': must be a whole number from 1"),
+        "{ended:#?}"
+    );
     let help = alone(folder.path(), &["--help"]).success();
     assert!(help.out.contains("mpirun -n 4 mp-cli train"));
 }
@@ -49,6 +55,13 @@ fn layouts_that_cannot_be() {
     refused(&["model.heads=3"]);
     refused(&["parallel.micro_batch=3"]);
     refused(&["model.max_seq=8"]);
+    for set in ["schedule=zb-v", "chunks=2", "context=all-to-all", "sequence_parallel=true", "recompute=selective"] {
+        let message = refused(&[&format!("parallel.{set}")]);
+        let (key, value) = set.split_once('=').unwrap();
+        assert!(message.contains(&format!("parallel.{key} {value} changes nothing: ")), "{message}");
+        let ended = alone(folder.path(), &["plan", "--set", &format!("parallel.{set}")]);
+        assert!(ended.input_error().contains("changes nothing"), "{ended:#?}");
+    }
 }
 
 #[test]

@@ -88,9 +88,43 @@ fn explain(value: &Value, error: &serde_path_to_error::Error<toml::de::Error>) -
     if key == "." {
         key = "configuration".into();
     }
+    let expected = match expected(&key, error.inner().message()) {
+        plain if plain == LIST => format!("{plain}{}", found.map_or_else(String::new, |value| bracketed(&key, value))),
+        plain => plain + &found.map_or_else(String::new, |value| resuming(&key, value)),
+    };
     let found = found.map(Value::to_string).unwrap_or_else(|| "missing".into());
-    let expected = expected(&key, error.inner().message());
     Error::WrongType { key, value: found, expected }
+}
+
+/// What a key takes that takes several values.
+const LIST: &str = "a list in brackets";
+
+/// Writes what was typed, numbers or words with commas, as a list.
+fn bracketed(key: &str, typed: &Value) -> String {
+    let items = match typed {
+        // A source is more than its path.
+        Value::String(_) if key == "data.blend" => return String::new(),
+        Value::String(text) => text.split(',').map(|item| item.trim().to_string()).collect(),
+        Value::Integer(number) => vec![number.to_string()],
+        _ => return String::new(),
+    };
+    let literal = |item: &String| match item.parse::<i64>() {
+        Ok(_) => item.clone(),
+        Err(_) => format!("\"{item}\""),
+    };
+    let items: Vec<String> = items.iter().filter(|item| !item.is_empty()).map(literal).collect();
+    format!(", '[{}]'", items.join(","))
+}
+
+/// Says how a run is continued whose folder was given where only yes or no is taken.
+fn resuming(key: &str, typed: &Value) -> String {
+    match typed {
+        Value::String(folder) if key == "checkpoint.resume" => format!(
+            "; to continue the run in that folder, say --config {folder}/config.toml --set checkpoint.resume=true, or name it \
+             by train.out and train.name; to begin a new run from its weights, set model.from"
+        ),
+        _ => String::new(),
+    }
 }
 
 /// Says in plain words what serde expected.
@@ -109,6 +143,7 @@ fn expected(key: &str, message: &str) -> String {
         "neither a legal value nor \"auto\"" => format!("{} or \"auto\"", choices(key)),
         "path string" => "a path in quotes".into(),
         "an array of length 2" => "a list of two numbers".into(),
+        "a sequence" => LIST.into(),
         other => other.replace('`', "\""),
     }
 }
@@ -209,6 +244,19 @@ mod tests {
                 "`parallel.sequence_parallel` is 2, but must be true, false or \"auto\"",
             ),
             ("optimizer.betas = [0.9]", "`optimizer.betas` is [0.9], but must be a list of two numbers"),
+            ("parallel.split = \"3,1\"", "`parallel.split` is \"3,1\", but must be a list in brackets, '[3,1]'"),
+            ("parallel.split = 4", "`parallel.split` is 4, but must be a list in brackets, '[4]'"),
+            (
+                "lora.targets = \"mlp.up, mlp.down\"",
+                "`lora.targets` is \"mlp.up, mlp.down\", but must be a list in brackets, '[\"mlp.up\",\"mlp.down\"]'",
+            ),
+            ("data.blend = \"a.txt\"", "`data.blend` is \"a.txt\", but must be a list in brackets"),
+            (
+                "checkpoint.resume = \"runs/a\"",
+                "`checkpoint.resume` is \"runs/a\", but must be true or false; to continue the run in that folder, say \
+                 --config runs/a/config.toml --set checkpoint.resume=true, or name it by train.out and train.name; to begin \
+                 a new run from its weights, set model.from",
+            ),
             ("optimizer.betas = [0.9, \"x\"]", "`optimizer.betas[1]` is \"x\", but must be a number"),
             ("train = 3", "`train` is 3, but must be a section, such as [train] with steps = … in it"),
         ] {

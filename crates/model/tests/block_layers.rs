@@ -183,6 +183,25 @@ fn embedding_and_positions_are_their_twins(
     );
 }
 
+/// Rows that begin anew in the midst of a sequence, as segments of their own have them.
+#[rstest]
+fn positions_that_begin_anew_are_their_twins(
+    #[values(1, 2, 4)] tp: usize,
+    #[values(Between::Replicated, Between::SequenceSharded)] between: Between,
+) {
+    let architecture = architecture(ArchitectureName::Gpt2, 0);
+    let places = || tokens().remainder(S);
+    compare(
+        &architecture,
+        (tp, between),
+        |full, x| x + Tensor::embedding(&full.weight("positions.weight"), &places(), -1, false, false),
+        |rank, x| {
+            let positions = LearnedPositions::new(rank.weight("positions.weight")?, &rank.group);
+            positions.forward(x, &Positions::whole(S as usize), Some(&places()))
+        },
+    );
+}
+
 #[rstest]
 fn layer_norm_is_its_twin(
     #[values(1, 2, 4)] tp: usize,

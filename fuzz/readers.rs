@@ -5,6 +5,7 @@
 use std::fs;
 
 use mp_data::{Corpus, Documents, Indexed, Input, Tokenizer};
+use mp_data::{ExampleReader, Packed, Reading, Sample, Template, IGNORED};
 
 /// An index and its data: four bytes say how long the index is.
 pub fn index(bytes: &[u8]) {
@@ -49,6 +50,28 @@ pub fn documents(bytes: &[u8]) {
                 break;
             }
         }
+    }
+}
+
+/// A file of examples: of prompts with completions, and of conversations.
+pub fn examples(bytes: &[u8]) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("d.jsonl");
+    fs::write(&path, bytes).unwrap();
+    let tokenizer = Tokenizer::bytes();
+    for reading in [Reading::Completion(0), Reading::chats(Template::chatml())] {
+        let reader = ExampleReader { tokenizer: &tokenizer, reading, vocab: 256, seq: 1 << 10, threads: 1 };
+        let Ok(examples) = reader.read(&path) else { continue };
+        let packed = Packed::new(examples.clone(), 1 << 10).unwrap();
+        let mut sample = Sample::default();
+        let mut learned = 0;
+        for row in 0..packed.rows() {
+            packed.row(row, &mut sample);
+            learned += sample.targets.iter().filter(|&&target| target != IGNORED).count();
+        }
+        let all =
+            examples.numbers().map(|number| examples.example(number).skip(1).filter(|(_, learned)| *learned).count());
+        assert_eq!(learned, all.sum::<usize>(), "each is learned once");
     }
 }
 

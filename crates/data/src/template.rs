@@ -22,19 +22,7 @@ use serde_json::Value as Json;
 use crate::{Error, Result};
 
 /// The template of conversations where a tokenizer has none: ChatML.
-const CHATML: &str = "\
-{%- for message in messages -%}
-{{ '<|im_start|>' + message.role + '\\n' }}
-{%- if message.role == 'assistant' -%}
-{%- generation -%}{{ message.content + '<|im_end|>' }}{%- endgeneration -%}
-{%- else -%}
-{{ message.content + '<|im_end|>' }}
-{%- endif -%}
-{{ '\\n' }}
-{%- endfor -%}
-{%- if add_generation_prompt -%}
-{{ '<|im_start|>assistant\\n' }}
-{%- endif -%}";
+const CHATML: &str = include_str!("chatml.jinja");
 
 /// The role whose words are learned.
 pub(crate) const ASSISTANT: &str = "assistant";

@@ -30,6 +30,11 @@ fn documents() {
 }
 
 #[test]
+fn examples() {
+    replay("examples", readers::examples);
+}
+
+#[test]
 fn texts() {
     replay("text", readers::text);
 }

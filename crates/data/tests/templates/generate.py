@@ -62,6 +62,9 @@ BRACKETS = """{% if messages[0]['role'] == 'system' %}
     {%- endif %}
 {% endfor %}"""
 
+# The built-in one.
+CHATML = (FOLDER / "../../src/chatml.jinja").read_text()
+
 # Nothing that a model was published with, but all that templates ask of their language.
 ODD = """{% set ns = namespace(seen=0) %}
 {% macro head(role) %}### {{ role | capitalize }}:{% endmacro %}
@@ -120,26 +123,34 @@ def marked(tokenizer, messages):
     return text, out["input_ids"], out["assistant_masks"]
 
 
+def write(name, template, bos, eos):
+    """Writes a template in one of the ways in which they are published."""
+    folder = FOLDER / name
+    folder.mkdir(exist_ok=True)
+    config = {"bos_token": bos, "eos_token": {"content": eos}}
+    if name == "headers":
+        (folder / "chat_template.jinja").write_text(template)
+    elif name == "odd":
+        config["chat_template"] = template
+    else:
+        several = [{"name": "tool_use", "template": "never read"}, {"name": "default", "template": template}]
+        config["chat_template"] = several
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=1, ensure_ascii=False) + "\n")
+
+
 def main():
     learn()
     cases = []
     for name, template, bos, eos, talks, mask in [
         ("headers", HEADERS, "<|begin_of_text|>", "<|eot_id|>", [TALK, ABOUT, OPEN], marked),
         ("brackets", BRACKETS, "<s>", "</s>", [TALK, ABOUT, OPEN], prefixes),
+        ("chatml", CHATML, "<s>", "</s>", [TALK, ABOUT, OPEN], marked),
         ("odd", ODD, "<s>", "</s>", [TALK, ABOUT, [{"role": "user", "content": "skip me"}, *OPEN[:2]]], prefixes),
     ]:
         tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(FOLDER / "tokenizer.json"), bos_token=bos, eos_token=eos)
         tokenizer.chat_template = template
-        (FOLDER / name).mkdir(exist_ok=True)
-        config = {"bos_token": bos, "eos_token": {"content": eos}}
-        if name == "headers":
-            (FOLDER / name / "chat_template.jinja").write_text(template)
-        else:
-            config["chat_template"] = template if name == "odd" else [
-                {"name": "tool_use", "template": "never read"},
-                {"name": "default", "template": template},
-            ]
-        (FOLDER / name / "tokenizer_config.json").write_text(json.dumps(config, indent=1, ensure_ascii=False) + "\n")
+        if name != "chatml":
+            write(name, template, bos, eos)
         for messages in talks:
             text, ids, mask_of = mask(tokenizer, messages)
             cases.append(dict(template=name, messages=messages, text=text, ids=ids, mask=mask_of))

@@ -3,14 +3,16 @@
 use std::fs;
 use std::path::Path;
 
-use mp_data::Tokenizer;
+use mp_data::{Template, Tokenizer};
 use serde_json::{json, Map, Value};
 
 use super::TOKENIZER;
-use crate::{durable, Config, Error, Result};
+use crate::config::DataFormat;
+use crate::{durable, examples, Config, Error, Result};
 
 /// Files beside a tokenizer that programs read with it.
-const BESIDE: [&str; 4] = ["tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", GENERATION];
+const BESIDE: [&str; 4] = ["tokenizer_config.json", "special_tokens_map.json", TEMPLATE, GENERATION];
+const TEMPLATE: &str = "chat_template.jinja";
 const GENERATION: &str = "generation_config.json";
 /// The tokens that both `config.json` and `generation_config.json` name.
 const MARKS: [&str; 3] = ["bos_token_id", "eos_token_id", "pad_token_id"];
@@ -35,6 +37,10 @@ pub(super) fn write(config: &Config, out: &Path) -> Result<Map<String, Value>> {
             fs::copy(file, &path).map_err(|source| Error::Read { path: file.into(), source })?;
             copy_beside(Path::new(file).parent().unwrap_or(Path::new(".")), out)?;
         }
+    }
+    if config.data.format == DataFormat::Chat && Template::find(&[out])?.is_none() {
+        // The run's conversations were written so, whether by the built-in template or by one of the model's folder.
+        durable::write(&out.join(TEMPLATE), examples::template(config)?.source().as_bytes())?;
     }
     let class = out.join("tokenizer_config.json");
     if !class.exists() {
@@ -103,6 +109,17 @@ mod tests {
         let ids = read.encode(&text).unwrap();
         assert_eq!(ids, mp_data::Tokenizer::bytes().encode(&text).unwrap());
         assert_eq!((read.vocab_size(), read.decode(&ids).unwrap()), (256, text));
+    }
+
+    #[test]
+    fn the_template_of_conversations_goes_along() {
+        let folder = tempfile::tempdir().unwrap();
+        write(&Config::default(), folder.path()).unwrap();
+        assert!(!folder.path().join(TEMPLATE).exists());
+        let sets = ["data.format=chat", "data.path=a.jsonl"].map(String::from);
+        write(&Config::load(None, None, &sets).unwrap(), folder.path()).unwrap();
+        let written = fs::read_to_string(folder.path().join(TEMPLATE)).unwrap();
+        assert_eq!(written, Template::chatml().source());
     }
 
     #[test]

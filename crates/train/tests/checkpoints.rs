@@ -7,8 +7,10 @@ use std::path::Path;
 
 use mp_train::checkpoint::{About, CheckpointStore, DirectoryStore, Dtype, Entry, Section, Slice, Verify};
 use mp_train::{Config, Error, Result};
+use proptest::prelude::*;
 
 const MODEL: &str = "model-00000.safetensors";
+const MANIFEST: &str = "manifest.json";
 const OPTIMIZER: &str = "optimizer-00000.safetensors";
 
 /// A store in a folder that is yet to be made.
@@ -238,6 +240,12 @@ fn damaged(damage: impl FnOnce(&Path)) -> String {
     text
 }
 
+/// Gives the text of a manifest the checksum that belongs to it.
+fn sealed(text: &str) -> String {
+    let body = text.rsplit_once(",\"blake3\":\"").expect("it ends with its checksum").0;
+    format!("{body},\"blake3\":\"{}\"}}", blake3::hash(body.as_bytes()).to_hex())
+}
+
 fn change(path: &Path, change: impl FnOnce(&mut Vec<u8>)) {
     let mut bytes = fs::read(path).unwrap();
     change(&mut bytes);
@@ -249,14 +257,22 @@ fn any_changed_byte_is_seen() {
     let folder = tempfile::tempdir().unwrap();
     let store = store(&folder, 0);
     let path = save(&store, 2).unwrap();
-    for file in [MODEL, OPTIMIZER] {
+    for (file, seen) in [
+        (MODEL, "`model-00000.safetensors` has the checksum"),
+        (OPTIMIZER, "has the checksum"),
+        (MANIFEST, "`manifest.json`"),
+    ] {
         let whole = fs::read(path.join(file)).unwrap();
         for at in 0..whole.len() {
             let mut changed = whole.clone();
             changed[at] ^= 1 << (at % 8);
             fs::write(path.join(file), changed).unwrap();
             let text = store.open(2, Verify::Checksums).map(|_| ()).unwrap_err().to_string();
-            assert!(text.contains(&format!("`{file}` has the checksum")), "{text}");
+            assert!(text.contains(seen), "byte {at}: {text}");
+            // A manifest proves itself whatever else is looked at.
+            for verify in [Verify::Lengths, Verify::Share { rank: 2, of: 3 }] {
+                assert_eq!(store.open(2, verify).is_err(), file == MANIFEST, "{file}, byte {at}, {verify:?}");
+            }
         }
         fs::write(path.join(file), whole).unwrap();
     }
@@ -267,10 +283,10 @@ fn any_changed_byte_is_seen() {
 fn damage_is_named() {
     let manifest = |from: &'static str, to: &'static str| {
         move |path: &Path| {
-            change(&path.join("manifest.json"), |bytes| {
+            change(&path.join(MANIFEST), |bytes| {
                 let text = String::from_utf8(bytes.clone()).unwrap();
                 assert!(text.contains(from), "{text}");
-                *bytes = text.replacen(from, to, 1).into_bytes();
+                *bytes = sealed(&text.replacen(from, to, 1)).into_bytes();
             });
         }
     };
@@ -286,14 +302,25 @@ fn damage_is_named() {
     assert!(half.contains("`manifest.json` is no JSON"), "{half}");
     let foreign = damaged(manifest("mp-checkpoint", "other"));
     assert!(foreign.contains("is of the format \"other\" instead of \"mp-checkpoint\""), "{foreign}");
-    let newer = damaged(manifest("\"version\":2", "\"version\":9"));
-    assert!(newer.contains("is of version 9, this program reads 2"), "{newer}");
+    let newer = damaged(manifest("\"version\":3", "\"version\":9"));
+    assert!(newer.contains("is of version 9, this program reads 3"), "{newer}");
     let moved = damaged(manifest("\"step\":2", "\"step\":3"));
     assert!(moved.contains("is of step 3 in a folder of step 2"), "{moved}");
     let renamed = damaged(manifest("\"a\":{", "\"c\":{"));
     assert!(renamed.contains("holds other tensors than the 2 of the manifest"), "{renamed}");
     let torn = damaged(manifest("\"region\":[[0,2],[0,3]]", "\"region\":[[0,1],[0,3]]"));
     assert!(torn.contains("its slices of `b` are not all of [2, 3] once"), "{torn}");
+    let large = damaged(manifest("\"region\":[[0,2],[0,3]]", "\"region\":[[0,4611686018427387904],[0,4]]"));
+    assert!(large.contains("its slices of `b` are not all of [2, 3] once"), "{large}");
+    let beyond = damaged(manifest("\"start\":", "\"start\":99"));
+    assert!(beyond.contains("lie beyond their files"), "{beyond}");
+    let unsealed = damaged(|path| {
+        change(&path.join(MANIFEST), |bytes| {
+            *bytes =
+                String::from_utf8(bytes.clone()).unwrap().replacen("\"samples\":32", "\"samples\":33", 1).into_bytes();
+        });
+    });
+    assert!(unsealed.contains("`manifest.json` was changed"), "{unsealed}");
     let outside = damaged(manifest("\"model-00000.safetensors\"", "\"../model-00000.safetensors\""));
     assert!(outside.contains("is no file's name"), "{outside}");
 }
@@ -309,6 +336,94 @@ fn lengths_alone_see_a_cut_but_not_a_flip() {
     assert!(error.ends_with("no older checkpoint is intact"), "{error}");
     change(&path.join(MODEL), |bytes| bytes.truncate(5));
     store.open(1, Verify::Lengths).map(|_| ()).unwrap_err();
+}
+
+/// Asks everything of a checkpoint that a program asks.
+fn exhaust(store: &DirectoryStore) {
+    for verify in [Verify::Lengths, Verify::Checksums, Verify::Share { rank: 1, of: 2 }] {
+        let Ok(reader) = store.open(1, verify) else { continue };
+        let manifest = reader.manifest();
+        let _ = manifest.bytes();
+        for section in Section::ALL {
+            for (name, record) in manifest.section(section) {
+                let all: Vec<_> = record.shape.iter().map(|&dim| 0..dim).collect();
+                let _ = record.shape.iter().product::<usize>();
+                let _ = reader.read(section, name, &all);
+            }
+        }
+        let how = mp_train::checkpoint::Rewrite { files: 2, dtype: Some(Dtype::F32), model_only: false };
+        let out = tempfile::tempdir().unwrap();
+        let _ = mp_train::checkpoint::convert(&*reader, &DirectoryStore::new(out.path(), 0), &how);
+    }
+}
+
+/// Writes a manifest anew with the checksums that belong to it and to the files.
+fn reseal(path: &Path, text: String) {
+    let hash = |name: &str| blake3::hash(&fs::read(path.join(name)).unwrap()).to_hex().to_string();
+    let mut text = text;
+    for file in [MODEL, OPTIMIZER] {
+        let field = format!("\"name\":\"{file}\"");
+        let Some(at) = text.find(&field) else { continue };
+        let Some(found) = text[at..].find("\"blake3\":\"") else { continue };
+        let start = at + found + "\"blake3\":\"".len();
+        if text.is_char_boundary(start + 64) && start + 64 < text.len() {
+            text.replace_range(start..start + 64, &hash(file));
+        }
+    }
+    let text = if text.contains(",\"blake3\":\"") { sealed(&text) } else { text };
+    fs::write(path.join(MANIFEST), text).unwrap();
+}
+
+/// Numbers that sums and products go wrong with.
+const NUMBERS: [u64; 8] = [0, 1, 7, 1 << 31, 1 << 61, 1 << 62, 1 << 63, u64::MAX];
+
+/// Puts a number in the place of the `which`-th of a text.
+fn renumber(text: &str, which: usize, number: u64) -> String {
+    let digits = |at: usize| text.as_bytes()[at].is_ascii_digit();
+    let starts: Vec<usize> =
+        (1..text.len()).filter(|&at| digits(at) && matches!(text.as_bytes()[at - 1], b':' | b',' | b'[')).collect();
+    let start = starts[which % starts.len()];
+    let end = (start..text.len()).find(|&at| !digits(at)).unwrap();
+    format!("{}{number}{}", &text[..start], &text[end..])
+}
+
+proptest! {
+    // Each one writes and reads some small files.
+    #![proptest_config(ProptestConfig::with_cases(100))]
+
+    #[test]
+    fn foreign_numbers_and_bytes_are_an_answer_or_an_error(
+        numbers in prop::collection::vec((any::<usize>(), 0..NUMBERS.len()), 0..3),
+        bytes in prop::collection::vec((0..3usize, any::<usize>(), any::<u8>()), 0..3),
+    ) {
+        let folder = tempfile::tempdir().unwrap();
+        let store = store(&folder, 0);
+        let path = save(&store, 1).unwrap();
+        let whole = fs::read_to_string(path.join(MANIFEST)).unwrap();
+        // The configuration is most of the text, and only looked at as a whole.
+        let config = whole.find("\"config\":").unwrap()..whole.find("\"code_version\":").unwrap();
+        let mut text = whole[..config.start].to_string() + &whole[config.end..];
+        for (which, number) in numbers {
+            text = renumber(&text, which, NUMBERS[number]);
+        }
+        for (file, at, byte) in bytes {
+            if file == 0 {
+                let mut edited = text.clone().into_bytes();
+                let at = at % edited.len();
+                edited[at] = byte;
+                text = String::from_utf8(edited).unwrap_or(text);
+            } else {
+                // Length and header, for the most part.
+                change(&path.join([MODEL, OPTIMIZER][file - 1]), |held| {
+                    let at = at % held.len();
+                    held[at] = byte;
+                });
+            }
+        }
+        let text = text.replacen("\"code_version\":", &format!("{}\"code_version\":", &whole[config.clone()]), 1);
+        reseal(&path, text);
+        exhaust(&store);
+    }
 }
 
 #[test]

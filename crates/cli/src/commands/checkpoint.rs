@@ -68,7 +68,9 @@ fn sum(tensors: &BTreeMap<String, TensorRecord>) -> String {
     if tensors.is_empty() {
         return "nothing".into();
     }
-    let elements: usize = tensors.values().map(|record| record.shape.iter().product::<usize>()).sum();
+    // One tensor's elements can be counted, or it was refused; those of all of them may share their bytes.
+    let count = |record: &TensorRecord| record.shape.iter().product::<usize>() as u128;
+    let elements: u128 = tensors.values().map(count).sum();
     let mut kinds: Vec<String> = tensors.values().map(|record| format!("{:?}", record.dtype)).collect();
     kinds.sort();
     kinds.dedup();

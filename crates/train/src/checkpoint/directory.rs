@@ -178,8 +178,7 @@ impl CheckpointStore for DirectoryStore {
             optimizer: BTreeMap::new(),
         };
         shard::join(&partial, writers, &mut manifest)?;
-        let json = serde_json::to_vec(&manifest).expect("a manifest is JSON");
-        durable::write(&partial.join(manifest::NAME), &json)?;
+        durable::write(&partial.join(manifest::NAME), &manifest.sealed())?;
         let path = self.publish(about.step)?;
         self.forget_oldest(about.step);
         Ok(path)

@@ -18,7 +18,7 @@ pub(super) const NAME: &str = "manifest.json";
 pub(super) const FORMAT: &str = "mp-checkpoint";
 
 /// The version of the layout that this code writes and reads.
-pub(super) const VERSION: u32 = 2;
+pub(super) const VERSION: u32 = 3;
 
 /// What a checkpoint says of its run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -35,6 +35,9 @@ pub struct About {
     pub validation_loss: Option<f64>,
     /// How the run's evaluations stand.
     pub standing: Standing,
+    /// The hash chain over those samples, as the [log](crate::audit) has it: what a log that begins here goes on from.
+    /// `None` where nobody kept one.
+    pub chain: Option<String>,
     /// The whole configuration, as JSON.
     pub config: serde_json::Value,
     /// The release of the code that wrote it.
@@ -52,6 +55,7 @@ impl About {
             seed: config.train.seed,
             validation_loss: None,
             standing: Standing::default(),
+            chain: None,
             config: serde_json::to_value(config).expect("a tree of plain values is JSON"),
             code_version: env!("CARGO_PKG_VERSION").into(),
         }
@@ -150,24 +154,66 @@ impl Manifest {
 
     /// Returns the length of all files.
     pub fn bytes(&self) -> u64 {
-        self.files.iter().map(|file| file.bytes).sum()
+        self.files.iter().fold(0, |sum, file| sum.saturating_add(file.bytes))
     }
 
-    /// Names the first tensor that its slices do not make up, or make up twice.
-    pub(super) fn uncovered(&self) -> Option<String> {
+    /// Names the first tensor that its slices do not make up, or make up twice, or whose slices do not lie in their files.
+    ///
+    /// A manifest without a fault has no number that overflows: every box lies in its tensor, every slice in its file.
+    pub(super) fn fault(&self) -> Option<String> {
         let all = self.model.iter().chain(&self.optimizer);
-        all.into_iter().find_map(|(name, record)| {
-            let regions: Vec<Region> = record.slices.iter().map(SliceRecord::region).collect();
-            let full = region::whole(&record.shape);
-            let inside = |region: &Region| {
-                let fits = |(part, all): (&Range<usize>, &Range<usize>)| part.start <= part.end && part.end <= all.end;
-                region.len() == full.len() && region.iter().zip(&full).all(fits)
-            };
-            let covered: usize = regions.iter().map(|region| region::volume(region)).sum();
-            let fault = !regions.iter().all(inside) || covered != region::volume(&full) || overlapping(&regions);
-            fault.then(|| format!("its slices of `{name}` are not all of {:?} once", record.shape))
+        all.into_iter().find_map(|(name, record)| match self.places(record) {
+            None => Some(format!("its slices of `{name}` are not all of {:?} once", record.shape)),
+            Some(false) => Some(format!("its slices of `{name}` lie beyond their files")),
+            Some(true) => None,
         })
     }
+
+    /// Says whether a tensor's slices lie in their files; `None` where they are not the tensor once.
+    fn places(&self, record: &TensorRecord) -> Option<bool> {
+        let full = region::whole(&record.shape);
+        // Also where a dim of 0 hides that the others' product cannot be counted.
+        let extent = |bytes: usize, dim: &usize| bytes.checked_mul((*dim).max(1));
+        record.shape.iter().try_fold(record.dtype.bytes(), extent).filter(|&bytes| isize::try_from(bytes).is_ok())?;
+        let regions: Vec<Region> = record.slices.iter().map(SliceRecord::region).collect();
+        let inside = |region: &Region| {
+            let fits = |(part, all): (&Range<usize>, &Range<usize>)| part.start <= part.end && part.end <= all.end;
+            region.len() == full.len() && region.iter().zip(&full).all(fits)
+        };
+        if !regions.iter().all(inside) {
+            return None;
+        }
+        // Of boxes that are inside, none has more elements than can be counted.
+        let covered = regions.iter().try_fold(0usize, |sum, region| sum.checked_add(region::volume(region)))?;
+        if covered != region::volume(&full) || overlapping(&regions) {
+            return None;
+        }
+        let in_file = |(slice, region): (&SliceRecord, &Region)| {
+            let end = slice.start.checked_add((region::volume(region) * record.dtype.bytes()) as u64);
+            self.files.get(slice.file).zip(end).is_some_and(|(file, end)| end <= file.bytes)
+        };
+        Some(record.slices.iter().zip(&regions).all(in_file))
+    }
+
+    /// Writes it as the text of `manifest.json`: one JSON object, whose last field is the checksum of what precedes it.
+    pub(super) fn sealed(&self) -> Vec<u8> {
+        let mut text = serde_json::to_string(self).expect("a manifest is JSON");
+        // The closing brace comes after the checksum.
+        text.pop();
+        text.push_str(&seal(&text));
+        text.into_bytes()
+    }
+}
+
+/// Returns what ends the text of a manifest: the checksum of all bytes before it, as the object's last field.
+fn seal(body: &str) -> String {
+    format!(",\"blake3\":\"{}\"}}", blake3::hash(body.as_bytes()).to_hex())
+}
+
+/// Says whether a manifest's text ends with the checksum of what precedes it.
+pub(super) fn is_sealed(text: &str) -> bool {
+    let start = text.len().saturating_sub(seal("").len());
+    text.split_at_checked(start).is_some_and(|(body, end)| end == seal(body))
 }
 
 /// Says whether two of some boxes share elements. Most tensors are cut along one dim, so neighbours in order are compared.
@@ -199,11 +245,11 @@ mod tests {
                 format: FORMAT.into(),
                 version: VERSION,
                 about: About::new(1, &Config::default()),
-                files: Vec::new(),
+                files: vec![FileRecord { name: "a".into(), bytes: 48, blake3: String::new() }],
                 model: BTreeMap::from([("a".to_string(), record)]),
                 optimizer: BTreeMap::new(),
             };
-            manifest.uncovered().is_some()
+            manifest.fault().is_some()
         };
         assert!(!fault(&[&[[0, 4], [0, 3]]]));
         assert!(!fault(&[&[[2, 4], [0, 3]], &[[0, 2], [0, 1]], &[[0, 2], [1, 3]]]));
@@ -212,5 +258,48 @@ mod tests {
         assert!(fault(&[&[[0, 2], [0, 3]], &[[1, 3], [0, 3]]]));
         assert!(fault(&[&[[0, 2], [0, 3]], &[[2, 5], [0, 2]]]));
         assert!(fault(&[&[[0, 4]]]));
+        // A box whose dims' product is beyond all numbers, and one that ends before it begins.
+        assert!(fault(&[&[[0, usize::MAX], [0, usize::MAX]]]));
+        assert!(fault(&[&[[0, 4], [0, 3]], &[[3, 1], [0, 3]]]));
+    }
+
+    #[test]
+    fn what_cannot_be_counted_or_lies_beyond_its_file_is_a_fault() {
+        let fault = |shape: &[usize], region: &[[usize; 2]], file: usize, start: u64| {
+            let slices = vec![SliceRecord { file, start, region: region.to_vec() }];
+            let record = TensorRecord { dtype: Dtype::F32, shape: shape.to_vec(), slices };
+            let manifest = Manifest {
+                format: FORMAT.into(),
+                version: VERSION,
+                about: About::new(1, &Config::default()),
+                files: vec![FileRecord { name: "a".into(), bytes: 48, blake3: String::new() }],
+                model: BTreeMap::from([("a".to_string(), record)]),
+                optimizer: BTreeMap::new(),
+            };
+            manifest.fault()
+        };
+        assert_eq!(fault(&[4, 2], &[[0, 4], [0, 2]], 0, 16), None);
+        for (file, start) in [(0, 17), (1, 16), (0, u64::MAX)] {
+            assert!(fault(&[4, 2], &[[0, 4], [0, 2]], file, start).unwrap().contains("beyond their files"));
+        }
+        let large = 1 << 62;
+        assert!(fault(&[large, 4], &[[0, large], [0, 4]], 0, 0).unwrap().contains("are not all of"));
+        assert!(fault(&[0, large, 8], &[[0, 0], [0, large], [0, 8]], 0, 0).unwrap().contains("are not all of"));
+    }
+
+    #[test]
+    fn a_seal_is_of_every_byte() {
+        let manifest = Manifest {
+            format: FORMAT.into(),
+            version: VERSION,
+            about: About::new(1, &Config::default()),
+            files: Vec::new(),
+            model: BTreeMap::new(),
+            optimizer: BTreeMap::new(),
+        };
+        let text = String::from_utf8(manifest.sealed()).unwrap();
+        assert!(is_sealed(&text));
+        assert_eq!(serde_json::from_str::<Manifest>(&text).unwrap(), manifest);
+        assert!(!is_sealed(&format!("{text}\n")) && !is_sealed("") && !is_sealed(&text[1..]));
     }
 }

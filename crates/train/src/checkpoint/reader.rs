@@ -39,6 +39,7 @@ impl DirectoryReader {
         for record in &manifest.files {
             check_length(&path, record).map_err(|problem| format!("`{}` {problem}", record.name))?;
         }
+        manifest.fault().map_or(Ok(()), Err)?;
         let mapped = manifest.files.iter().map(|_| OnceLock::new()).collect();
         let reader = Self { path, manifest, mapped };
         let (first, of) = match verify {
@@ -46,9 +47,6 @@ impl DirectoryReader {
             Verify::Share { rank, of } => (rank, of),
             Verify::Lengths => return Ok(reader),
         };
-        if first == 0 {
-            reader.manifest.uncovered().map_or(Ok(()), Err)?;
-        }
         for index in (first..reader.manifest.files.len()).step_by(of) {
             reader.check_file(index).map_err(|problem| format!("`{}` {problem}", reader.manifest.files[index].name))?;
         }
@@ -115,6 +113,7 @@ impl DirectoryReader {
             let held = slice.region();
             let shared = if held.len() == region.len() { region::common(&held, region) } else { None };
             let Some(shared) = shared else { continue };
+            // No sum here overflows: the manifest has no fault.
             let end = slice.start + (region::volume(&held) * width) as u64;
             region::copy(self.elements(slice.file, slice.start..end)?, &held, into, region, width);
             found += region::volume(&shared);
@@ -152,7 +151,12 @@ pub(super) fn read_manifest(folder: &Path) -> Checked<Manifest> {
         return Err(format!("`{name}` is of the format {} instead of \"{}\"", json["format"], manifest::FORMAT));
     }
     if json["version"] != manifest::VERSION {
-        return Err(format!("`{name}` is of version {}, this program reads {}", json["version"], manifest::VERSION));
+        let (found, read) = (&json["version"], manifest::VERSION);
+        let way_out = "go on with the program that wrote it";
+        return Err(format!("`{name}` is of version {found}, this program reads {read}; {way_out}"));
+    }
+    if !manifest::is_sealed(&text) {
+        return Err(format!("`{name}` was changed: it does not end with the checksum of what precedes it"));
     }
     serde_json::from_value(json).map_err(|error| format!("`{name}` is not understood ({error})"))
 }

@@ -170,8 +170,8 @@ pub(super) fn join(partial: &Path, writers: usize, manifest: &mut Manifest) -> R
         }
         fs::remove_file(&path).map_err(|source| Error::Write { path, source })?;
     }
-    let uncovered = |problem| Err(Error::Checkpoint { path: partial.into(), problem });
-    manifest.uncovered().map_or(Ok(()), uncovered)
+    let refused = |problem| Err(Error::Checkpoint { path: partial.into(), problem });
+    manifest.fault().map_or(Ok(()), refused)
 }
 
 /// Adds one file to a manifest.

@@ -69,7 +69,17 @@ impl Indexed {
 
     /// Says whether both files of a dataset lie at `prefix`.
     pub fn exists(prefix: &Path) -> bool {
-        [".idx", ".bin"].iter().all(|suffix| with_suffix(prefix, suffix).is_file())
+        Self::files(prefix).iter().all(|path| path.is_file())
+    }
+
+    /// Says whether one of them does.
+    pub(crate) fn exists_in_part(prefix: &Path) -> bool {
+        Self::files(prefix).iter().any(|path| path.is_file())
+    }
+
+    /// Names a dataset's files.
+    fn files(prefix: &Path) -> [PathBuf; 2] {
+        [".idx", ".bin"].map(|suffix| with_suffix(prefix, suffix))
     }
 
     /// Returns the files' common name.

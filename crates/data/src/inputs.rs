@@ -221,24 +221,18 @@ impl Open {
         Ok(Some(Piece { origin: self.origin.clone(), bytes, content }))
     }
 
-    /// Reads a text to its end, or to a line's where no tokenizer of bytes or words sees a difference.
+    /// Reads a text to its end, or a part of it to where it may be cut.
     fn text(&mut self) -> Result<Option<Piece>> {
         let mut bytes = std::mem::take(&mut self.rest);
-        loop {
-            let took = (&mut self.from).take(TEXT).read_to_end(&mut bytes).map_err(|source| self.unreadable(source))?;
-            let first = self.position;
-            if (took as u64) < TEXT {
-                self.position += bytes.len() as u64;
-                let content = Content::Text { first, ends: true };
-                return Ok(Some(Piece { origin: self.origin.clone(), bytes, content }));
-            }
-            if let Some(cut) = cut(&bytes) {
-                self.rest = bytes.split_off(cut);
-                self.position += cut as u64;
-                let content = Content::Text { first, ends: false };
-                return Ok(Some(Piece { origin: self.origin.clone(), bytes, content }));
-            }
+        let missing = TEXT - bytes.len() as u64;
+        let took =
+            (&mut self.from).take(missing).read_to_end(&mut bytes).map_err(|source| self.unreadable(source))? as u64;
+        let (first, ends) = (self.position, took < missing);
+        if !ends {
+            self.rest = bytes.split_off(cut(&bytes));
         }
+        self.position += bytes.len() as u64;
+        Ok(Some(Piece { origin: self.origin.clone(), bytes, content: Content::Text { first, ends } }))
     }
 
     fn unreadable(&self, source: io::Error) -> Error {
@@ -246,10 +240,23 @@ impl Open {
     }
 }
 
-/// Finds the last single line break between characters that are no spaces: how spaces are grouped does not reach across it.
-fn cut(bytes: &[u8]) -> Option<usize> {
+/// Finds where a text is cut, in the second half of what is there: behind a single line break, or before a single space that
+/// a word follows, both of which tokenizers of bytes and words take alike with and without the rest. Where there is neither, behind
+/// any line break, and at last before any character.
+fn cut(bytes: &[u8]) -> usize {
     let solid = |byte: u8| !byte.is_ascii_whitespace();
-    (2..bytes.len()).rev().find(|&at| bytes[at - 1] == b'\n' && solid(bytes[at - 2]) && solid(bytes[at]))
+    let last = |fits: &dyn Fn(usize) -> bool| (bytes.len() / 2 + 2..bytes.len()).rev().find(|&at| fits(at));
+    let line = |at: usize| bytes[at - 1] == b'\n';
+    last(&|at| line(at) && solid(bytes[at - 2]) && solid(bytes[at]))
+        .or_else(|| last(&|at| solid(bytes[at - 2]) && solid(bytes[at - 1]) && bytes[at] == b' ' && follows(bytes, at)))
+        .or_else(|| last(&line))
+        .or_else(|| last(&|at| bytes[at] & 0xc0 != 0x80))
+        .unwrap_or(bytes.len())
+}
+
+/// Says whether a letter or a digit follows a place.
+fn follows(bytes: &[u8], at: usize) -> bool {
+    bytes.get(at + 1).is_some_and(|byte| byte.is_ascii_alphanumeric())
 }
 
 /// Counts what is read.
@@ -339,5 +346,31 @@ fn document(line: &[u8], field: &str) -> std::result::Result<Stretch, String> {
             }
             None => "it is no object".into(),
         }),
+    }
+}
+
+#[cfg(all(test, feature = "huggingface"))]
+mod tests {
+    use super::*;
+    use crate::{train_tokenizer, Documents};
+
+    /// Tokens on both sides of a cut are those of the text in one piece.
+    #[test]
+    fn no_token_of_words_reaches_across_a_cut() {
+        let folder = tempfile::tempdir().unwrap();
+        let lines = "the cat  sat on the mat, \r\n\r\n and the rat sat on 17 cats.\r\n\r\nthe end\n".repeat(40);
+        let path = folder.path().join("text.txt");
+        std::fs::write(&path, &lines).unwrap();
+        let learned = Documents::new(vec![Input::File(path)], None);
+        let tokenizer = train_tokenizer(learned, 320, &folder.path().join("tokenizer.json")).unwrap();
+        let encode = |text: &str| tokenizer.encode(text).unwrap();
+        for single in [lines.as_str(), &lines.replace("end\n", "end\r\n"), &lines.replace(['\r', '\n'], "")] {
+            for length in single.len() - 150..single.len() {
+                let text = &single[..length];
+                let (left, right) = text.split_at(cut(text.as_bytes()));
+                assert!(!left.is_empty() && left.len() >= length / 2);
+                assert_eq!([encode(left), encode(right)].concat(), encode(text), "{left:?}");
+            }
+        }
     }
 }

@@ -101,7 +101,8 @@ fn find(path: &Path, vocab: usize) -> Result<Found> {
     if matches!(path.extension().and_then(|extension| extension.to_str()), Some("bin" | "idx")) {
         return files(&path.with_extension(""));
     }
-    match Indexed::exists(path) {
+    // One of two files is taken for a dataset too, so that the missing one is named.
+    match Indexed::exists(path) || (!path.exists() && Indexed::exists_in_part(path)) {
         true => files(path),
         false => Ok(Found::Text(Corpus::open(path)?)),
     }

@@ -98,6 +98,23 @@ fn a_writer_leaves_nothing_unless_it_finishes_and_replaces_nothing() {
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
     write(&prefix, Element::U16, &[&[&[1]]]);
     assert!(matches!(IndexedWriter::create(&prefix, Element::U16), Err(Error::Exists { .. })));
+    // Tokens of another program, without an index.
+    let foreign = folder.path().join("train.bin");
+    fs::write(&foreign, "tokens").unwrap();
+    let refused = IndexedWriter::create(folder.path().join("train"), Element::U16);
+    assert!(matches!(refused, Err(Error::Exists { path }) if path == foreign));
+    // What comes there meanwhile stays as well, and nothing is left beside it.
+    for suffix in [".bin", ".idx"] {
+        let prefix = folder.path().join("late");
+        let mut writer = IndexedWriter::create(&prefix, Element::U16).unwrap();
+        writer.document(&[1]).unwrap();
+        let late = folder.path().join(format!("late{suffix}"));
+        fs::write(&late, "late").unwrap();
+        assert!(matches!(writer.finish(), Err(Error::Unwritable { .. })));
+        assert_eq!(fs::read(&late).unwrap(), b"late");
+        fs::remove_file(&late).unwrap();
+        assert!(!Indexed::exists(&prefix) && fs::read_dir(folder.path()).unwrap().count() == 3, "{suffix}");
+    }
     let nowhere = IndexedWriter::create(folder.path().join("no/folder"), Element::U16);
     assert!(matches!(nowhere, Err(Error::Unwritable { .. })));
 }

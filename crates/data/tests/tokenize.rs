@@ -118,6 +118,26 @@ fn a_long_text_is_one_document_of_several_sequences() {
     assert!(documents(&prefix)[0] == text);
 }
 
+/// However lines end, and where there are none: parts of bounded size, and not a byte lost.
+#[test]
+fn a_long_text_without_single_line_breaks_comes_in_parts_too() {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, text) in [
+        ("returns", "a line of text\r\nand another\r\n".repeat(700_000)),
+        ("paragraphs", "one paragraph a line.\n\n".repeat(900_000)),
+        ("one line", "word ".repeat(4_000_000)),
+        ("no space", "ß€".repeat(4_000_000)),
+        ("breaks", "\n".repeat(20_000_000)),
+    ] {
+        let (path, prefix) = (folder.path().join(name), folder.path().join(format!("{name}-tokens")));
+        fs::write(&path, &text).unwrap();
+        make(&[&path], None, 2, &prefix).unwrap();
+        let data = Indexed::open(&prefix).unwrap();
+        assert!(data.sequences() > 1 && data.documents() == 1, "{name}: {}", data.sequences());
+        assert!(documents(&prefix)[0] == text, "{name}");
+    }
+}
+
 #[test]
 fn a_learned_tokenizer_ends_documents_and_shortens_text() {
     let folder = tempfile::tempdir().unwrap();

@@ -1,6 +1,6 @@
 //! Writing a dataset, document by document, in memory that does not grow with it.
 
-use std::fs::{File, Permissions};
+use std::fs::{self, File, Permissions};
 use std::io::{self, BufReader, BufWriter, Read, Seek, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use tempfile::{Builder, NamedTempFile};
 
 use super::index::{MAGIC, VERSION};
-use super::{with_suffix, Element};
+use super::{with_suffix, Element, Indexed};
 use crate::{Error, Result};
 
 /// Writes `PREFIX.bin` and `PREFIX.idx`, which appear when all is written, or not at all.
@@ -30,12 +30,11 @@ impl IndexedWriter {
     /// Starts a dataset at `prefix`.
     ///
     /// # Errors
-    /// [`Error::Exists`] if there is one, [`Error::Unwritable`].
+    /// [`Error::Exists`] if one of its files is there, [`Error::Unwritable`].
     pub fn create(prefix: impl AsRef<Path>, element: Element) -> Result<Self> {
         let prefix = prefix.as_ref();
-        let index = with_suffix(prefix, ".idx");
-        if index.exists() {
-            return Err(Error::Exists { path: index });
+        if let Some(path) = Indexed::files(prefix).into_iter().find(|path| path.exists()) {
+            return Err(Error::Exists { path });
         }
         let unwritable = |source| Error::Unwritable { path: prefix.into(), source };
         let spill = || tempfile::tempfile_in(folder(prefix)).map(BufWriter::new).map_err(unwritable);
@@ -124,10 +123,14 @@ impl IndexedWriter {
         pointers(lengths, sequences, element, &mut head)?;
         head.write_all(&0u64.to_le_bytes())?;
         io::copy(&mut again(bounds)?, &mut head)?;
+        let mut made = Vec::new();
         for (file, path) in [(data, bin), (head, index)] {
             let file = file.into_inner().map_err(io::IntoInnerError::into_error)?;
             file.as_file().sync_all()?;
-            file.persist(path)?;
+            // Not over what has come there since.
+            let placed = file.persist_noclobber(path);
+            placed.inspect_err(|_| made.iter().for_each(|made: &&Path| drop(fs::remove_file(made))))?;
+            made.push(path);
         }
         File::open(folder(&prefix))?.sync_all()
     }

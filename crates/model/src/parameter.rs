@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use mp_comm::solo::Solo;
 use mp_comm::{Communicator, ReduceOp};
-use mp_plan::{Arrangement, Partition, PartitionedParameter, Tie, Zero};
+use mp_plan::{Arrangement, ParameterSpec, Partition, PartitionedParameter, Tie, Zero};
 use mp_runtime::flat::{Flat, Layout};
 use mp_runtime::{Device, Kind, Precision, Tensor};
 
@@ -90,13 +90,21 @@ impl Parameters {
         device: Device,
     ) -> Result<Self> {
         let made = Self::zeros(partition, tp_rank, sharing, precision, device)?;
-        for (index, parameter) in partition.parameters.iter().enumerate() {
-            made.load(index, &initial::shard(parameter, tp_rank, seed)?)?;
-        }
-        if let Some(table) = made.tied() {
-            made.bucket(table)?.register_sum();
-        }
+        made.draw(seed, |_| true)?;
         Ok(made)
+    }
+
+    /// Draws the initial values of some parameters, whatever of them this rank keeps. Local to each rank.
+    ///
+    /// # Errors
+    /// [`Error::Runtime`] where libtorch refuses.
+    pub fn draw(&self, seed: u64, which: impl Fn(&ParameterSpec) -> bool) -> Result<()> {
+        for (index, parameter) in self.partition.parameters.iter().enumerate() {
+            if which(&parameter.spec) {
+                self.load(index, &initial::shard(parameter, self.tp_rank, seed)?)?;
+            }
+        }
+        Ok(())
     }
 
     /// Allocates a rank's shards, all zero; of frozen parameters the values alone.
@@ -129,7 +137,7 @@ impl Parameters {
         };
         let gradients = flat(Zero::Gradients, precision.master())?;
         let units = units(&arrangement, &sharing, &values)?;
-        Ok(Self {
+        let made = Self {
             buckets: buckets(&arrangement, &sharing, &gradients)?,
             parts: parts(&arrangement, &units),
             units,
@@ -142,7 +150,11 @@ impl Parameters {
             gradients,
             anchor: Tensor::f_zeros([], (Kind::Float, device))?.f_set_requires_grad(true)?,
             deferral: Arc::default(),
-        })
+        };
+        if let Some(table) = made.tied() {
+            made.bucket(table)?.register_sum();
+        }
+        Ok(made)
     }
 
     /// Returns the plan that these are the shards of.

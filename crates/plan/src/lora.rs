@@ -14,6 +14,11 @@ pub const FIRST_FACTOR: &str = "lora_a.weight";
 /// What the names of the factors that write to a matrix's output end with.
 pub const SECOND_FACTOR: &str = "lora_b.weight";
 
+/// Says whether a parameter of this name is a factor of an adapter.
+pub fn is_factor(name: &str) -> bool {
+    name.ends_with(FIRST_FACTOR) || name.ends_with(SECOND_FACTOR)
+}
+
 /// The matrices of a layer that adapters can stand beside, those that read the same input together.
 pub const TARGETS: [&[&str]; 4] = [
     &["attention.query", "attention.key", "attention.value"],
@@ -54,7 +59,14 @@ impl LoraConfig {
         self.rank > 0 && self.targets.iter().any(|own| own == target)
     }
 
-    /// Checks numbers on their own.
+    /// Says whether other adapters compute the same of the same factors, whatever is dropped in training.
+    pub fn computes_as(&self, other: &Self) -> bool {
+        let within = |a: &Self, b: &Self| a.targets.iter().all(|target| b.targets.contains(target));
+        let same = within(self, other) && within(other, self);
+        same && self.rank == other.rank && self.alpha == other.alpha
+    }
+
+    /// Checks the section on its own.
     ///
     /// # Errors
     /// [`Error::OutOfRange`] (alpha, dropout), [`Error::Zero`] (no targets).

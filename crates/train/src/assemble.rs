@@ -6,6 +6,7 @@ use mp_comm::Communicator;
 use mp_model::context::Context;
 use mp_model::regions::TensorGroup;
 use mp_model::{build, Options, Parameters};
+use mp_plan::{lora::is_factor, ParameterSpec};
 use mp_runtime::Device;
 
 use crate::groups::Groups;
@@ -36,9 +37,29 @@ impl Allocated {
     /// # Errors
     /// [`Error::Model`](crate::Error::Model) if the device has no room.
     pub fn new(config: &Config, layout: &Layout, groups: &Groups, device: Device) -> Result<Self> {
+        Self::drawn(config, layout, groups, device, |_| true)
+    }
+
+    /// Takes the memory for a rank's shards of a model that comes from somewhere: what is to be loaded is zero, and only
+    /// adapters, which may be new, are drawn. Local to each rank.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn to_be_loaded(config: &Config, layout: &Layout, groups: &Groups, device: Device) -> Result<Self> {
+        Self::drawn(config, layout, groups, device, |spec| is_factor(&spec.name))
+    }
+
+    fn drawn(
+        config: &Config,
+        layout: &Layout,
+        groups: &Groups,
+        device: Device,
+        which: impl Fn(&ParameterSpec) -> bool,
+    ) -> Result<Self> {
         let (partition, sharing) = (layout.of_rank(groups.pp.rank().0), layout.sharing(Arc::clone(&groups.data)));
-        let (seed, precision) = (config.train.seed, config.train.precision.backend());
-        let parameters = Parameters::shared(&partition, groups.tp.rank().0, sharing, seed, precision, device)?;
+        let precision = config.train.precision.backend();
+        let parameters = Parameters::zeros(&partition, groups.tp.rank().0, sharing, precision, device)?;
+        parameters.draw(config.train.seed, which)?;
         let optimizer = optimizer(&config.optimizer, &parameters)?;
         Ok(Self { parameters, optimizer })
     }

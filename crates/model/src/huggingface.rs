@@ -8,10 +8,12 @@
 //! | `huggingface/rope.rs` | the rotary angles' keys, in their old and new form |
 //! | `huggingface/place.rs` | a parameter as a part of a published tensor |
 //! | `huggingface/inventory.rs` | the tensors that are there against those that must be |
+//! | `huggingface/adapter.rs` | adapters as PEFT publishes them |
 //!
 //! What a published model computes and ours does not is refused by name. Keys that change nothing of what is computed
 //! are listed, and every other key is refused too: it may change something.
 
+pub mod adapter;
 mod bert;
 mod gpt2;
 mod inventory;
@@ -120,7 +122,8 @@ impl Description {
     /// [`Refusal`] naming the first key that is missing, unknown, or asks for what is not computed.
     pub fn read(json: &Value) -> Result<Self> {
         let mut keys = Keys::new(json)?;
-        let model_type = keys.word("model_type")?.ok_or(Refusal::MissingKey { key: "model_type" })?;
+        let model_type =
+            keys.word("model_type")?.ok_or(Refusal::MissingKey { file: keys::MODEL, key: "model_type" })?;
         let family = Family::ALL.into_iter().find(|family| family.model_type() == model_type);
         let family = family.ok_or_else(|| {
             let known = Family::ALL.map(|family| format!("\"{}\"", family.model_type())).join(", ");

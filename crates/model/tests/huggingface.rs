@@ -179,13 +179,14 @@ fn scalings_that_are_not_computed_are_refused(#[case] scaling: Value, #[case] ke
 fn keys_that_nobody_knows_are_refused_and_empty_ones_are_not() {
     let mut json = llama();
     json["query_pre_attn_scalar"] = json!(256);
-    let expected = Refusal::UnknownKey { key: "query_pre_attn_scalar".into(), value: "256".into() };
+    let expected =
+        Refusal::UnknownKey { file: "config.json", key: "query_pre_attn_scalar".into(), value: "256".into() };
     assert_eq!(Description::read(&json).unwrap_err(), expected);
     json["query_pre_attn_scalar"] = Value::Null;
     Description::read(&json).unwrap();
     json.as_object_mut().unwrap().remove("vocab_size");
-    assert_eq!(Description::read(&json).unwrap_err(), Refusal::MissingKey { key: "vocab_size" });
-    assert_eq!(Description::read(&json!([])).unwrap_err(), Refusal::NoObject);
+    assert_eq!(Description::read(&json).unwrap_err(), Refusal::MissingKey { file: "config.json", key: "vocab_size" });
+    assert_eq!(Description::read(&json!([])).unwrap_err(), Refusal::NoObject { file: "config.json" });
 }
 
 #[test]

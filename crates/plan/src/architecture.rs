@@ -200,6 +200,7 @@ impl Architecture {
     pub fn to_config(&self) -> ModelConfig {
         ModelConfig {
             from: None,
+            base: None,
             architecture: self.name,
             hidden: self.hidden,
             layers: self.layers,

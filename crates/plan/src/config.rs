@@ -66,6 +66,8 @@ pub struct ModelConfig {
     /// The folder of a published model or of a run, where shape and weights come from; unset: the keys below, and random
     /// weights.
     pub from: Option<PathBuf>,
+    /// The folder of the model under the adapters that `from` names, where it is not where they say.
+    pub base: Option<PathBuf>,
     /// The family.
     pub architecture: ArchitectureName,
     /// Width `d`.
@@ -110,6 +112,7 @@ impl Default for ModelConfig {
     fn default() -> Self {
         Self {
             from: None,
+            base: None,
             architecture: ArchitectureName::Llama,
             hidden: 128,
             layers: 4,

@@ -63,7 +63,7 @@ impl Inventory {
 }
 
 /// What a model with a head puts before the names of the model in it.
-fn prefix(family: Family) -> &'static str {
+pub(super) fn prefix(family: Family) -> &'static str {
     match family {
         Family::Gpt2 => "transformer.",
         Family::Llama | Family::Mistral | Family::Qwen2 => "model.",

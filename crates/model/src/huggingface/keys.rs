@@ -6,6 +6,9 @@ use serde_json::{Map, Value};
 
 use super::{Refusal, Result};
 
+/// The file that describes a model.
+pub(super) const MODEL: &str = "config.json";
+
 /// Keys that change nothing of what a causal or masked language model computes: where it comes from, how it was trained,
 /// what a program does around it, and parts that other classes of transformers add.
 const WITHOUT_EFFECT: [&str; 66] = [
@@ -91,16 +94,22 @@ const INERT: [(&str, &[Value]); 10] = [
     ("quantization_config", &[]),
 ];
 
-/// A `config.json`, and what of it was understood.
+/// A `config.json`, or another file of the kind, and what of it was understood.
 #[derive(Debug)]
 pub(super) struct Keys<'a> {
+    file: &'static str,
     table: &'a Map<String, Value>,
     taken: BTreeSet<&'static str>,
 }
 
 impl<'a> Keys<'a> {
     pub fn new(json: &'a Value) -> Result<Self> {
-        Ok(Self { table: json.as_object().ok_or(Refusal::NoObject)?, taken: BTreeSet::new() })
+        Self::of(MODEL, json)
+    }
+
+    /// Reads another file than a model's.
+    pub fn of(file: &'static str, json: &'a Value) -> Result<Self> {
+        Ok(Self { file, table: json.as_object().ok_or(Refusal::NoObject { file })?, taken: BTreeSet::new() })
     }
 
     /// Takes a key; `null` is none.
@@ -136,13 +145,14 @@ impl<'a> Keys<'a> {
     }
 
     /// Refuses the value of a key.
-    pub fn refuse(&self, key: &str, rule: &str) -> Refusal {
-        Refusal::value(key, self.table.get(key).unwrap_or(&Value::Null), rule)
+    pub fn refuse(&self, key: &str, rule: impl Into<String>) -> Refusal {
+        let value = self.table.get(key).unwrap_or(&Value::Null).to_string();
+        Refusal::Value { file: self.file, key: key.into(), value, rule: rule.into() }
     }
 
     /// Takes a size that must be there.
     pub fn needed(&mut self, key: &'static str) -> Result<usize> {
-        self.size(key)?.ok_or(Refusal::MissingKey { key })
+        self.size(key)?.ok_or(Refusal::MissingKey { file: self.file, key })
     }
 
     fn typed<T>(
@@ -152,7 +162,7 @@ impl<'a> Keys<'a> {
         rule: &str,
     ) -> Result<Option<T>> {
         let Some(value) = self.take(key) else { return Ok(None) };
-        read(value).map(Some).ok_or_else(|| Refusal::value(key, value, rule))
+        read(value).map(Some).ok_or_else(|| self.refuse(key, rule))
     }
 
     /// Takes a key that may be left out, and must otherwise have one of some values.
@@ -166,7 +176,22 @@ impl<'a> Keys<'a> {
             true => "that is not computed".into(),
             false => format!("only {} is computed", listed.join(" or ")),
         };
-        Err(Refusal::value(key, value, rule))
+        Err(self.refuse(key, rule))
+    }
+
+    /// Takes a key that may be left out, and must otherwise ask for nothing: be null, false or empty.
+    pub fn must_be_empty(&mut self, key: &'static str) -> Result<()> {
+        let Some(value) = self.take(key) else { return Ok(()) };
+        let empty = match value {
+            Value::Bool(flag) => !flag,
+            Value::Array(list) => list.is_empty(),
+            Value::Object(table) => table.is_empty(),
+            _ => false,
+        };
+        match empty {
+            true => Ok(()),
+            false => Err(self.refuse(key, "that is not computed")),
+        }
     }
 
     /// Takes dropout probabilities: the one that they all are, or the names of those that differ.
@@ -185,14 +210,21 @@ impl<'a> Keys<'a> {
         }
     }
 
-    /// Refuses what nobody took.
+    /// Refuses what nobody took of a model's keys.
     pub fn finish(mut self) -> Result<()> {
         for (key, allowed) in INERT {
             self.must_be(key, allowed)?;
         }
-        let known = |key: &str| self.taken.contains(key) || WITHOUT_EFFECT.contains(&key);
+        self.finish_but(&WITHOUT_EFFECT)
+    }
+
+    /// Refuses what nobody took, but for keys that change nothing.
+    pub fn finish_but(self, without_effect: &[&str]) -> Result<()> {
+        let known = |key: &str| self.taken.contains(key) || without_effect.contains(&key);
         match self.table.iter().find(|(key, value)| !known(key) && !value.is_null()) {
-            Some((key, value)) => Err(Refusal::UnknownKey { key: key.clone(), value: value.to_string() }),
+            Some((key, value)) => {
+                Err(Refusal::UnknownKey { file: self.file, key: key.clone(), value: value.to_string() })
+            }
             None => Ok(()),
         }
     }

@@ -2,22 +2,31 @@
 
 use serde_json::Value;
 
+use super::keys::MODEL;
+
 /// Something of a published model that is not computed here, or something of ours that transformers does not compute.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Refusal {
-    /// A `config.json` that is no JSON object.
-    #[error("`config.json` is no JSON object")]
-    NoObject,
+    /// A `config.json`, or `adapter_config.json`, that is no JSON object.
+    #[error("`{file}` is no JSON object")]
+    NoObject {
+        /// The file.
+        file: &'static str,
+    },
     /// A key that is needed.
-    #[error("`config.json` lacks `{key}`")]
+    #[error("`{file}` lacks `{key}`")]
     MissingKey {
+        /// The file.
+        file: &'static str,
         /// The key.
         key: &'static str,
     },
     /// A key with a value that asks for what is not computed.
-    #[error("`config.json` has `{key}` = {value}, but {rule}")]
+    #[error("`{file}` has `{key}` = {value}, but {rule}")]
     Value {
+        /// The file.
+        file: &'static str,
         /// The key.
         key: String,
         /// Its value as JSON.
@@ -27,10 +36,12 @@ pub enum Refusal {
     },
     /// A key that may mean anything.
     #[error(
-        "`config.json` has `{key}` = {value}, and what that changes of the computation is not known here; remove it \
+        "`{file}` has `{key}` = {value}, and what that changes of the computation is not known here; remove it \
          if it is nothing"
     )]
     UnknownKey {
+        /// The file.
+        file: &'static str,
         /// The key.
         key: String,
         /// Its value as JSON.
@@ -70,6 +81,24 @@ pub enum Refusal {
         /// The shape that follows from the configuration.
         expected: Vec<usize>,
     },
+    /// An adapter's factor of another shape than its matrix and rank make it.
+    #[error("the tensor `{name}` has shape {found:?} where the model and `adapter_config.json` make it {expected:?}")]
+    Factor {
+        /// Its name.
+        name: String,
+        /// Its shape.
+        found: Vec<usize>,
+        /// The shape that follows.
+        expected: Vec<usize>,
+    },
+    /// A tensor of adapters that are not computed.
+    #[error("the tensor `{name}` is no adapter that is computed here: {rule}")]
+    Foreign {
+        /// Its name.
+        name: String,
+        /// What is.
+        rule: String,
+    },
     /// A model of ours that no published family computes.
     #[error("`{key}` is {value}, but {rule}")]
     NoCounterpart {
@@ -86,9 +115,9 @@ pub enum Refusal {
 }
 
 impl Refusal {
-    /// Refuses a key's value.
+    /// Refuses a value of `config.json`.
     pub(super) fn value(key: &str, value: &Value, rule: impl Into<String>) -> Self {
-        Refusal::Value { key: key.into(), value: value.to_string(), rule: rule.into() }
+        Refusal::Value { file: MODEL, key: key.into(), value: value.to_string(), rule: rule.into() }
     }
 
     /// Refuses to publish.

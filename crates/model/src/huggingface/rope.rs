@@ -3,7 +3,7 @@
 use mp_plan::{Architecture, RopeScaling};
 use serde_json::{json, Map, Value};
 
-use super::keys::Keys;
+use super::keys::{Keys, MODEL};
 use super::{Refusal, Result};
 
 /// The base where none is given.
@@ -90,9 +90,11 @@ impl Fields<'_> {
     fn finish(self) -> Result<()> {
         let unknown = self.fields.iter().find(|(key, value)| !self.taken.contains(&key.as_str()) && !value.is_null());
         match unknown {
-            Some((key, value)) => {
-                Err(Refusal::UnknownKey { key: format!("{}.{key}", self.section), value: value.to_string() })
-            }
+            Some((key, value)) => Err(Refusal::UnknownKey {
+                file: MODEL,
+                key: format!("{}.{key}", self.section),
+                value: value.to_string(),
+            }),
             None => Ok(()),
         }
     }

@@ -100,20 +100,24 @@ pub enum Checkpoint {
     Convert(Convert),
     /// Write the mean of several checkpoints' weights, computed in double precision.
     Average(Average),
-    /// Take a model that transformers saved into a new run folder.
+    /// Take a model that transformers saved, or adapters that PEFT saved, into a new run folder.
     Import(Import),
-    /// Write a checkpoint's model as a folder that transformers loads.
+    /// Write a checkpoint's model as a folder that transformers loads, or its adapters as one that PEFT loads.
     Export(Export),
 }
 
 /// `mp-cli checkpoint import`.
 #[derive(Debug, clap::Args)]
 pub struct Import {
-    /// The model's folder: config.json and model.safetensors, whole or in parts.
+    /// The model's folder: config.json and model.safetensors, whole or in parts; or adapter_config.json and
+    /// adapter_model.safetensors.
     pub model: PathBuf,
     /// The run folder to make.
     #[arg(long, value_name = "RUN")]
     pub out: PathBuf,
+    /// The model under the adapters; default: the folder that adapter_config.json names.
+    #[arg(long, value_name = "DIR")]
+    pub base: Option<PathBuf>,
     /// One configuration key of the run, such as data.tokenizer=FILE; may come several times.
     #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
     pub sets: Vec<String>,
@@ -129,6 +133,16 @@ pub struct Export {
     /// The folder to make.
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
+    /// Of a run that trained adapters: write the model with the adapters folded in.
+    #[arg(long)]
+    pub merged: bool,
+    /// Of a run that trained adapters: write them alone, as PEFT does.
+    #[arg(long, conflicts_with_all = ["merged", "shard_bytes", "dropout"])]
+    pub adapter: bool,
+    /// The model under the adapters; default: the one that the run began from. With --adapter it is only named, and may be
+    /// what a hub calls it.
+    #[arg(long, value_name = "DIR")]
+    pub base: Option<PathBuf>,
     /// The most bytes of a file of tensors; a larger tensor has a file of its own.
     #[arg(long, value_name = "BYTES", default_value_t = 5_000_000_000)]
     pub shard_bytes: u64,

@@ -23,6 +23,7 @@ mod schema;
 use std::path::{Path, PathBuf};
 
 pub use every::Every;
+pub(crate) use from::described;
 use mp_data::Validation;
 use mp_plan::{LoraConfig, ModelConfig, ParallelConfig};
 use serde::{Deserialize, Serialize};
@@ -376,6 +377,7 @@ impl Config {
     fn with_absolute_paths(mut self) -> Self {
         let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.into());
         self.model.from = from::absolute(self.model.from);
+        self.model.base = from::absolute(self.model.base);
         self.data.path = self.data.path.as_deref().map(absolute);
         for source in &mut self.data.blend {
             source.path = absolute(&source.path);

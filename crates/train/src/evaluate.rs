@@ -82,7 +82,7 @@ pub fn measure(config: &Config, world: &Arc<dyn Communicator>, device: Device, b
         let tokenizer = Tokenizer::load(&config.data.tokenizer)?;
         let vocab = if config.model.vocab > 0 { config.model.vocab } else { tokenizer.vocab_size() };
         let windows = walk(config, &tokenizer, vocab)?;
-        Ok((weights::open(from)?, tokenizer, windows))
+        Ok((weights::open(from, config.model.base.as_deref())?, tokenizer, windows))
     };
     let (source, tokenizer, windows) = agree(&**world, input())?;
     let inference = Inference::new(config, tokenizer.vocab_size(), &*source, world, device, Use::Reading)?;

@@ -7,7 +7,7 @@ use mp_model::context::Context;
 use mp_model::recompute::Recompute;
 use mp_model::regions::{Between, TensorGroup};
 use mp_model::{build, Model, Options, Parameters};
-use mp_plan::{Architecture, Axis, Mesh, Stages, Switch, Zero};
+use mp_plan::{Architecture, Axis, LoraConfig, Mesh, Stages, Switch, Zero};
 use mp_runtime::Device;
 
 use crate::agree::agree;
@@ -48,7 +48,8 @@ impl Inference {
         device: Device,
         purpose: Use,
     ) -> Result<Self> {
-        let layout = agree(&**world, layout(config, vocab, world.size(), purpose))?;
+        let cut = || layout(&adapted(config, source)?, vocab, world.size(), purpose);
+        let layout = agree(&**world, cut())?;
         let groups = layout.groups(world)?;
         let loaded = || -> Result<Parameters> {
             let partition = Arc::new(layout.of_rank(groups.pp.rank().0).as_ref().clone().frozen());
@@ -90,6 +91,19 @@ impl Inference {
         let Self { groups, model, stages, context, between } = self;
         Assembled { groups, model, stages, context, between: *between }
     }
+}
+
+/// Takes the adapters that a source holds, as they are: nothing is rounded that training did not round.
+fn adapted(config: &Config, source: &dyn WeightSource) -> Result<Config> {
+    let lora = match source.adapters() {
+        Some(adapters) => adapters.lora.clone(),
+        None if config.lora.rank > 0 => {
+            let rule = format!("`{}` holds no adapters; leave `lora` out", source.origin().display());
+            return Err(Error::Config { key: "lora.rank", value: config.lora.rank.to_string(), rule });
+        }
+        None => LoraConfig::default(),
+    };
+    Ok(Config { lora, ..config.clone() })
 }
 
 /// Decides how a model that is not trained is cut. What only training has, batches and optimizer, does not restrict it.

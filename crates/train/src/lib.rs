@@ -30,6 +30,7 @@ pub mod inference;
 pub mod evaluate;
 pub mod generate;
 pub mod weights;
+pub mod adapted;
 pub mod huggingface;
 pub mod state;
 pub mod saving;

@@ -1,5 +1,6 @@
 //! A whole run: from a configuration to a trained model in its folder.
 
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 use std::time::Instant;
@@ -8,6 +9,7 @@ use mp_comm::{BufferMut, Communicator, Rank, ReduceOp};
 use mp_data::{BatchPlan, Prefetch, SampleSource, Targets, Tokenizer};
 use mp_runtime::{device, Device};
 
+use crate::adapted::mark;
 use crate::agree::{agree, agree_and_vote, Votes};
 use crate::assemble::Allocated;
 use crate::audit::DataLog;
@@ -83,6 +85,8 @@ struct Run<'a> {
     /// On rank 0 alone: which samples the steps have read.
     data_log: Option<DataLog>,
     observer: &'a mut dyn Observer,
+    /// What tells the model under adapters from others.
+    base: Option<String>,
     /// Finished updates.
     step: u64,
     /// Samples that they have read.
@@ -111,14 +115,17 @@ impl<'a> Run<'a> {
         let (tokenizer, text, layout) = agree(&*world, input())?;
         let folder = RunFolder::open(&*world, config)?;
         let groups = layout.groups(&world)?;
-        let trainer =
-            agree(&*world, Allocated::new(config, &layout, &groups, device))?.trainer(config, &layout, groups)?;
+        let allocated = match config.model.from {
+            Some(_) => Allocated::to_be_loaded(config, &layout, &groups, device),
+            None => Allocated::new(config, &layout, &groups, device),
+        };
+        let trainer = agree(&*world, allocated)?.trainer(config, &layout, groups)?;
 
         let (keep, keep_best) = (config.checkpoint.keep, config.checkpoint.keep_best);
         let store = DirectoryStore::new(folder.checkpoints(), keep).keeping_best(keep_best);
         let first = world.rank() == Rank(0);
         agree(&*world, if first { store.sweep() } else { Ok(()) })?;
-        let resumed = agree(&*world, begin(config, &store, &trainer))?;
+        let (resumed, base) = agree(&*world, begin(config, &store, &trainer))?;
         let precision_before = resumed.as_ref().and_then(About::precision);
         let (step, samples, standing) =
             resumed.map_or((0, 0, Standing::default()), |about| (about.step, about.samples, about.standing));
@@ -169,6 +176,7 @@ impl<'a> Run<'a> {
             data_log,
             batches,
             observer,
+            base,
             step,
             samples,
             saved,
@@ -307,7 +315,8 @@ impl<'a> Run<'a> {
             return Ok(());
         }
         let (samples, tokens, standing) = (self.samples, self.tokens(), self.standing);
-        let about = About { samples, tokens, validation_loss, standing, ..About::new(self.step, self.config) };
+        let base = self.base.clone();
+        let about = About { samples, tokens, validation_loss, standing, base, ..About::new(self.step, self.config) };
         let earlier = self.saver.begin(&self.trainer, about)?;
         self.tell_saved(earlier);
         self.saved = Some(self.step);
@@ -394,18 +403,37 @@ fn due(every: u64, step: u64) -> bool {
 }
 
 /// Continues from the newest checkpoint where the configuration says so, and returns what it says of the run; otherwise takes
-/// the weights from where the model comes from.
-fn begin(config: &Config, store: &DirectoryStore, trainer: &Trainer) -> Result<Option<About>> {
+/// the weights from where the model comes from. Under adapters also returns the [`mark`] of the model.
+fn begin(config: &Config, store: &DirectoryStore, trainer: &Trainer) -> Result<(Option<About>, Option<String>)> {
     let resumed = if config.checkpoint.resume { latest(store, trainer)? } else { None };
-    // What a run freezes is in none of its checkpoints.
-    let frozen = trainer.parameters().partition().lora.is_some();
-    if let Some(from) = config.model.from.as_ref().filter(|_| frozen || resumed.is_none()) {
-        weights::load_base(trainer.parameters(), &*weights::open(from)?)?;
-    }
-    let Some(reader) = resumed else { return Ok(None) };
+    let base = match &config.model.from {
+        // What a run freezes is in none of its checkpoints.
+        Some(from) if config.lora.rank > 0 => Some(adapted(config, from, trainer, resumed.is_none())?),
+        Some(from) if resumed.is_none() => {
+            weights::load(trainer.parameters(), &*weights::open_merged(from, config.model.base.as_deref())?)?;
+            None
+        }
+        _ => None,
+    };
+    let Some(reader) = resumed else { return Ok((None, base)) };
     let about = reader.manifest().about.clone();
+    if let (Some(from), Some(then), Some(now)) = (&config.model.from, &about.base, &base) {
+        if then != now {
+            return Err(Error::Checkpoint { path: reader.path().into(), problem: weights::changed(from) });
+        }
+    }
     state::restore(trainer, reader)?;
-    Ok(Some(about))
+    Ok((Some(about), base))
+}
+
+/// Loads the model under adapters, and where the run begins those that are beside it already; returns its mark.
+fn adapted(config: &Config, from: &Path, trainer: &Trainer, begins: bool) -> Result<String> {
+    let source = weights::open(from, config.model.base.as_deref())?;
+    match source.adapters() {
+        Some(_) if begins => weights::load(trainer.parameters(), &*source)?,
+        _ => weights::load_base(trainer.parameters(), &*source)?,
+    }
+    mark(&*source)
 }
 
 /// Opens the newest checkpoint of a run, where there is one.

@@ -10,10 +10,11 @@ use mp_model::Parameters;
 use mp_plan::ParameterSpec;
 use mp_runtime::{bytes, Device, Tensor};
 
+use crate::adapted::{mark, Adapted, Adapters, Merged};
 use crate::checkpoint::{self, CheckpointReader, Entry, Section, Verify};
-use crate::huggingface::Folder;
+use crate::huggingface::{Adapter, Folder};
 use crate::region;
-use crate::{Error, Result};
+use crate::{Config, Error, Result};
 
 /// Full tensors under our parameters' names.
 pub trait WeightSource: Send + Debug {
@@ -40,6 +41,11 @@ pub trait WeightSource: Send + Debug {
 
     /// Returns where it lies, for messages.
     fn origin(&self) -> &Path;
+
+    /// Describes the adapters that it holds beside a model, if it does.
+    fn adapters(&self) -> Option<&Adapters> {
+        None
+    }
 }
 
 /// Gives parameters their values, each rank what it keeps of them. Local to each rank.
@@ -69,6 +75,10 @@ pub fn load_trained(parameters: &Parameters, source: &dyn WeightSource) -> Resul
 
 fn load_some(parameters: &Parameters, source: &dyn WeightSource, takes: impl Fn(&ParameterSpec) -> bool) -> Result<()> {
     let _span = tracing::info_span!("load", from = %source.origin().display()).entered();
+    if source.adapters().is_some() && parameters.partition().lora.is_none() {
+        let problem = "it holds adapters, which this model lacks: fold them in".into();
+        return Err(Error::Checkpoint { path: source.origin().into(), problem });
+    }
     let layout = parameters.masters().layout();
     for (index, parameter) in parameters.partition().parameters.iter().enumerate() {
         if !takes(&parameter.spec) {
@@ -126,17 +136,126 @@ pub fn tensor(source: &dyn WeightSource, entry: &Entry, region: &[Range<usize>])
 }
 
 /// Opens the weights that lie at a path: a published model, the newest checkpoint of a run folder, or one checkpoint's own
-/// folder.
+/// folder. Of a run that trained adapters, they and the model under them, which lies at `base` where it is not where the run
+/// says.
 ///
 /// # Errors
 /// [`Error::Published`] for what of a published model is not computed; [`Error::Checkpoint`] if there is none, or it is
-/// not intact.
-pub fn open(path: &Path) -> Result<Box<dyn WeightSource>> {
-    if Folder::is(path) {
-        return Ok(Box::new(Folder::open(path)?));
+/// not intact; either if the model under adapters is not there or another.
+pub fn open(path: &Path, base: Option<&Path>) -> Result<Box<dyn WeightSource>> {
+    Ok(match Opened::at(path, base, Verify::Lengths)? {
+        Opened::Plain(plain) => plain,
+        Opened::Adapted(adapted) => Box::new(adapted),
+    })
+}
+
+/// Opens the weights that lie at a path as one model, with adapters folded in.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_merged(path: &Path, base: Option<&Path>) -> Result<Box<dyn WeightSource>> {
+    Ok(match Opened::at(path, base, Verify::Lengths)? {
+        Opened::Plain(plain) => plain,
+        Opened::Adapted(adapted) => Box::new(Merged::new(adapted, None)),
+    })
+}
+
+/// What lies at a path.
+pub(crate) enum Opened {
+    /// A model.
+    Plain(Box<dyn WeightSource>),
+    /// One with adapters.
+    Adapted(Adapted),
+}
+
+impl Opened {
+    /// Opens it, a checkpoint after so much of a proof.
+    pub(crate) fn at(path: &Path, base: Option<&Path>, verify: Verify) -> Result<Self> {
+        if Adapter::is(path) {
+            return Ok(Opened::Adapted(Adapter::open(path, base)?.beside_model()?));
+        }
+        if Folder::is(path) {
+            return Ok(Opened::Plain(Box::new(Folder::open(path)?)));
+        }
+        Self::run(checkpoint::open(path, verify)?, base)
     }
-    let reader = checkpoint::open(path, Verify::Lengths)?;
-    Ok(Box::new(Stored::new(reader.into(), Section::Model, String::new())))
+
+    /// Takes what a checkpoint holds.
+    pub(crate) fn run(reader: Box<dyn CheckpointReader>, base: Option<&Path>) -> Result<Self> {
+        let (path, about) = (reader.path().to_path_buf(), reader.manifest().about.clone());
+        let stored: Box<dyn WeightSource> = Box::new(Stored::new(reader.into(), Section::Model, String::new()));
+        if about.config["lora"]["rank"].as_u64().unwrap_or(0) == 0 {
+            return Ok(Opened::Plain(stored));
+        }
+        let refused = |problem: String| Error::Checkpoint { path: path.clone(), problem };
+        let config: Config = serde_json::from_value(about.config)
+            .map_err(|error| refused(format!("its configuration is not understood ({error})")))?;
+        let base = base.or(config.model.base.as_deref());
+        let (base, model) = Under { adapters: &path, said: config.model.from.as_deref(), base }.open()?;
+        match about.base {
+            Some(then) if mark(&*model)? != then => Err(refused(changed(&base))),
+            _ => Ok(Opened::Adapted(Adapted::new(model, stored, Adapters { lora: config.lora, base }))),
+        }
+    }
+}
+
+/// Says that adapters were trained on another model.
+pub(crate) fn changed(base: &Path) -> String {
+    format!(
+        "its adapters were trained on another model than `{}` holds now; put that one back, or name its folder as \
+         `model.base`",
+        base.display()
+    )
+}
+
+/// The model under adapters, still to be found.
+pub(crate) struct Under<'a> {
+    /// Where the adapters lie.
+    pub adapters: &'a Path,
+    /// Where they say that it is.
+    pub said: Option<&'a Path>,
+    /// Where the user says that it is.
+    pub base: Option<&'a Path>,
+}
+
+impl Under<'_> {
+    /// Returns its folder. A relative path starts at the working directory, or else at the adapters' folder.
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`] if there is none.
+    pub fn path(&self) -> Result<PathBuf> {
+        let Self { adapters, said, base } = self;
+        let way_out = "name its folder as `model.base`";
+        let refused = |problem: String| Error::Checkpoint { path: adapters.to_path_buf(), problem };
+        let none = || refused(format!("its adapters stand on a model that lies in no folder known here; {way_out}"));
+        let named = base.or(*said).ok_or_else(none)?;
+        let places = [std::path::absolute(named).unwrap_or_else(|_| named.into()), adapters.join(named)];
+        let found = places.into_iter().find(|place| place.is_dir());
+        found.ok_or_else(|| {
+            let problem = format!("its adapters stand on the model `{}`, which is no folder here", named.display());
+            refused(format!("{problem}; put it back, or {way_out}"))
+        })
+    }
+
+    /// Opens it.
+    ///
+    /// # Errors
+    /// As [`path`](Self::path) and [`open`]; [`Error::Checkpoint`] if the user names what has adapters itself.
+    pub fn open(&self) -> Result<(PathBuf, Box<dyn WeightSource>)> {
+        let path = self.path()?;
+        match Opened::at(&path, None, Verify::Lengths)? {
+            Opened::Plain(plain) => Ok((path, plain)),
+            // A run that went on with another's adapters.
+            Opened::Adapted(adapted) if self.base.is_none() => {
+                let base = adapted.adapters().map_or(path, |adapters| adapters.base.clone());
+                Ok((base, adapted.into_base()))
+            }
+            Opened::Adapted(_) => {
+                let problem = "it holds adapters itself; name the folder of the model under them as `model.base`";
+                Err(Error::Checkpoint { path, problem: problem.into() })
+            }
+        }
+    }
 }
 
 /// The tensors of a checkpoint whose names start alike: the model, or one part of the optimizer's state.

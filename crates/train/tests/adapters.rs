@@ -9,10 +9,12 @@ use mp_comm::{threads, Communicator};
 use mp_data::{Batch, Targets, TextSource, Tokens};
 use mp_runtime::{Device, Kind, Tensor};
 use mp_train::assemble::Allocated;
+use mp_train::checkpoint::{self, Verify};
+use mp_train::evaluate::measure;
 use mp_train::layout::Layout;
 use mp_train::records::{Observer, Record, Report, StepRecord};
 use mp_train::step::Work;
-use mp_train::{metrics, run, weights, Config, Result};
+use mp_train::{metrics, run, Config, Result};
 
 fn config(sets: &[&str]) -> Config {
     let base = [
@@ -125,6 +127,11 @@ fn steps(folder: &Path) -> Vec<StepRecord> {
     metrics::read(&folder.join("metrics.jsonl")).unwrap().into_iter().filter_map(step).collect()
 }
 
+/// Lists the tensors of a run's newest checkpoint.
+fn stored(run: &Path) -> Vec<String> {
+    checkpoint::open(run, Verify::Checksums).unwrap().manifest().model.keys().cloned().collect()
+}
+
 #[test]
 fn a_checkpoint_holds_the_adapters_alone_and_goes_on_under_another_layout() {
     let out = tempfile::tempdir().unwrap();
@@ -136,7 +143,7 @@ fn a_checkpoint_holds_the_adapters_alone_and_goes_on_under_another_layout() {
         config(&[&[at.as_str(), &from, &name, "lora.rank=2", "lora.dropout=0.1"], more].concat())
     };
     train(1, &adapted("cut", &["train.steps=3", "optimizer.schedule=constant"]));
-    let names = weights::open(&out.path().join("cut")).unwrap().names();
+    let names = stored(&out.path().join("cut"));
     assert_eq!(names.len(), 2 * 2 * 2, "{names:?}");
     assert!(names.iter().all(|name| name.contains(".lora_")), "{names:?}");
     train(1, &adapted("whole", &["optimizer.schedule=constant", "train.name=straight"]));
@@ -146,4 +153,137 @@ fn a_checkpoint_holds_the_adapters_alone_and_goes_on_under_another_layout() {
     for (a, b) in cut.iter().zip(&whole) {
         assert!((a.loss - b.loss).abs() <= 1e-10 * b.loss, "step {}: {} and {}", a.step, a.loss, b.loss);
     }
+}
+
+/// Runs of this folder read a short text that lies there.
+fn short(out: &Path) -> [String; 2] {
+    let text = out.join("text");
+    std::fs::write(&text, "Each rank holds a part, and no rank holds the whole. ".repeat(40)).unwrap();
+    [format!("train.out={}", out.display()), format!("data.path={}", text.display())]
+}
+
+/// A run `base`, and a run `adapters` that trained some on it.
+fn with_adapters(out: &Path) -> Report {
+    let at = short(out);
+    let at = at.each_ref().map(String::as_str);
+    train(1, &config(&[&at[..], &["train.name=base", "model.hidden=16", "model.layers=2", "train.steps=2"]].concat()));
+    let from = format!("model.from={}", out.join("base").display());
+    let targets = "lora.targets=['mlp.down', 'attention.value', 'attention.query']";
+    let lora = ["lora.rank=2", "lora.alpha=3", "lora.dropout=0.1", targets, "optimizer.lr=0.05"];
+    train(1, &config(&[&at[..], &[&from, "train.name=adapters"], &lora[..]].concat()))
+}
+
+/// Begins a run from another, with a step that changes nothing that shows.
+fn begun(out: &Path, from: &str, name: &str, sets: &[&str]) -> Config {
+    let ([at, data], from) = (short(out), format!("model.from={}", out.join(from).display()));
+    let still = ["optimizer.lr=1e-12", "optimizer.warmup=0", "train.steps=1", "lora.dropout=0"];
+    let still = if sets.iter().any(|set| set.starts_with("lora.rank")) { &still[..] } else { &still[..3] };
+    config(&[&[at.as_str(), &data, &from, &format!("train.name={name}")], still, sets].concat())
+}
+
+#[test]
+fn a_run_with_adapters_is_a_model_to_go_on_from() {
+    let out = tempfile::tempdir().unwrap();
+    let out = out.path();
+    let expected = with_adapters(out).validation_loss.unwrap();
+    let plain = train(1, &begun(out, "base", "plain", &[])).validation_loss.unwrap();
+    assert!((plain - expected).abs() > 1e-3, "the adapters learned nothing: {plain} and {expected}");
+    for (index, (ranks, sets)) in [
+        (1, [].as_slice()),
+        (2, &["parallel.tp=2"]),
+        (2, &["parallel.pp=2"]),
+        (2, &["parallel.tp=1", "parallel.zero=3"]),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let kept = format!("kept-{index}");
+        let on = train(ranks, &begun(out, "adapters", &kept, &[&["lora.rank=2"], sets].concat()));
+        assert!((on.validation_loss.unwrap() - expected).abs() < 1e-9, "{sets:?}");
+        assert!(stored(&on.run_dir).iter().all(|name| name.contains(".lora_")));
+        let full = train(ranks, &begun(out, "adapters", &format!("full-{index}"), sets));
+        assert!((full.validation_loss.unwrap() - expected).abs() < 1e-9, "{sets:?}");
+        assert!(stored(&full.run_dir).iter().all(|name| !name.contains(".lora_")));
+        // What went on with adapters stands on the same model.
+        let again = train(ranks, &begun(out, &kept, &format!("again-{index}"), &[&["lora.rank=2"], sets].concat()));
+        assert!((again.validation_loss.unwrap() - expected).abs() < 1e-9, "{sets:?}");
+    }
+}
+
+#[test]
+fn a_run_with_adapters_is_measured_as_the_model_that_they_are_folded_into() {
+    let out = tempfile::tempdir().unwrap();
+    let out = out.path();
+    with_adapters(out);
+    let full = train(1, &begun(out, "adapters", "full", &[])).run_dir;
+    let loss = |ranks: usize, from: &str, sets: &[&str]| {
+        let config = begun(out, from, "unused", sets);
+        threads::run(ranks, |world| measure(&config, &world, Device::Cpu, 8)).remove(0).loss
+    };
+    let expected = loss(1, full.file_name().unwrap().to_str().unwrap(), &[]);
+    for (ranks, sets) in [(1, [].as_slice()), (2, &["parallel.tp=2"]), (2, &["parallel.pp=2"]), (2, &["lora.rank=2"])] {
+        let measured = loss(ranks, "adapters", sets);
+        assert!((measured - expected).abs() < 1e-9, "{sets:?}: {measured} and {expected}");
+    }
+}
+
+fn refused(from: &Path, sets: &[&str]) -> String {
+    let from = format!("model.from={}", from.display());
+    let sets: Vec<String> = [&[from.as_str()], sets].concat().into_iter().map(String::from).collect();
+    let error = Config::load(None, None, &sets).unwrap_err();
+    assert!(error.is_input(), "{error}");
+    error.to_string()
+}
+
+#[test]
+fn what_is_meant_by_adapters_must_be_clear() {
+    let out = tempfile::tempdir().unwrap();
+    let out = out.path();
+    with_adapters(out);
+    let adapters = out.join("adapters");
+    for sets in [&["lora.rank=3"][..], &["lora.rank=2", "lora.alpha=4"], &["lora.rank=2", "lora.targets=['mlp.down']"]]
+    {
+        let told = refused(&adapters, sets);
+        assert!(told.contains("`lora.rank` = 2, `lora.alpha` = 3") && told.contains("`--merged`"), "{told}");
+    }
+    // Adapters that are not asked for with a rank: neither folded in nor gone on with.
+    let told = refused(&adapters, &["lora.alpha=3"]);
+    assert!(told.contains("say the same to go on with them"), "{told}");
+    let told = refused(&out.join("base"), &["model.base=somewhere"]);
+    assert!(told.contains("`model.base` is") && told.contains("holds none"), "{told}");
+    let measured = begun(out, "base", "unused", &["lora.rank=2"]);
+    let world: Arc<dyn Communicator> = Arc::new(mp_comm::solo::Solo::new("world"));
+    let told = measure(&measured, &world, Device::Cpu, 8).unwrap_err().to_string();
+    assert!(told.contains("`lora.rank` is 2") && told.contains("holds no adapters"), "{told}");
+}
+
+#[test]
+fn a_model_under_adapters_that_moved_or_changed_is_told() {
+    let out = tempfile::tempdir().unwrap();
+    let (base, moved) = (out.path().join("base"), out.path().join("moved"));
+    let expected = with_adapters(out.path()).validation_loss.unwrap();
+    let begin = |name: &str, sets: &[&str]| {
+        let config = begun(out.path(), "adapters", name, sets);
+        let one = |world| {
+            Ok::<_, mp_train::Error>(run::train(&config, world, Device::Cpu, &AtomicBool::new(false), &mut Silent))
+        };
+        threads::run(1, one).remove(0)
+    };
+    std::fs::rename(&base, &moved).unwrap();
+    let told = begin("a", &[]).unwrap_err().to_string();
+    assert!(told.contains("which is no folder here") && told.contains("`model.base`"), "{told}");
+    let found = begin("b", &[&format!("model.base={}", moved.display())]).unwrap();
+    assert!((found.validation_loss.unwrap() - expected).abs() < 1e-9);
+    // The run that they stand on goes on.
+    let at = format!("train.out={}", out.path().display());
+    train(1, &config(&[&at, "train.name=moved", "checkpoint.resume=true", "train.steps=4"]));
+    std::fs::rename(&moved, &base).unwrap();
+    let told = begin("c", &[]).unwrap_err().to_string();
+    assert!(told.contains("were trained on another model than") && told.contains("holds now"), "{told}");
+    let resumed = config(&[at.as_str(), "train.name=adapters", "checkpoint.resume=true", "train.steps=8"]);
+    let one = |world| {
+        Ok::<_, mp_train::Error>(run::train(&resumed, world, Device::Cpu, &AtomicBool::new(false), &mut Silent))
+    };
+    let told = threads::run(1, one).remove(0).unwrap_err().to_string();
+    assert!(told.contains("were trained on another model than"), "{told}");
 }

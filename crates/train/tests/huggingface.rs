@@ -1,25 +1,23 @@
 //! Published models against what transformers computes: in at any layout, through a run folder, and out again.
 #![allow(missing_docs)]
 
+mod published;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::AtomicBool;
-use std::sync::Arc;
 
-use mp_comm::{threads, Communicator};
-use mp_model::stage::Goal;
-use mp_model::Pass;
-use mp_runtime::{bytes, Device, Kind, Tensor};
-use mp_train::assemble::Allocated;
+use mp_comm::threads;
+use mp_runtime::Device;
 use mp_train::huggingface::{export, import, Folder};
-use mp_train::layout::Layout;
-use mp_train::pipeline::forward_only;
 use mp_train::weights::{self, WeightSource};
-use mp_train::{run, Config, Error, Result};
+use mp_train::{run, Config, Error};
 use rstest::rstest;
 use safetensors::SafeTensors;
 use tempfile::tempdir;
+
+use published::{config, fixture, python};
 
 /// The fixtures with as many heads as two and four ranks can share, and those with three.
 const EVEN: [&str; 12] = [
@@ -38,68 +36,14 @@ const EVEN: [&str; 12] = [
 ];
 const ODD: [&str; 3] = ["gpt2_odd", "llama_odd", "bert_odd"];
 
-fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/huggingface").join(name)
-}
-
 fn fixtures() -> Vec<&'static str> {
     EVEN.into_iter().chain(ODD).collect()
 }
 
-fn config(from: &Path, sets: &[&str]) -> Config {
-    let mut all = vec![format!("model.from={}", from.display()), "train.seq=12".into(), "train.global_batch=2".into()];
-    all.extend(sets.iter().map(|set| set.to_string()));
-    Config::load(None, None, &all).unwrap()
-}
-
-/// What a fixture's `golden.safetensors` holds.
-struct Golden {
-    bytes: Vec<u8>,
-}
-
-impl Golden {
-    fn of(name: &str) -> Self {
-        Self { bytes: fs::read(fixture(name).join("golden.safetensors")).unwrap() }
-    }
-
-    fn tensor(&self, name: &str, kind: Kind) -> Option<Tensor> {
-        let tensors = SafeTensors::deserialize(&self.bytes).unwrap();
-        let view = tensors.tensor(name).ok()?;
-        let shape: Vec<i64> = view.shape().iter().map(|&n| n as i64).collect();
-        Some(bytes::tensor(view.data(), &shape, kind).unwrap())
-    }
-}
-
-/// Computes the largest difference of a model's logits from a fixture's, under a layout; padding counts nothing.
-fn difference(from: &Path, name: &str, [tp, pp]: [usize; 2]) -> f64 {
-    let config = config(from, &[&format!("parallel.tp={tp}"), &format!("parallel.pp={pp}")]);
-    let one = |world: Arc<dyn Communicator>| -> Result<Option<f64>> {
-        let golden = Golden::of(name);
-        let layout = Layout::new(&config, 0, world.size())?;
-        let groups = layout.groups(&world)?;
-        let trainer = Allocated::new(&config, &layout, &groups, Device::Cpu)?.trainer(&config, &layout, groups)?;
-        weights::load(trainer.parameters(), &*weights::open(from)?)?;
-        let [tokens, token_types, kept] =
-            ["input_ids", "token_type_ids", "attention_mask"].map(|name| golden.tensor(name, Kind::Int64));
-        let tokens = tokens.unwrap();
-        let segments = kept.as_ref().map(|kept| kept - 1);
-        let (segments, token_types) = (segments.as_ref(), token_types.as_ref());
-        let pass = Pass { segments, token_types, ..Pass::evaluation(&tokens) };
-        let shape = trainer.assembled().activation_shape(2, 12);
-        forward_only(trainer.line(), trainer.model(), &pass, shape, |last, hidden| {
-            let differences = (last.logits(hidden)? - golden.tensor("logits", Kind::Float).unwrap()).abs();
-            let counted = kept.map_or(differences.shallow_clone(), |kept| &differences * kept.unsqueeze(-1));
-            let worst = counted.max().double_value(&[]);
-            let Some(scores) = golden.tensor("next_sentence", Kind::Float) else { return Ok(worst) };
-            // The head for next sentences shows in the loss of its labels alone.
-            let labels = Tensor::from_slice(&[0i64, 1]);
-            let targets = tokens.full_like(-1);
-            let goal = Goal { targets: &targets, share: 1.0, sentences: Some((&labels, 1.0)) };
-            let expected = scores.log_softmax(-1, Kind::Float).nll_loss(&labels).double_value(&[]) * 2.0;
-            Ok(worst.max((last.loss(hidden, &pass, &goal)?.double_value(&[]) - expected).abs()))
-        })
-    };
-    threads::run(tp * pp, one).into_iter().flatten().fold(0.0, f64::max)
+/// Computes the largest difference of a model's logits from a fixture's, under a layout.
+fn difference(from: &Path, name: &str, layout: [usize; 2]) -> f64 {
+    let open = || weights::open(from, None);
+    published::difference(&|layout| config(from, layout), &open, name, layout)
 }
 
 #[rstest]
@@ -151,16 +95,9 @@ fn what_went_through_a_run_folder_is_the_same_model() {
     }
 }
 
-/// `$MP_BENCH_PYTHON`, or any Python, where transformers can be imported.
-fn transformers() -> Option<PathBuf> {
-    let python = std::env::var_os("MP_BENCH_PYTHON").map_or("python3".into(), PathBuf::from);
-    let found = Command::new(&python).args(["-c", "import transformers, torch"]).output();
-    found.is_ok_and(|output| output.status.success()).then_some(python)
-}
-
 #[test]
 fn transformers_computes_the_same_of_what_is_exported() {
-    let Some(python) = transformers() else {
+    let Some(python) = python("import transformers, torch") else {
         eprintln!("not run: no Python here imports transformers; name one as MP_BENCH_PYTHON");
         return;
     };

@@ -185,7 +185,9 @@ fn tell(screen: &mut Screen, path: &Path) -> Result<(), Failure> {
 fn import(args: &Import) -> Result<(), Failure> {
     let mut sets = args.sets.clone();
     // In quotes: a folder may be called like a number.
-    sets.push(format!("model.from={}", serde_json::Value::from(args.model.to_string_lossy())));
+    let quoted = |path: &Path| serde_json::Value::from(path.to_string_lossy());
+    sets.push(format!("model.from={}", quoted(&args.model)));
+    sets.extend(args.base.iter().map(|base| format!("model.base={}", quoted(base))));
     let config = Config::load(None, None, &sets)?;
     let mut screen = Screen::open(&args.output, true)?;
     let checkpoint = huggingface::import(&config, &args.out)?;
@@ -200,7 +202,13 @@ fn export(args: &Export) -> Result<(), Failure> {
             config.model.dropout = dropout;
         }
     };
-    let export = huggingface::export(&args.checkpoint, &args.out, args.shard_bytes, &change)?;
+    let (run, base, out) = (&args.checkpoint, args.base.as_deref(), &args.out);
+    let export = match (args.merged, args.adapter, base) {
+        (true, _, base) => huggingface::export_merged(run, base, out, args.shard_bytes, &change)?,
+        (_, true, base) => huggingface::export_adapter(run, base.map(Path::to_string_lossy).as_deref(), out)?,
+        (_, _, None) => huggingface::export(run, out, args.shard_bytes, &change)?,
+        (_, _, Some(base)) => return Err(refused("--base", base.display(), "goes with --merged or --adapter").into()),
+    };
     screen.line(&format!("{}: {} in {}", export.path.display(), export.model_type, export.files.join(", ")));
     Ok(screen.result(&export)?)
 }

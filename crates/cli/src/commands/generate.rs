@@ -98,7 +98,7 @@ fn load(opened: &Opened, world: &World, device: Device) -> mp_train::Result<Infe
     let communicator = world.communicator();
     let (config, vocab) = (&opened.config, opened.tokenizer.vocab_size());
     let from = config.model.from.clone().unwrap_or_default();
-    let source = agree(&**communicator, weights::open(&from))?;
+    let source = agree(&**communicator, weights::open(&from, config.model.base.as_deref()))?;
     Inference::new(config, vocab, &*source, communicator, device, Use::Writing)
 }
 

@@ -163,11 +163,47 @@ fn models_go_out_and_come_in_again() {
 }
 
 #[test]
+fn adapters_go_out_and_come_in_again() {
+    let folder = two_checkpoints();
+    let there = |words: &[&str]| alone(folder.path(), words);
+    train(folder.path(), &["train.name=on", "model.from=runs/a", "lora.rank=2", "optimizer.lr=0.1"]).success();
+    let out = ["checkpoint", "export", "runs/on", "--out", "out"];
+    assert!(there(&out).input_error().contains("say `--merged` to fold them"));
+    let with = |more: &[&'static str]| [&out[..], more].concat();
+    assert!(there(&with(&["--adapter"])).input_error().contains("name it as `--base DIR`"));
+    assert_eq!(there(&with(&["--adapter", "--merged"])).code, 2);
+    let plain = there(&["checkpoint", "export", "runs/a", "--out", "base", "--base", "x"]);
+    assert!(plain.input_error().contains("`--base` is x, but goes with --merged or --adapter"), "{plain:#?}");
+    there(&["checkpoint", "export", "runs/a", "--out", "base"]).success();
+    there(&with(&["--adapter", "--base", "base"])).success();
+    there(&["checkpoint", "export", "runs/on", "--out", "merged", "--merged"]).success();
+    there(&["checkpoint", "import", "out", "--out", "runs/in"]).success();
+
+    let write = |from: &str| {
+        let set = format!("model.from={from}");
+        let words = ["generate", "--set", &set, "--prompt", "The ", "--max-new-tokens", "12", "--temperature", "0"];
+        there(&words).success().out
+    };
+    let expected = write("runs/on");
+    assert_ne!(expected, write("runs/a"), "the adapters change nothing");
+    for from in ["out", "merged", "runs/in"] {
+        assert_eq!(write(from), expected, "{from}");
+    }
+    fs::rename(folder.path().join("base"), folder.path().join("moved")).unwrap();
+    let gone = there(&["checkpoint", "import", "out", "--out", "runs/again"]);
+    assert!(gone.input_error().contains("stand on the model `base`, which is no folder here"), "{gone:#?}");
+    there(&["checkpoint", "import", "out", "--out", "runs/again", "--base", "moved"]).success();
+}
+
+#[test]
 fn the_chapter_on_moving_models_works_as_it_stands() {
     let folder = tempfile::tempdir().unwrap();
     let said = chapter("huggingface.md", folder.path());
     assert!(said.contains("small: llama in model.safetensors") && said.contains("done: "), "{said}");
-    assert!(folder.path().join("runs/imported/checkpoints/step-00000000/manifest.json").is_file());
+    for run in ["imported", "from-peft"] {
+        let manifest = format!("runs/{run}/checkpoints/step-00000000/manifest.json");
+        assert!(folder.path().join(manifest).is_file());
+    }
 }
 
 #[test]

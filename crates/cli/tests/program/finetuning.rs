@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use mp_train::weights;
+use mp_train::checkpoint::{self, Verify};
 
 use crate::common::{alone, chapter, ranks, train, with_sets};
 
@@ -19,8 +19,16 @@ fn the_chapter_works_as_it_stands() {
     let at = |name: &str| folder.path().join(name);
     let (base, full) = (loss(&at("base.json")), loss(&at("full.json")));
     assert!(full < 0.5 * base, "{full} after {base}");
-    let adapted = weights::open(&at("runs/adapted")).unwrap().names();
+    let adapted = stored(&at("runs/adapted"));
     assert!(adapted.iter().all(|name| name.contains(".lora_")), "{adapted:?}");
+    let [beside, merged, adapter] = ["adapted", "merged", "adapter"].map(|name| loss(&at(&format!("{name}.json"))));
+    assert!((beside - base).abs() > 0.01, "{beside} with adapters, {base} without");
+    assert!((merged - beside).abs() < 1e-5 && (adapter - beside).abs() < 1e-6, "{beside}, {merged} and {adapter}");
+}
+
+/// Lists the tensors of a run's newest checkpoint.
+fn stored(run: &Path) -> Vec<String> {
+    checkpoint::open(run, Verify::Lengths).unwrap().manifest().model.keys().cloned().collect()
 }
 
 /// Conversations by a rule: a word is asked for backwards, of eight words and in six ways.
@@ -91,7 +99,7 @@ fn adapters_on_a_frozen_model_learn_instructions() {
     assert_eq!(steps.len(), 100);
     assert!(steps[99] < 0.6 * steps[0], "{} after {}", steps[99], steps[0]);
     assert!(held_out < 0.75 * steps[0], "held out: {held_out}, and {} before", steps[0]);
-    let names = weights::open(&folder.path().join("runs/tuned")).unwrap().names();
+    let names = stored(&folder.path().join("runs/tuned"));
     assert!(!names.is_empty() && names.iter().all(|name| name.contains(".lora_")), "{names:?}");
 }
 

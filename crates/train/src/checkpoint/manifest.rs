@@ -38,6 +38,9 @@ pub struct About {
     /// The hash chain over those samples, as the [log](crate::audit) has it: what a log that begins here goes on from.
     /// `None` where nobody kept one.
     pub chain: Option<String>,
+    /// What tells the model under adapters from others; see [`mark`](crate::adapted::mark).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base: Option<String>,
     /// The whole configuration, as JSON.
     pub config: serde_json::Value,
     /// The release of the code that wrote it.
@@ -56,6 +59,7 @@ impl About {
             validation_loss: None,
             standing: Standing::default(),
             chain: None,
+            base: None,
             config: serde_json::to_value(config).expect("a tree of plain values is JSON"),
             code_version: env!("CARGO_PKG_VERSION").into(),
         }

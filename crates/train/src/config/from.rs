@@ -3,12 +3,12 @@
 use std::path::{Path, PathBuf};
 
 use mp_data::Tokenizer;
-use mp_plan::{Architecture, ModelConfig};
+use mp_plan::{Architecture, LoraConfig, ModelConfig};
 use toml::{Table, Value};
 
 use super::layers::{merge, Layers};
 use super::{resume, schema, Config, BYTES};
-use crate::huggingface::Folder;
+use crate::huggingface::{Adapter, Folder};
 use crate::run_folder::{self, CHECKPOINTS};
 use crate::text::vocabulary;
 use crate::{Error, Result};
@@ -22,17 +22,25 @@ struct Origin {
     /// The keys of dropouts that are not all one.
     uneven_dropout: Option<String>,
     tokenizer: Option<String>,
+    /// The adapters beside the model, where there are any.
+    lora: Option<LoraConfig>,
 }
 
 /// Fills `[model]`, and the tokenizer where none is given, from the folder that `model.from` names.
 ///
 /// What the user says of the model must be what the folder says; of dropout alone the user decides.
 pub(super) fn resolve(layers: &Layers, mut config: Config) -> Result<Config> {
-    let Some(from) = config.model.from.clone() else { return Ok(config) };
-    let origin = if Folder::is(&from) { published(&from)? } else { run(&from)? };
+    let base = config.model.base.clone();
+    let Some(from) = config.model.from.clone() else { return base.map_or(Ok(config), |base| Err(no_adapters(&base))) };
+    let origin = origin(&from, base.as_deref())?;
     let said = layers.said();
+    config.lora = match (&origin.lora, &base) {
+        (Some(own), _) => lora(&said, config.lora, own, &from)?,
+        (None, Some(base)) => return Err(no_adapters(base)),
+        (None, None) => config.lora,
+    };
     let says = |section: &str, key: &str| said.get(section).and_then(|section| section.get(key)).is_some();
-    let mut model = ModelConfig { from: Some(from.clone()), ..origin.model.to_config() };
+    let mut model = ModelConfig { from: Some(from.clone()), base, ..origin.model.to_config() };
     if says("model", "dropout") {
         model.dropout = config.model.dropout;
     } else if let Some(keys) = origin.uneven_dropout {
@@ -50,10 +58,75 @@ pub(super) fn resolve(layers: &Layers, mut config: Config) -> Result<Config> {
     Ok(config)
 }
 
+fn no_adapters(base: &Path) -> Error {
+    let rule = "names the model under the adapters of `model.from`, which holds none; leave it out";
+    Error::Config { key: "model.base", value: base.display().to_string(), rule: rule.into() }
+}
+
+/// Chooses adapters where the folder holds some: none, and they are folded into the model; or these, where the user says all
+/// that is said of them alike. Dropout is the user's. Other adapters beside these are not computed.
+fn lora(said: &Table, asked: LoraConfig, own: &LoraConfig, from: &Path) -> Result<LoraConfig> {
+    let Some(Value::Table(keys)) = said.get("lora") else { return Ok(LoraConfig::default()) };
+    if asked.rank == 0 && (keys.contains_key("rank") || keys.is_empty()) {
+        return Ok(LoraConfig::default());
+    }
+    let mut chosen = LoraConfig { dropout: asked.dropout, ..own.clone() };
+    if !keys.contains_key("dropout") {
+        chosen.dropout = own.dropout;
+    }
+    let left = LoraConfig {
+        rank: asked.rank,
+        alpha: if keys.contains_key("alpha") { asked.alpha } else { own.alpha },
+        targets: if keys.contains_key("targets") { asked.targets } else { own.targets.clone() },
+        dropout: own.dropout,
+    };
+    if left.computes_as(own) {
+        return Ok(chosen);
+    }
+    let problem = format!(
+        "it holds adapters with `lora.rank` = {}, `lora.alpha` = {} and `lora.targets` = {:?}: say the same to go on with \
+         them, or leave `lora` out to train the model that they are folded into; for other adapters export it with `--merged` \
+         and begin from that",
+        own.rank, own.alpha, own.targets
+    );
+    Err(Error::Published { path: from.into(), problem })
+}
+
+/// Reads what a folder says of its model; that under adapters may lie at `base`.
+fn origin(from: &Path, base: Option<&Path>) -> Result<Origin> {
+    if Adapter::is(from) {
+        return adapters(from, base);
+    }
+    if Folder::is(from) {
+        published(from)
+    } else {
+        run(from)
+    }
+}
+
+/// Reads which model adapters belong to; a tokenizer beside them goes before the model's.
+fn adapters(from: &Path, base: Option<&Path>) -> Result<Origin> {
+    let adapter = Adapter::open(from, base)?;
+    let base = origin(adapter.base(), None)?;
+    let own = Folder::tokenizer(from).map(|file| file.to_string_lossy().into_owned());
+    Ok(Origin { lora: Some(adapter.lora().clone()), tokenizer: own.or(base.tokenizer), ..base })
+}
+
+/// Describes the model of a folder, a published one or a run's.
+///
+/// # Errors
+/// What of it is not computed or missing.
+pub(crate) fn described(from: &Path) -> Result<Architecture> {
+    match Folder::is(from) {
+        true => Ok(Folder::describe(from)?.architecture),
+        false => Ok(run(from)?.model),
+    }
+}
+
 fn published(from: &Path) -> Result<Origin> {
     let described = Folder::describe(from)?;
     let tokenizer = Folder::tokenizer(from).map(|file| file.to_string_lossy().into_owned());
-    Ok(Origin { model: described.architecture, uneven_dropout: described.uneven_dropout, tokenizer })
+    Ok(Origin { model: described.architecture, uneven_dropout: described.uneven_dropout, tokenizer, lora: None })
 }
 
 /// Reads a run's own configuration; the folder of one of its checkpoints will do.
@@ -63,7 +136,8 @@ fn run(from: &Path) -> Result<Origin> {
         _ => from,
     };
     if !folder.join(run_folder::CONFIG).is_file() {
-        let rule = "must be a folder with the `config.json` of a published model, or a run folder";
+        let rule = "must be a folder with the `config.json` of a published model or the `adapter_config.json` of adapters, or \
+                    a run folder";
         return Err(Error::Config { key: "model.from", value: from.display().to_string(), rule: rule.into() });
     }
     let saved = schema::read(resume::saved(folder)?)?;
@@ -72,7 +146,8 @@ fn run(from: &Path) -> Result<Origin> {
         said => said,
     };
     let model = Architecture::resolve(&saved.model, vocab, saved.train.seq)?;
-    Ok(Origin { model, uneven_dropout: None, tokenizer: Some(saved.data.tokenizer) })
+    let lora = Some(saved.lora).filter(|lora| lora.rank > 0);
+    Ok(Origin { model, uneven_dropout: None, tokenizer: Some(saved.data.tokenizer), lora })
 }
 
 /// Chooses the tokenizer of a folder.
@@ -94,7 +169,7 @@ fn refuse_changes(said: &Table, model: &ModelConfig, from: &Path) -> Result<()> 
     let mut only = Table::new();
     merge(&mut only, Table::from_iter([("model".to_string(), Value::Table(keys.clone()))]));
     let (asked, has) = (written(&schema::read(only)?.model), written(model));
-    for key in keys.keys().filter(|key| !["from", "dropout"].contains(&key.as_str())) {
+    for key in keys.keys().filter(|key| !["from", "base", "dropout"].contains(&key.as_str())) {
         let (asked, has) = (asked.get(key), has.get(key));
         let chooses = asked.is_some_and(|asked| *asked == Value::Integer(0));
         if asked != has && !chooses {
@@ -106,7 +181,7 @@ fn refuse_changes(said: &Table, model: &ModelConfig, from: &Path) -> Result<()> 
     Ok(())
 }
 
-/// Makes `model.from` independent of the working directory.
+/// Makes a folder independent of the working directory.
 pub(super) fn absolute(from: Option<PathBuf>) -> Option<PathBuf> {
     from.map(|path| std::path::absolute(&path).unwrap_or(path))
 }

@@ -10,9 +10,13 @@ use super::folder::transposed;
 use super::import::runs;
 use super::shards::Shards;
 use super::{tokens, CONFIG};
-use crate::checkpoint::{self, Dtype, Entry, Section, Verify};
-use crate::weights::{Stored, WeightSource};
+use crate::adapted::Merged;
+use crate::checkpoint::{self, CheckpointReader, Dtype, Entry, Section, Verify};
+use crate::weights::{Opened, Stored, WeightSource};
 use crate::{durable, region, Config, Error, Result};
+
+/// The tensor that every model has.
+const TABLE: &str = "embedding.weight";
 
 /// What was written.
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]
@@ -33,34 +37,73 @@ pub struct Export {
 /// folder that exists; [`Error::Write`].
 pub fn export(run: &Path, out: &Path, shard_bytes: u64, change: &dyn Fn(&mut Config)) -> Result<Export> {
     let reader = checkpoint::open(run, Verify::Checksums)?;
-    let refused = |problem: String| Error::Checkpoint { path: reader.path().into(), problem };
-    let mut config: Config = serde_json::from_value(reader.manifest().about.config.clone())
-        .map_err(|error| refused(format!("its configuration is not understood ({error})")))?;
+    let mut config = config(&*reader)?;
+    if config.lora.rank > 0 {
+        let problem =
+            "it holds adapters alone; say `--merged` to fold them into their model, or `--adapter` to write them \
+                       as PEFT does";
+        return Err(Error::Checkpoint { path: reader.path().into(), problem: problem.into() });
+    }
     change(&mut config);
-    let table = reader.manifest().entry(Section::Model, "embedding.weight");
-    let table = table.ok_or_else(|| refused("it holds no tensor `embedding.weight`".into()))?;
-    let architecture = Architecture::resolve(&config.model, table.shape[0], config.train.seq)?;
-    let dtype = table.dtype;
-    let source = Stored::new(reader.into(), Section::Model, String::new());
-    publish(&source, &architecture, dtype, &config, out, shard_bytes)
+    publish(&Stored::new(reader.into(), Section::Model, String::new()), &config, out, shard_bytes)
 }
 
-fn publish(
-    source: &dyn WeightSource,
-    architecture: &Architecture,
-    dtype: Dtype,
-    config: &Config,
+/// Writes the model of a run that trained adapters as [`export`] does, with the adapters folded in, in the kind of the model
+/// under them; that lies at `base`, where it is not where the run says.
+///
+/// # Errors
+/// As [`export`]; [`Error::Checkpoint`] if there are no adapters, or the model under them is not there or another.
+pub fn export_merged(
+    run: &Path,
+    base: Option<&Path>,
     out: &Path,
     shard_bytes: u64,
+    change: &dyn Fn(&mut Config),
 ) -> Result<Export> {
+    let reader = checkpoint::open(run, Verify::Checksums)?;
+    let mut config = config(&*reader)?;
+    change(&mut config);
+    match Opened::run(reader, base)? {
+        Opened::Plain(plain) => Err(no_adapters(&*plain, "--merged")),
+        Opened::Adapted(adapted) => {
+            let dtype = adapted.entry(TABLE).map(|table| table.dtype);
+            publish(&Merged::new(adapted, dtype), &config, out, shard_bytes)
+        }
+    }
+}
+
+/// Says that a run has no adapters to publish.
+pub(super) fn no_adapters(source: &dyn WeightSource, flag: &str) -> Error {
+    let problem = format!("it holds a model without adapters; leave `{flag}` out");
+    Error::Checkpoint { path: source.origin().into(), problem }
+}
+
+/// Reads the configuration that a checkpoint was made under.
+pub(super) fn config(reader: &dyn CheckpointReader) -> Result<Config> {
+    serde_json::from_value(reader.manifest().about.config.clone()).map_err(|error| Error::Checkpoint {
+        path: reader.path().into(),
+        problem: format!("its configuration is not understood ({error})"),
+    })
+}
+
+/// Refuses a folder that holds something.
+pub(super) fn check_new(out: &Path) -> Result<()> {
+    match fs::read_dir(out).is_ok_and(|mut entries| entries.next().is_some()) || out.is_file() {
+        true => Err(Error::Published { path: out.into(), problem: "it exists; give a folder that does not".into() }),
+        false => Ok(()),
+    }
+}
+
+fn publish(source: &dyn WeightSource, config: &Config, out: &Path, shard_bytes: u64) -> Result<Export> {
     let refused = |problem: String| Error::Published { path: out.into(), problem };
     let refusal = |refusal: huggingface::Refusal| refused(refusal.to_string());
-    let family = Family::of(architecture).map_err(refusal)?;
-    let mut keys = huggingface::config(architecture, word(dtype)).map_err(refusal)?;
-    if fs::read_dir(out).is_ok_and(|mut entries| entries.next().is_some()) || out.is_file() {
-        return Err(refused("it exists; give a folder that does not".into()));
-    }
-    let tensors = Published::gather(family.places(architecture));
+    let lacks = || Error::Checkpoint { path: source.origin().into(), problem: format!("it holds no tensor `{TABLE}`") };
+    let table = source.entry(TABLE).ok_or_else(lacks)?;
+    let (dtype, architecture) = (table.dtype, Architecture::resolve(&config.model, table.shape[0], config.train.seq)?);
+    let family = Family::of(&architecture).map_err(refusal)?;
+    let mut keys = huggingface::config(&architecture, word(dtype)).map_err(refusal)?;
+    check_new(out)?;
+    let tensors = Published::gather(family.places(&architecture));
     for part in tensors.iter().flat_map(|tensor| &tensor.parts) {
         let entry = crate::weights::expect(source, &part.parameter, &part.shape)?;
         if entry.dtype != dtype {

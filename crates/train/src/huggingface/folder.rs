@@ -41,11 +41,14 @@ struct Held {
 
 /// A tensor as a file's header has it.
 #[derive(Debug)]
-struct Stored {
-    dtype: safetensors::Dtype,
-    shape: Vec<usize>,
+pub(super) struct Stored {
+    /// Its kind.
+    pub dtype: safetensors::Dtype,
+    /// Its dims.
+    pub shape: Vec<usize>,
     file: usize,
-    bytes: Range<usize>,
+    /// Its elements in the file.
+    pub bytes: Range<usize>,
 }
 
 impl Folder {
@@ -142,7 +145,7 @@ pub(super) fn transposed(elements: &[u8], rows: usize, columns: usize, width: us
 }
 
 /// Reads a file as JSON.
-fn json(path: &Path) -> Result<Checked<Value>> {
+pub(super) fn json(path: &Path) -> Result<Checked<Value>> {
     let text = fs::read(path).map_err(|source| Error::Read { path: path.into(), source })?;
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     Ok(serde_json::from_slice(&text).map_err(|error| format!("`{name}` is no JSON ({error})")))
@@ -174,7 +177,7 @@ fn files(path: &Path) -> Result<Checked<(Vec<String>, Option<Index>)>> {
 }
 
 /// Reads the headers of all files, and holds them against the index.
-fn stored(names: &[String], files: &[Mapping], index: Option<&Index>) -> Checked<BTreeMap<String, Stored>> {
+pub(super) fn stored(names: &[String], files: &[Mapping], index: Option<&Index>) -> Checked<BTreeMap<String, Stored>> {
     let mut all: BTreeMap<String, Stored> = BTreeMap::new();
     for (file, (name, mapping)) in names.iter().zip(files).enumerate() {
         let unread = |error: safetensors::SafeTensorError| format!("`{name}` is no safetensors file: {error}");
@@ -201,14 +204,18 @@ fn stored(names: &[String], files: &[Mapping], index: Option<&Index>) -> Checked
 
 /// Makes one parameter of the tensor that it lies in.
 fn held(place: Place, stored: &BTreeMap<String, Stored>) -> Checked<(String, Held)> {
-    let Stored { dtype, file, bytes, .. } = &stored[&place.tensor];
-    let dtype = match dtype {
-        safetensors::Dtype::F64 => Dtype::F64,
-        safetensors::Dtype::F32 => Dtype::F32,
-        safetensors::Dtype::BF16 => Dtype::BF16,
-        safetensors::Dtype::F16 => Dtype::F16,
-        other => return Err(format!("the tensor `{}` is of kind {other:?}, which no weight is", place.tensor)),
-    };
-    let entry = Entry::new(&place.parameter, dtype, &place.shape);
+    let Stored { dtype: kind, file, bytes, .. } = &stored[&place.tensor];
+    let entry = Entry::new(&place.parameter, dtype(&place.tensor, *kind)?, &place.shape);
     Ok((place.parameter.clone(), Held { entry, place, file: *file, bytes: bytes.clone() }))
+}
+
+/// Returns the kind of a tensor of weights.
+pub(super) fn dtype(tensor: &str, kind: safetensors::Dtype) -> Checked<Dtype> {
+    match kind {
+        safetensors::Dtype::F64 => Ok(Dtype::F64),
+        safetensors::Dtype::F32 => Ok(Dtype::F32),
+        safetensors::Dtype::BF16 => Ok(Dtype::BF16),
+        safetensors::Dtype::F16 => Ok(Dtype::F16),
+        other => Err(format!("the tensor `{tensor}` is of kind {other:?}, which no weight is")),
+    }
 }

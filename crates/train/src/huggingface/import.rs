@@ -4,7 +4,10 @@
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
+use mp_plan::lora::is_factor;
+
 use super::{tokens, Folder, TOKENIZER};
+use crate::adapted::mark;
 use crate::checkpoint::{About, CheckpointStore, DirectoryStore, Section, Slice};
 use crate::run_folder::{self, CHECKPOINTS};
 use crate::weights::{self, WeightSource};
@@ -13,7 +16,7 @@ use crate::{region, Config, Error, Result};
 /// Bytes of a tensor that are in memory at a time.
 pub(super) const RUN_BYTES: usize = 16 << 20;
 
-/// Takes a published model into a new run folder; `config` is one whose `model.from` names it. Returns the checkpoint's
+/// Takes a published model, or adapters of one, into a new run folder; `config` is one whose `model.from` names it. Returns the checkpoint's
 /// folder.
 ///
 /// # Errors
@@ -27,11 +30,20 @@ pub fn import(config: &Config, run: &Path) -> Result<PathBuf> {
     };
     let from = config.model.from.as_deref().ok_or_else(nowhere)?;
     // All that can be refused comes before anything is written.
-    let source = weights::open(from)?;
+    let source = weights::open(from, config.model.base.as_deref())?;
     let run = std::path::absolute(run).unwrap_or_else(|_| run.into());
     made(&run)?;
     let mut config = config.clone();
+    let mut base = None;
     config.model.from = None;
+    config.model.base = None;
+    if let Some(adapters) = source.adapters() {
+        config.model.from = Some(adapters.base.clone());
+        if config.lora.rank == 0 {
+            config.lora = adapters.lora.clone();
+        }
+        base = Some(mark(&*source)?);
+    }
     if let Some(tokenizer) = Folder::tokenizer(from).filter(|file| config.data.tokenizer == file.to_string_lossy()) {
         let own = run.join(TOKENIZER);
         fs::copy(&tokenizer, &own).map_err(|source| Error::Write { path: own.clone(), source })?;
@@ -39,7 +51,8 @@ pub fn import(config: &Config, run: &Path) -> Result<PathBuf> {
         tokens::copy_beside(from, &run)?;
     }
     run_folder::save(&run, &config)?;
-    write(&*source, &DirectoryStore::new(run.join(CHECKPOINTS), 0), &config)
+    let about = About { base, ..About::new(0, &config) };
+    write(&*source, &DirectoryStore::new(run.join(CHECKPOINTS), 0), &about)
 }
 
 /// Makes the run's folder.
@@ -54,10 +67,12 @@ fn made(run: &Path) -> Result<()> {
     })
 }
 
-/// Writes the model in the kind that it has, a few rows at a time.
-fn write(source: &dyn WeightSource, store: &DirectoryStore, config: &Config) -> Result<PathBuf> {
+/// Writes the model, or its adapters alone, in the kind that it has, a few rows at a time.
+fn write(source: &dyn WeightSource, store: &DirectoryStore, about: &About) -> Result<PathBuf> {
     let mut shard = store.shard(0, 0)?;
-    let entries: Vec<_> = source.names().iter().filter_map(|name| source.entry(name)).collect();
+    let mut names = source.names();
+    names.retain(|name| source.adapters().is_none() || is_factor(name));
+    let entries: Vec<_> = names.iter().filter_map(|name| source.entry(name)).collect();
     let slices: Vec<Slice> = entries.iter().cloned().map(Slice::whole).collect();
     shard.file(Section::Model, &slices)?;
     for entry in entries {
@@ -68,7 +83,7 @@ fn write(source: &dyn WeightSource, store: &DirectoryStore, config: &Config) -> 
         }
     }
     shard.finish()?;
-    store.commit(1, &About::new(0, config))
+    store.commit(1, about)
 }
 
 /// Cuts the rows of a tensor in runs of about [`RUN_BYTES`].

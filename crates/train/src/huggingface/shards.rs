@@ -45,17 +45,9 @@ impl Shards {
     ///
     /// # Errors
     /// [`Error::Write`]; what `put` raises.
-    pub fn write(&self, folder: &Path, put: &mut dyn FnMut(&Entry, &mut dyn Write) -> Result<()>) -> Result<()> {
+    pub fn write(&self, folder: &Path, put: &mut Put<'_>) -> Result<()> {
         for (name, entries) in &self.files {
-            let path = folder.join(name);
-            let failed = |source| Error::Write { path: path.clone(), source };
-            let mut file = BufWriter::with_capacity(1 << 20, File::create(&path).map_err(failed)?);
-            file.write_all(&header(entries)).map_err(failed)?;
-            for entry in entries {
-                put(entry, &mut file)?;
-            }
-            let file = file.into_inner().map_err(|error| failed(error.into_error()))?;
-            file.sync_all().map_err(failed)?;
+            file(&folder.join(name), entries, &[], put)?;
         }
         match self.files.len() {
             1 => Ok(()),
@@ -70,10 +62,32 @@ impl Shards {
     }
 }
 
+/// What `put` is of a file: it appends a tensor's elements.
+type Put<'a> = dyn FnMut(&Entry, &mut dyn Write) -> Result<()> + 'a;
+
+/// Writes one file of tensors, with notes among its metadata.
+///
+/// # Errors
+/// [`Error::Write`]; what `put` raises.
+pub fn file(path: &Path, entries: &[Entry], notes: &[(&str, String)], put: &mut Put<'_>) -> Result<()> {
+    let failed = |source| Error::Write { path: path.into(), source };
+    let mut file = BufWriter::with_capacity(1 << 20, File::create(path).map_err(failed)?);
+    file.write_all(&header(entries, notes)).map_err(failed)?;
+    for entry in entries {
+        put(entry, &mut file)?;
+    }
+    let file = file.into_inner().map_err(|error| failed(error.into_error()))?;
+    file.sync_all().map_err(failed)
+}
+
 /// Writes a file's header, its length included.
-fn header(entries: &[Entry]) -> Vec<u8> {
+fn header(entries: &[Entry], notes: &[(&str, String)]) -> Vec<u8> {
     // transformers wants to know that these are tensors of PyTorch's layout.
-    let mut described = Map::from_iter([("__metadata__".to_string(), json!({ "format": "pt" }))]);
+    let mut metadata = json!({ "format": "pt" });
+    for (name, note) in notes {
+        metadata[*name] = Value::from(note.as_str());
+    }
+    let mut described = Map::from_iter([("__metadata__".to_string(), metadata)]);
     let mut end = 0;
     for entry in entries {
         let start = end;

@@ -1,7 +1,7 @@
 """Writes the fixtures of this folder: tiny models with random weights as transformers saves them, and their logits.
 
-Each case is a folder `NAME/` with what `save_pretrained` writes and `golden.safetensors`: inputs and `logits`. The logits
-are computed in fp64 where the file holds fp32, so that they are the model's own, and not those of an order of additions.
+Each case is a folder `NAME/` with what `save_pretrained` writes and `golden.safetensors`: inputs and `logits`. Adapters on
+some of them are what PEFT saves. The logits are computed in fp64 where the file holds fp32, so that they are the model's own, and not those of an order of additions.
 
     python -m venv venv && venv/bin/pip install -r requirements.txt && venv/bin/python generate.py [CASE…]
 """
@@ -10,11 +10,13 @@ import pathlib
 import shutil
 import sys
 
+import peft
 import torch
 import transformers
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 FOLDER = pathlib.Path(__file__).resolve().parent
+INPUTS = ("input_ids", "token_type_ids", "attention_mask")
 LLAMA3 = {
     "rope_type": "llama3",
     "factor": 8.0,
@@ -87,6 +89,14 @@ CASES = {
     ),
 }
 
+# Name: the case under the adapters, and what they are.
+ADAPTERS = {
+    "adapter_gpt2": ("gpt2", dict(r=2, lora_alpha=6, target_modules=["c_attn", "c_proj", "c_fc"], lora_dropout=0.1)),
+    "adapter_llama3": ("llama3", dict(r=3, lora_alpha=5, target_modules="all-linear", use_rslora=True)),
+    "adapter_qwen2": ("qwen2", dict(r=4, lora_alpha=2, target_modules=["q_proj", "v_proj", "down_proj"])),
+    "adapter_bert": ("bert", dict(r=2, target_modules=["query", "key", "intermediate.dense", "output.dense"])),
+}
+
 
 def make(name):
     """Writes one case."""
@@ -123,5 +133,30 @@ def reference(cls, folder, inputs):
     return {"logits": outputs.prediction_logits.float(), "next_sentence": outputs.seq_relationship_logits.float()}
 
 
-for name in sys.argv[1:] or CASES:
-    make(name)
+def adapt(name):
+    """Writes adapters on a case."""
+    base, options = ADAPTERS[name]
+    folder, under = FOLDER / name, FOLDER / base
+    torch.manual_seed(sum(map(ord, name)))
+    cls, _ = CASES[base][0]
+    task = None if cls.startswith("Bert") else "CAUSAL_LM"
+    model = getattr(transformers, cls).from_pretrained(under, attn_implementation="eager", dtype=torch.float64)
+    model = peft.get_peft_model(model, peft.LoraConfig(task_type=task, **options))
+    with torch.no_grad():
+        for key, parameter in model.named_parameters():
+            if "lora_" in key:
+                # The second factor too: adapters that are still zero show nothing. Numbers of single precision, as the file.
+                parameter.copy_((torch.randn_like(parameter) * 0.2).float())
+    inputs = {key: value for key, value in load_file(under / "golden.safetensors").items() if key in INPUTS}
+    with torch.no_grad():
+        logits = model.eval()(**inputs).logits.float()
+    shutil.rmtree(folder, ignore_errors=True)
+    model.float().peft_config["default"].base_model_name_or_path = f"../{base}"
+    model.save_pretrained(folder)
+    (folder / "README.md").unlink()
+    save_file(inputs | {"logits": logits.contiguous()}, folder / "golden.safetensors")
+    print(name, sum(file.stat().st_size for file in folder.iterdir()), "bytes")
+
+
+for name in sys.argv[1:] or [*CASES, *ADAPTERS]:
+    (adapt if name in ADAPTERS else make)(name)

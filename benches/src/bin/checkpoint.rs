@@ -122,12 +122,12 @@ impl<'a> Bench<'a> {
         let about = |step| About::new(step, self.config);
         let (trainer, world) = (self.trainer, Arc::clone(&self.world));
         let behind = timed(&*world, || {
-            self.behind.begin(trainer, about(2 * round + 1))?;
+            self.behind.begin(trainer, about(2 * round + 1), Ok(()))?;
             self.behind.finish()
         })?;
         let held = self.behind.held().as_secs_f64();
         let waited = timed(&*world, || {
-            self.waited.begin(trainer, about(2 * round + 2))?;
+            self.waited.begin(trainer, about(2 * round + 2), Ok(()))?;
             self.waited.finish()
         })?;
         let (rank, of) = (world.rank().0, world.size());

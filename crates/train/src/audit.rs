@@ -4,7 +4,12 @@
 //! chain over all samples so far: `chain(n + 1) = BLAKE3(chain(n), n, pieces of sample n)`, where a piece is the number of its
 //! source, of its document, and the first and the last of its tokens. The chain does not know how samples are dealt into
 //! batches or to ranks, so that it goes on where a run does, whatever its layout is then.
+//!
+//! A checkpoint holds the chain at its sample, and the log is on the disk before it. Where a run goes on from a checkpoint
+//! without the log before it (one that was converted into a new folder), its first line states that place: no samples, and
+//! the checkpoint's chain, which an audit computes again from sample 0 on like any other.
 
+use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,12 +17,12 @@ use std::sync::Arc;
 use mp_data::{SampleSource, Tokenizer};
 use serde::{Deserialize, Serialize};
 
-use crate::checkpoint::{self, Verify};
+use crate::checkpoint::{self, About, Verify};
 use crate::metrics::{self, Line, Lines};
 use crate::records::Record;
 use crate::run_folder::{has_checkpoint, CONFIG};
 use crate::text::Text;
-use crate::{Config, Result};
+use crate::{Config, Error, Result};
 
 /// The log's file name.
 pub const LOG: &str = "data.jsonl";
@@ -32,7 +37,7 @@ pub struct Dealt {
     pub step: u64,
     /// The number of its first sample.
     pub first: u64,
-    /// How many samples it took.
+    /// How many samples it took; 0 where the line states the place of a checkpoint that the log goes on from.
     pub samples: u64,
     /// The chain after them, in hexadecimal digits.
     pub chain: String,
@@ -83,15 +88,43 @@ pub struct DataLog {
 }
 
 impl DataLog {
-    /// Opens a run's log, drops what it says of steps after `step`, and goes on from its last line.
+    /// Opens the log of a run that goes on from a checkpoint, or begins: drops what it says of later steps, and goes on from
+    /// its last line, or from what the checkpoint states where the log lacks its step.
     ///
     /// # Errors
-    /// Those of [`Lines::open`].
-    pub fn open(path: &Path, step: u64, source: Arc<dyn SampleSource>) -> Result<Self> {
-        let lines = Lines::open(path, step)?;
-        let last = metrics::lines_of::<Dealt>(path)?.pop();
-        let chain = last.and_then(|line| blake3::Hash::from_hex(line.chain).ok()).map_or_else(Chain::new, Chain);
+    /// [`Error::RunFolder`], with the log as it was, if the checkpoint is at another place than the log has for its step, or
+    /// states none that can be gone on from; those of [`Lines::open`].
+    pub fn open(path: &Path, resumed: Option<&About>, source: Arc<dyn SampleSource>) -> Result<Self> {
+        let step = resumed.map_or(0, |about| about.step);
+        let known = if path.exists() { metrics::lines_of::<Dealt>(path)? } else { Vec::new() };
+        let last = known.into_iter().rfind(|line| line.step <= step);
+        let begin = match resumed {
+            None => None,
+            Some(about) => place(path, about, last.filter(|line| line.step == step))?,
+        };
+        let mut lines = Lines::open(path, step)?;
+        let chain = match begin {
+            None => Chain::new(),
+            Some(Begin { chain, stated: None }) => chain,
+            Some(Begin { chain, stated: Some(line) }) => {
+                lines.write(&line)?;
+                chain
+            }
+        };
         Ok(Self { lines, source, chain })
+    }
+
+    /// Returns the chain over all samples so far, in hexadecimal digits.
+    pub fn chain(&self) -> String {
+        self.chain.text()
+    }
+
+    /// Returns the file, and its place.
+    ///
+    /// # Errors
+    /// [`Error::Write`].
+    pub fn handle(&self) -> Result<(PathBuf, File)> {
+        self.lines.handle()
     }
 
     /// Notes what a step has read.
@@ -105,6 +138,51 @@ impl DataLog {
     }
 }
 
+/// Where a log goes on.
+struct Begin {
+    chain: Chain,
+    /// The line that says so, where the log has none.
+    stated: Option<Dealt>,
+}
+
+/// Finds where the log goes on from a checkpoint, given the log's line of the same step.
+fn place(path: &Path, about: &About, logged: Option<Dealt>) -> Result<Option<Begin>> {
+    let (step, samples) = (about.step, about.samples);
+    let refused = |problem: String| {
+        let way_out = "remove the checkpoint's folder to go on from an older one";
+        let folder = path.parent().unwrap_or(path).into();
+        Err(Error::RunFolder {
+            path: folder,
+            problem: format!("holds a checkpoint of step {step} {problem}; {way_out}"),
+        })
+    };
+    let hash = |text: &str| blake3::Hash::from_hex(text).ok().map(Chain);
+    let stated = about.chain.as_deref();
+    match logged {
+        Some(line) => {
+            let end = line.first.saturating_add(line.samples);
+            if end != samples {
+                return refused(format!("that goes on at sample {samples}, where `{LOG}` has {end}"));
+            }
+            if stated.is_some_and(|stated| stated != line.chain) {
+                return refused(format!("whose samples are not those of `{LOG}`"));
+            }
+            match hash(&line.chain) {
+                Some(chain) => Ok(Some(Begin { chain, stated: None })),
+                None => refused(format!("whose line in `{LOG}` has no hash chain")),
+            }
+        }
+        None if samples == 0 => Ok(None),
+        None => match stated.and_then(|text| Some((text, hash(text)?))) {
+            Some((text, chain)) => {
+                let stated = Dealt { step, first: samples, samples: 0, chain: text.into() };
+                Ok(Some(Begin { chain, stated: Some(stated) }))
+            }
+            None => refused(format!("of which neither `{LOG}` nor its manifest has the hash chain")),
+        },
+    }
+}
+
 /// What an audit found.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Audit {
@@ -114,6 +192,8 @@ pub struct Audit {
     pub steps: u64,
     /// Samples that they read.
     pub samples: u64,
+    /// How many of those the log has no lines of, only a checkpoint's chain over them all.
+    pub stated: u64,
     /// Samples after which all data have been read once.
     pub samples_per_epoch: u64,
     /// The chain at the end.
@@ -124,7 +204,10 @@ pub struct Audit {
 
 /// Computes from a run's configuration and data which samples its steps had to read, and holds its log against it: the log must
 /// name every step of the metrics once, its samples must follow each other without gap, its chain must be theirs, and the
-/// newest checkpoint must go on where they end.
+/// newest checkpoint must go on where they end. Of steps after that checkpoint, which a killed run or a lost machine leaves
+/// in one file and not in the other, nothing is asked: they are not part of the run that goes on.
+///
+/// It takes time for as many samples as metrics and checkpoint know of, whatever the log says.
 ///
 /// # Errors
 /// What is wrong with the folder, the configuration or the data; a contradiction is no error.
@@ -134,24 +217,41 @@ pub fn audit(run: &Path) -> Result<Audit> {
     let lines = metrics::lines_of::<Dealt>(&run.join(LOG))?;
     // Which ids there are does not matter here; where they lie does.
     let text = Text::open(&config, &tokenizer, usize::MAX)?;
-    let mut book = Book { source: &*text.source, step: 0, next: 0, chain: Chain::new(), found: Vec::new() };
+    let metrics = metrics::read(&run.join("metrics.jsonl"))?;
+    let newest = if has_checkpoint(run) { Some(checkpoint::open(run, Verify::Lengths)?) } else { None };
+    let about = newest.as_ref().map(|reader| &reader.manifest().about);
+    let (made, tokens) = metrics.iter().fold((0, 0), |(made, tokens), record| match record {
+        Record::Step(record) => (made.max(record.step), tokens.max(record.tokens)),
+        _ => (made, tokens),
+    });
+    let known = (tokens / config.train.seq as u64).max(about.map_or(0, |about| about.samples));
+    let mut book = Book {
+        source: &*text.source,
+        known,
+        batch: config.train.global_batch as u64,
+        step: 0,
+        next: 0,
+        stated: (0, 0),
+        chain: Chain::new(),
+        found: Vec::new(),
+    };
     for line in &lines {
         book.enter(line)?;
     }
-    let steps = |record: &Record| matches!(record, Record::Step(_)).then(|| record.step());
-    let metrics = metrics::read(&run.join("metrics.jsonl"))?;
-    let made = metrics.iter().filter_map(steps).max().unwrap_or(0);
-    if made != book.step {
+    let made = made.max(book.stated.0);
+    let ended = matches!(metrics.last(), Some(Record::End(_)));
+    if made != book.step && (ended || made.min(book.step) < about.map_or(0, |about| about.step)) {
         book.found.push(format!("the log ends with step {}, and the metrics with step {made}", book.step));
     }
-    if has_checkpoint(run) {
-        book.compare(&lines, checkpoint::open(run, Verify::Lengths)?.manifest());
+    if let Some(about) = about {
+        book.compare(&lines, about);
     }
     book.found.truncate(MOST);
     Ok(Audit {
         run: run.into(),
         steps: book.step,
         samples: book.next,
+        stated: book.stated.1,
         samples_per_epoch: text.source.samples_per_epoch(),
         chain: book.chain.text(),
         contradictions: book.found,
@@ -161,8 +261,13 @@ pub fn audit(run: &Path) -> Result<Audit> {
 /// What must come next, and what did not.
 struct Book<'a> {
     source: &'a dyn SampleSource,
+    /// The samples that metrics and checkpoint know of; lines of which they do not are of global batches like the last.
+    known: u64,
+    batch: u64,
     step: u64,
     next: u64,
+    /// The step that the log was last begun at from a checkpoint, and the samples that were read before without lines.
+    stated: (u64, u64),
     chain: Chain,
     found: Vec<String>,
 }
@@ -171,7 +276,21 @@ impl Book<'_> {
     /// Holds a line against what must come next; after a contradiction, the line is believed.
     fn enter(&mut self, line: &Dealt) -> Result<()> {
         let Dealt { step, first, samples, .. } = *line;
-        if step != self.step + 1 {
+        let end = first.saturating_add(samples);
+        let alone = if samples == 0 { first > self.known } else { end > self.known && samples > self.batch };
+        if alone {
+            self.found.push(format!(
+                "step {step} read samples up to {end}, says the log, and metrics and checkpoints know of fewer"
+            ));
+            return Ok(());
+        }
+        if samples == 0 && step > self.step && first >= self.next {
+            self.stated = (step, self.stated.1 + (first - self.next));
+            self.chain.extend(self.source, self.next..first)?;
+            self.follow(line, end);
+            return Ok(());
+        }
+        if self.step.checked_add(1) != Some(step) {
             self.found.push(format!("step {step} follows step {}", self.step));
         }
         if first > self.next {
@@ -179,27 +298,38 @@ impl Book<'_> {
         } else if first < self.next {
             self.found.push(format!("step {step} read samples {first} to {} again", self.next - 1));
         }
-        let end = first.saturating_add(samples);
         self.chain.extend(self.source, first..end)?;
-        if self.chain.text() != line.chain {
-            self.found.push(format!(
-                "the documents of step {step} (samples {first} to {}) are not those of the log: it, the data or the \
-                 configuration was changed",
-                end.saturating_sub(1)
-            ));
-            self.chain = blake3::Hash::from_hex(&line.chain).map_or(self.chain, Chain);
-        }
-        (self.step, self.next) = (step, end);
+        self.follow(line, end);
         Ok(())
     }
 
+    /// Holds the chain against a line's, and goes on after it.
+    fn follow(&mut self, line: &Dealt, end: u64) {
+        if self.chain.text() != line.chain {
+            let what = match line.samples {
+                0 => format!("before sample {}, where a checkpoint went on after step {},", line.first, line.step),
+                _ => format!("of step {} (samples {} to {})", line.step, line.first, end.saturating_sub(1)),
+            };
+            self.found.push(format!(
+                "the documents {what} are not those of the log: it, the data or the configuration was changed"
+            ));
+            self.chain = blake3::Hash::from_hex(&line.chain).map_or(self.chain, Chain);
+        }
+        (self.step, self.next) = (line.step, end);
+    }
+
     /// Holds a checkpoint's place in the order against the log's.
-    fn compare(&mut self, lines: &[Dealt], manifest: &checkpoint::Manifest) {
-        let about = &manifest.about;
-        let logged = lines.iter().find(|line| line.step == about.step).map(|line| line.first + line.samples);
-        if logged != Some(about.samples) {
+    fn compare(&mut self, lines: &[Dealt], about: &About) {
+        let logged = lines.iter().rfind(|line| line.step == about.step);
+        let end = logged.map(|line| line.first.saturating_add(line.samples));
+        if let (Some(line), Some(chain)) = (logged, &about.chain) {
+            if end == Some(about.samples) && line.chain != *chain {
+                self.found.push(format!("the checkpoint of step {} is of other samples than the log", about.step));
+            }
+        }
+        if end != Some(about.samples) {
             let (step, samples) = (about.step, about.samples);
-            let logged = logged.map_or("says nothing of it".into(), |end| format!("has {end} by then"));
+            let logged = end.map_or("says nothing of it".into(), |end| format!("has {end} by then"));
             self.found.push(format!("the checkpoint of step {step} goes on at sample {samples}, and the log {logged}"));
         }
     }

@@ -1,7 +1,7 @@
 //! Files that are whole or not there: written beside their place, flushed to the disk, renamed.
 
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{self, Write};
 use std::path::Path;
 
 use crate::{Error, Result};
@@ -23,9 +23,28 @@ pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<()> {
 
 /// Flushes a folder's list of names to the disk.
 pub(crate) fn sync_folder(path: &Path) -> Result<()> {
+    flush_names(path).map_err(|source| Error::Write { path: path.into(), source })
+}
+
+/// [Flushes](sync_folder) a folder's list of names.
+pub(crate) fn flush_names(path: &Path) -> io::Result<()> {
     // A relative path of one part has the empty path as its parent.
     let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
-    File::open(path).and_then(|folder| folder.sync_all()).map_err(|source| Error::Write { path: path.into(), source })
+    File::open(path).and_then(|folder| folder.sync_all())
+}
+
+/// Makes a folder and what is missing of those above it, and flushes each new name to the disk: a file in a folder whose
+/// name is lost is lost with it. One that another process makes meanwhile is as good.
+pub(crate) fn make_folders(path: &Path) -> io::Result<()> {
+    if path.as_os_str().is_empty() || path.is_dir() {
+        return Ok(());
+    }
+    let parent = path.parent().unwrap_or(Path::new("."));
+    make_folders(parent)?;
+    match fs::create_dir(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists || !path.is_dir() => Err(error),
+        _ => flush_names(parent),
+    }
 }
 
 #[cfg(test)]
@@ -40,6 +59,18 @@ mod tests {
         write(&path, b"new").unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"new");
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn missing_folders_are_made_and_a_file_in_the_way_is_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        for _ in 0..2 {
+            make_folders(&folder.path().join("a/b/c")).unwrap();
+            assert!(folder.path().join("a/b/c").is_dir());
+        }
+        write(&folder.path().join("file"), b"").unwrap();
+        assert!(make_folders(&folder.path().join("file")).is_err());
+        assert!(make_folders(&folder.path().join("file/a")).is_err());
     }
 
     #[test]

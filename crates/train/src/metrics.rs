@@ -52,6 +52,15 @@ impl<R: Line> Lines<R> {
         Ok(Self { path: path.into(), file, kind: PhantomData })
     }
 
+    /// Returns the file, and its place, for whoever is to flush it to the disk.
+    ///
+    /// # Errors
+    /// [`Error::Write`].
+    pub fn handle(&self) -> Result<(PathBuf, File)> {
+        let file = self.file.try_clone().map_err(|source| Error::Write { path: self.path.clone(), source })?;
+        Ok((self.path.clone(), file))
+    }
+
     /// Appends one line.
     ///
     /// # Errors

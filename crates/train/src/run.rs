@@ -22,7 +22,7 @@ use crate::metrics::Metrics;
 use crate::rates::Rates;
 use crate::records::{EndReason, EndRecord, EvalRecord, Observer, Record, Report, Start, StepRecord};
 use crate::run_folder::RunFolder;
-use crate::saving::{Saved, Saver};
+use crate::saving::{self, Saved, Saver};
 use crate::standing::Standing;
 use crate::state;
 use crate::step::{Trainer, Work};
@@ -77,8 +77,9 @@ struct Run<'a> {
     windows: Option<Box<dyn Walk>>,
     trainer: Trainer,
     rates: Rates,
-    folder: RunFolder,
     saver: Saver,
+    /// Behind the saver: what that has under way ends before another program may have the folder.
+    folder: RunFolder,
     standing: Standing,
     /// On rank 0 alone.
     metrics: Option<Metrics>,
@@ -127,13 +128,13 @@ impl<'a> Run<'a> {
         agree(&*world, if first { store.sweep() } else { Ok(()) })?;
         let (resumed, base) = agree(&*world, begin(config, &store, &trainer))?;
         let precision_before = resumed.as_ref().and_then(About::precision);
+        agree(&*world, same_place(&*world, &store, config, resumed.as_ref()))?;
         let (step, samples, standing) =
-            resumed.map_or((0, 0, Standing::default()), |about| (about.step, about.samples, about.standing));
-        let step = agree(&*world, same_step(&*world, &store, step))?;
+            resumed.as_ref().map_or((0, 0, Standing::default()), |about| (about.step, about.samples, about.standing));
         let left = (config.train.steps.saturating_sub(step)).saturating_mul(config.train.global_batch as u64);
         agree(&*world, text.check(samples.saturating_add(left)))?;
         let opened = match first {
-            true => opening(config, &layout, &folder, step, &text.source).map(Some),
+            true => opening(config, &layout, &folder, resumed.as_ref(), &text.source).map(Some),
             false => Ok(None),
         };
         let (metrics, data_log) = agree(&*world, opened)?.unzip();
@@ -157,8 +158,10 @@ impl<'a> Run<'a> {
         }
         let rates = Rates::new(&config.optimizer, config.train.steps);
         let saved = (step > 0).then_some(step);
-        let losses = store.losses().into_iter().map(|(loss, _)| loss).take(keep_best).collect();
-        let mut saver = Saver::new(&config.checkpoint, Arc::new(store), Arc::clone(&world), losses);
+        let losses = saving::losses(&*world, &store, keep_best)?;
+        let beside = metrics.iter().map(Metrics::handle).chain(data_log.iter().map(DataLog::handle));
+        let beside = agree(&*world, beside.collect::<Result<Vec<_>>>())?;
+        let mut saver = Saver::new(&config.checkpoint, Arc::new(store), Arc::clone(&world), losses).beside(beside);
         agree(&*world, saver.prepare(&trainer))?;
         Ok(Self {
             config,
@@ -169,8 +172,8 @@ impl<'a> Run<'a> {
             windows: text.windows,
             trainer,
             rates,
-            folder,
             saver,
+            folder,
             standing,
             metrics,
             data_log,
@@ -211,10 +214,11 @@ impl<'a> Run<'a> {
                 return Ok(EndReason::Signal);
             }
             if votes.save && self.step > 0 {
-                self.save(None)?;
+                self.save(None, Ok(()))?;
             }
             let record = self.one(&batches)?;
-            written = self.tell(Record::Step(record.clone())).and(self.log_samples(due_next));
+            // In this order, so that a killed run's metrics never know of a step whose samples are not in the log.
+            written = self.log_samples(due_next).and_then(|()| self.tell(Record::Step(record.clone())));
             if self.metrics.is_some() {
                 self.observer.step(&record);
             }
@@ -224,8 +228,10 @@ impl<'a> Run<'a> {
                 written = written.and(told);
                 loss = self.judge(measured)?;
             }
-            if self.saver.is_due(self.step) || loss.is_some_and(|loss| self.saver.is_among_best(loss)) {
-                self.save(loss)?;
+            // The last step's is saved with its loss, which comes of the whole validation part.
+            let due = self.saver.is_due(self.step) && self.step < self.config.train.steps;
+            if due || loss.is_some_and(|loss| self.saver.is_among_best(loss)) {
+                self.save(loss, std::mem::replace(&mut written, Ok(())))?;
             }
             if self.standing.exhausts(self.config.train.patience) {
                 agree(&*world, written)?;
@@ -309,15 +315,16 @@ impl<'a> Run<'a> {
         Ok((Some(loss), told))
     }
 
-    /// Begins to save the state after this step, where it has not been; `validation_loss` is what was measured at it.
-    fn save(&mut self, validation_loss: Option<f64>) -> Result<()> {
+    /// Begins to save the state after this step, where it has not been; `validation_loss` is what was measured at it, and
+    /// `written` whether the logs have all of it on this rank: if not, the save fails, on all ranks.
+    fn save(&mut self, validation_loss: Option<f64>, written: Result<()>) -> Result<()> {
         if self.saved == Some(self.step) {
-            return Ok(());
+            return written;
         }
         let (samples, tokens, standing) = (self.samples, self.tokens(), self.standing);
-        let base = self.base.clone();
-        let about = About { samples, tokens, validation_loss, standing, base, ..About::new(self.step, self.config) };
-        let earlier = self.saver.begin(&self.trainer, about)?;
+        let (base, chain) = (self.base.clone(), self.data_log.as_ref().map(DataLog::chain));
+        let about = About { samples, tokens, validation_loss, standing, base, chain, ..About::new(self.step, self.config) };
+        let earlier = self.saver.begin(&self.trainer, about, written)?;
         self.tell_saved(earlier);
         self.saved = Some(self.step);
         match self.config.checkpoint.asynchronous {
@@ -339,19 +346,32 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Saves, measures the whole validation part and lets the model write.
+    /// Measures the whole validation part, saves with what was measured, and lets the model write. A signal asks for no
+    /// more than the save.
     fn end(mut self, reason: EndReason) -> Result<Report> {
         let world = self.world();
-        self.save(None)?;
+        let (mut validation_loss, mut written) = (None, Ok(()));
+        if reason != EndReason::Signal {
+            let (measured, told) = match self.evaluate(0) {
+                // All ranks meet it; what was learned until here is saved all the same.
+                Err(error @ Error::NotFinite { .. }) => {
+                    self.save(None, Ok(()))?;
+                    self.complete()?;
+                    return Err(error);
+                }
+                evaluated => evaluated?,
+            };
+            written = told;
+            validation_loss = match reason {
+                // It was this step's evaluation that ended the run, and it counts once.
+                EndReason::Patience => measured,
+                _ => self.judge(measured)?,
+            };
+        }
+        // One agreement for the measurement's line, also where there is nothing left to save.
+        agree(&*world, written)?;
+        self.save(validation_loss, Ok(()))?;
         self.complete()?;
-        let validation_loss = match reason {
-            EndReason::Signal => None,
-            EndReason::Finished | EndReason::Patience => {
-                let (loss, told) = self.evaluate(0)?;
-                agree(&*world, told)?;
-                loss
-            }
-        };
         let Self { trainer, tokenizer, config, folder, mut metrics, observer, step, .. } = self;
         let sample = match reason {
             EndReason::Signal => None,
@@ -442,16 +462,34 @@ fn latest(store: &DirectoryStore, trainer: &Trainer) -> Result<Option<Box<dyn Ch
     store.latest(Verify::Share { rank: world.rank().0, of: world.size() })
 }
 
-/// Refuses to go on where ranks found different checkpoints, as nodes with folders of their own do. Collective.
-fn same_step(world: &dyn Communicator, store: &DirectoryStore, step: u64) -> Result<u64> {
-    let mut bounds = [step as i64, -(step as i64)];
+/// Refuses to go on where ranks found different checkpoints, as nodes with folders of their own do, or one of another order
+/// than the configuration's. Collective.
+fn same_place(
+    world: &dyn Communicator,
+    store: &DirectoryStore,
+    config: &Config,
+    resumed: Option<&About>,
+) -> Result<()> {
+    let place = resumed.map_or([0; 3], |about| [about.step, about.samples, about.seed]);
+    // As they are, and with all bits turned over, whose least is the most's.
+    let mut bounds = [place, place.map(|number| !number)].concat().iter().map(|&n| n as i64).collect::<Vec<_>>();
     world.all_reduce(BufferMut::new(&mut bounds), ReduceOp::Min)?;
-    let (least, most) = (bounds[0], -bounds[1]);
-    if least == most {
-        return Ok(step);
+    let refused = |problem| Err(Error::RunFolder { path: store.root().into(), problem });
+    for (index, what) in ["step", "sample", "seed"].into_iter().enumerate() {
+        let (least, most) = (bounds[index] as u64, !bounds[index + 3] as u64);
+        if least != most {
+            return refused(format!(
+                "holds {what} {least} on some ranks and {what} {most} on others; put it where all nodes see it"
+            ));
+        }
     }
-    let problem = format!("holds step {least} on some ranks and step {most} on others; put it where all nodes see it");
-    Err(Error::RunFolder { path: store.root().into(), problem })
+    match resumed {
+        Some(about) if about.seed != config.train.seed => {
+            let (held, asked) = (about.seed, config.train.seed);
+            refused(format!("holds a checkpoint of seed {held}, and `train.seed` is {asked}; one of them was changed"))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Opens the run folder's files, on rank 0 alone.
@@ -459,14 +497,17 @@ fn opening(
     config: &Config,
     layout: &Layout,
     folder: &RunFolder,
-    step: u64,
+    resumed: Option<&About>,
     source: &Arc<dyn SampleSource>,
 ) -> Result<(Metrics, DataLog)> {
+    // First, for it refuses a checkpoint that is not where the log is.
+    let data_log = DataLog::open(&folder.data_log(), resumed, Arc::clone(source))?;
+    let step = resumed.map_or(0, |about| about.step);
     if step > 0 {
         // Not earlier: a checkpoint that does not fit must not change what the folder says of its run.
         folder.write_config(config)?;
     }
     let plan = serde_json::to_string(&layout.plan(config)).expect("a plan is plain data");
     folder.write_plan(&plan)?;
-    Ok((Metrics::open(&folder.metrics(), step)?, DataLog::open(&folder.data_log(), step, Arc::clone(source))?))
+    Ok((Metrics::open(&folder.metrics(), step)?, data_log))
 }

@@ -8,12 +8,13 @@
 //!   data.jsonl       which samples each step read: see [`crate::audit`]
 //!   sample.txt       text that the model wrote at the end
 //!   checkpoints/     see [`crate::checkpoint`]
+//!   .lock            held by the program that trains there, with its process and machine as text
 //! ```
 
-use std::fs;
-use std::io::ErrorKind;
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use mp_comm::{BufferMut, Communicator, Rank};
 
@@ -28,10 +29,18 @@ pub const CONFIG: &str = "config.toml";
 /// The folder of checkpoints.
 pub const CHECKPOINTS: &str = "checkpoints";
 
-/// The folder that a run writes into. It exists.
-#[derive(Debug, Clone, PartialEq)]
+/// The file that the program holds which trains in a folder.
+const LOCK: &str = ".lock";
+
+/// How long a folder that is in use is waited for.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// The folder that a run writes into. It exists, and no other program trains there while this lives.
+#[derive(Debug)]
 pub struct RunFolder {
     path: PathBuf,
+    /// On rank 0, the [`LOCK`]: the system takes it back when the process ends, however it does.
+    _lock: Option<File>,
 }
 
 impl RunFolder {
@@ -44,17 +53,18 @@ impl RunFolder {
     /// Collective over `world`: one agreement and two broadcasts.
     ///
     /// # Errors
-    /// [`Error::RunFolder`] on rank 0 if the folder exists and the run is not to be continued, or if it cannot be
-    /// written; [`Error::Peer`] on the others.
+    /// [`Error::RunFolder`] on rank 0 if the folder exists and the run is not to be continued, if another program trains
+    /// there, or if it cannot be written; [`Error::Peer`] on the others.
     pub fn open(world: &dyn Communicator, config: &Config) -> Result<Self> {
         let made = if world.rank().0 == 0 { prepare(config).map(Some) } else { Ok(None) };
-        let path = agree(world, made)?.unwrap_or_default();
+        let (path, lock) = agree(world, made)?.unzip();
+        let path = path.unwrap_or_default();
         let mut bytes = path.to_string_lossy().into_owned().into_bytes();
         let mut length = [bytes.len() as i64];
         world.broadcast(BufferMut::new(&mut length), Rank(0))?;
         bytes.resize(length[0] as usize, 0);
         world.broadcast(BufferMut::new(&mut bytes), Rank(0))?;
-        Ok(Self { path: String::from_utf8_lossy(&bytes).into_owned().into() })
+        Ok(Self { path: String::from_utf8_lossy(&bytes).into_owned().into(), _lock: lock })
     }
 
     /// Returns the folder itself, absolute.
@@ -102,35 +112,74 @@ impl RunFolder {
     }
 }
 
-/// Makes a run folder around a checkpoint that is no run's: with a configuration, and a place for checkpoints.
+/// Makes a run folder around a checkpoint that is no run's: a place for checkpoints, where `make` makes it, and then a
+/// configuration, so that a folder without a whole checkpoint is no run's and can be tried again. Returns what `make` does.
 ///
 /// # Errors
-/// [`Error::RunFolder`] if the folder is another run's, or cannot be written.
-pub fn around(path: &Path, config: &Config) -> Result<DirectoryStore> {
+/// [`Error::RunFolder`] if the folder is another run's, or cannot be written; those of `make`.
+pub fn around(path: &Path, config: &Config, make: impl FnOnce(&DirectoryStore) -> Result<PathBuf>) -> Result<PathBuf> {
     if path.join(CONFIG).exists() || has_checkpoint(path) {
         return Err(Error::RunFolder { path: path.into(), problem: "exists; give the name of a new folder".into() });
     }
     let cannot = |error| Error::RunFolder { path: path.into(), problem: format!("cannot be written: {error}") };
-    fs::create_dir_all(path).map_err(cannot)?;
+    durable::make_folders(path).map_err(cannot)?;
+    let made = make(&DirectoryStore::new(path.join(CHECKPOINTS), 0))?;
     save(path, config)?;
-    Ok(DirectoryStore::new(path.join(CHECKPOINTS), 0))
+    Ok(made)
 }
 
-/// Finds or makes the folder on this rank.
-fn prepare(config: &Config) -> Result<PathBuf> {
+/// Finds or makes the folder on this rank, and keeps it for this process.
+fn prepare(config: &Config) -> Result<(PathBuf, File)> {
     let out = std::path::absolute(&config.train.out).unwrap_or_else(|_| config.train.out.clone());
-    fs::create_dir_all(&out).map_err(|error| unwritable(&out, &error))?;
+    durable::make_folders(&out).map_err(|error| unwritable(&out, &error))?;
     let path = match &config.train.name {
         Some(name) => named(out.join(name), config.checkpoint.resume)?,
         None => unnamed(&out, &format!("{}-{}", config.label, timestamp(SystemTime::now())))?,
     };
+    let lock = lock(&path)?;
     if !path.join(CONFIG).exists() {
         save(&path, config).map_err(|error| match error {
             Error::Write { source, .. } => unwritable(&path, &source),
             other => other,
         })?;
     }
-    Ok(path)
+    Ok((path, lock))
+}
+
+/// Takes a folder's lock for this process.
+///
+/// Of two programs in one folder, each would sweep away what the other is saving.
+fn lock(path: &Path) -> Result<File> {
+    let place = path.join(LOCK);
+    let opened = OpenOptions::new().create(true).truncate(false).read(true).write(true).open(&place);
+    let mut file = opened.map_err(|error| unwritable(path, &error))?;
+    // A run that was killed a moment ago may have a write to end before the system takes its lock back.
+    let begun = Instant::now();
+    while matches!(file.try_lock(), Err(TryLockError::WouldBlock)) && begun.elapsed() < PATIENCE {
+        std::thread::sleep(PATIENCE / 50);
+    }
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            let mut holder = String::new();
+            let read = file.read_to_string(&mut holder).is_ok() && !holder.trim().is_empty();
+            let holder = if read { holder.trim() } else { "another program" };
+            let problem = format!(
+                "is in use: {holder} trains there; wait for its end or end it (one that died holds nothing), or give \
+                 another `train.name`"
+            );
+            return Err(Error::RunFolder { path: path.into(), problem });
+        }
+        // Not every file system has locks, and a run is worth more than one.
+        Err(TryLockError::Error(error)) => {
+            tracing::warn!(path = %place.display(), %error, "the run folder cannot be locked against other programs");
+        }
+    }
+    let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let holder = format!("process {} on {}\n", std::process::id(), host.trim());
+    // Only for people: who cannot be named holds the lock none the less.
+    let _ = file.set_len(0).and_then(|()| file.write_all(holder.as_bytes()));
+    Ok(file)
 }
 
 /// Writes a configuration into a run folder.
@@ -138,9 +187,15 @@ pub(crate) fn save(path: &Path, config: &Config) -> Result<()> {
     durable::write(&path.join(CONFIG), config.to_toml().as_bytes())
 }
 
+/// Makes a folder whose name outlives a lost machine.
+fn make(path: &Path) -> std::io::Result<()> {
+    fs::create_dir(path)?;
+    durable::flush_names(path.parent().unwrap_or(path))
+}
+
 /// Makes the folder that the user named, or takes it if the run is to be continued.
 fn named(path: PathBuf, resume: bool) -> Result<PathBuf> {
-    match fs::create_dir(&path) {
+    match make(&path) {
         Err(error) if error.kind() == ErrorKind::AlreadyExists && path.is_dir() => {
             if resume {
                 return Ok(path);
@@ -157,7 +212,7 @@ fn named(path: PathBuf, resume: bool) -> Result<PathBuf> {
 fn unnamed(out: &Path, name: &str) -> Result<PathBuf> {
     for number in 1.. {
         let path = out.join(if number == 1 { name.to_string() } else { format!("{name}-{number}") });
-        match fs::create_dir(&path) {
+        match make(&path) {
             Ok(()) => return Ok(path),
             Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
             Err(error) => return Err(unwritable(&path, &error)),
@@ -241,7 +296,34 @@ mod tests {
         let error = RunFolder::open(&world, &config(out.path(), &["train.name=a"])).unwrap_err();
         assert!(error.is_input() && error.to_string().contains("checkpoint.resume=true"), "{error}");
         let resume = config(out.path(), &["train.name=a", "checkpoint.resume=true"]);
-        assert_eq!(RunFolder::open(&world, &resume).unwrap(), folder);
+        drop(folder);
+        assert_eq!(RunFolder::open(&world, &resume).unwrap().path(), out.path().join("a"));
+    }
+
+    #[test]
+    fn a_folder_in_use_is_refused_on_all_ranks_until_its_run_ends() {
+        let out = tempfile::tempdir().unwrap();
+        let resume = config(out.path(), &["train.name=a", "checkpoint.resume=true"]);
+        let folder = RunFolder::open(&Solo::new("world"), &resume).unwrap();
+        let refused = mp_comm::threads::run(3, |world| Ok::<_, Error>(RunFolder::open(&*world, &resume).unwrap_err()));
+        let text = refused[0].to_string();
+        let holder = format!("is in use: process {} on ", std::process::id());
+        assert!(text.contains(&holder) && text.contains("another `train.name`"), "{text}");
+        assert!(refused.iter().all(Error::is_input));
+        drop(folder);
+        RunFolder::open(&Solo::new("world"), &resume).unwrap();
+    }
+
+    #[test]
+    fn a_checkpoint_that_could_not_be_made_leaves_a_folder_to_try_again() {
+        let out = tempfile::tempdir().unwrap();
+        let path = out.path().join("new/a");
+        let full = || Error::Write { path: path.clone(), source: ErrorKind::StorageFull.into() };
+        assert!(matches!(around(&path, &Config::default(), |_| Err(full())), Err(Error::Write { .. })));
+        assert!(!path.join(CONFIG).exists());
+        around(&path, &Config::default(), |store| Ok(store.root().into())).unwrap();
+        assert!(path.join(CONFIG).exists());
+        assert!(matches!(around(&path, &Config::default(), |_| Err(full())), Err(Error::RunFolder { .. })));
     }
 
     #[test]
@@ -256,7 +338,7 @@ mod tests {
         let out = tempfile::tempdir().unwrap();
         let config = config(out.path(), &["train.steps=7"]);
         let folders: Vec<RunFolder> = (0..3).map(|_| RunFolder::open(&Solo::new("world"), &config).unwrap()).collect();
-        assert!(folders[0] != folders[1] && folders[1] != folders[2]);
+        assert!(folders[0].path() != folders[1].path() && folders[1].path() != folders[2].path());
         let again = Config::load(Some(&folders[0].path().join(CONFIG)), None, &[]).unwrap();
         assert_eq!(again, config);
     }

@@ -4,15 +4,16 @@
 //! later steps the ranks vote on whether all have written, then rank 0's thread commits. A second save waits for the first:
 //! there is one copy, in memory that is used again. The threads make no call on a communicator.
 
+use std::fs::File;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
-use mp_comm::{Communicator, Rank};
+use mp_comm::{BufferMut, Communicator, Rank};
 
 use crate::agree::{agree_and_vote, Votes};
-use crate::checkpoint::{About, CheckpointStore};
+use crate::checkpoint::{About, CheckpointStore, DirectoryStore};
 use crate::config::{CheckpointConfig, Every};
 use crate::state::Shard;
 use crate::step::Trainer;
@@ -40,6 +41,8 @@ pub struct Saver {
     /// The copy's memory between saves.
     spare: Task<Vec<u8>>,
     flight: Option<Flight>,
+    /// Files that must be on the disk before a checkpoint is, on rank 0.
+    beside: Vec<(PathBuf, File)>,
     /// When the last save began, or the run.
     begun: Instant,
     held: Duration,
@@ -65,6 +68,31 @@ enum Phase {
     Committing(Task<PathBuf>),
     /// It has nothing more to do.
     Over(Option<PathBuf>),
+    /// What it did failed. What the ranks have written stays until all have heard of it: one that still writes would
+    /// otherwise fail for another reason than the first.
+    Failed,
+}
+
+/// Lists on every rank the lowest validation losses of checkpoints, lowest first, at most `keep_best`, as rank 0 finds them:
+/// whether an evaluation is among the best must not depend on each rank's own look at the disk.
+///
+/// # Communication
+/// Two broadcasts; collective over `world`.
+///
+/// # Errors
+/// [`Error::Comm`].
+pub fn losses(world: &dyn Communicator, store: &DirectoryStore, keep_best: usize) -> Result<Vec<f64>> {
+    let mut losses = match world.rank() {
+        Rank(0) => store.losses().into_iter().map(|(loss, _)| loss).take(keep_best).collect(),
+        _ => Vec::new(),
+    };
+    let mut count = [losses.len() as i64];
+    world.broadcast(BufferMut::new(&mut count), Rank(0))?;
+    losses.resize(count[0] as usize, 0.0);
+    if !losses.is_empty() {
+        world.broadcast(BufferMut::new(&mut losses), Rank(0))?;
+    }
+    Ok(losses)
 }
 
 impl Saver {
@@ -84,10 +112,19 @@ impl Saver {
             shard: None,
             spare: Task::Over(Ok(Vec::new())),
             flight: None,
+            beside: Vec::new(),
             begun: Instant::now(),
             held: Duration::ZERO,
             losses,
         }
+    }
+
+    /// Takes files that other files of the run must not fall behind: before a checkpoint becomes visible, what has been
+    /// written to them is flushed to the disk, on the thread that commits.
+    #[must_use]
+    pub fn beside(mut self, beside: Vec<(PathBuf, File)>) -> Self {
+        self.beside = beside;
+        self
     }
 
     /// Finds what this rank writes, and takes the memory of its copy behind the first steps, so that no save is held up by
@@ -128,15 +165,16 @@ impl Saver {
 
     /// Begins to save; what was under way is completed first, and returned. Collective over the world where something is.
     ///
-    /// What fails on this rank is told by [`settled`](Self::settled), where all ranks hear of it.
+    /// What fails on this rank is told by [`settled`](Self::settled), where all ranks hear of it; so is what has `failed`
+    /// before, without which there must be no checkpoint.
     ///
     /// # Errors
     /// Those of [`finish`](Self::finish).
-    pub fn begin(&mut self, trainer: &Trainer, about: About) -> Result<Option<Saved>> {
+    pub fn begin(&mut self, trainer: &Trainer, about: About, failed: Result<()>) -> Result<Option<Saved>> {
         let _span = tracing::info_span!("save", step = about.step).entered();
         self.begun = Instant::now();
         let earlier = self.finish()?;
-        let task = self.task(trainer, about.step).unwrap_or_else(|error| Task::Over(Err(error)));
+        let task = failed.and_then(|()| self.task(trainer, about.step)).unwrap_or_else(|error| Task::Over(Err(error)));
         if let Some(loss) = about.validation_loss.filter(|&loss| self.is_among_best(loss)) {
             self.losses.insert(self.losses.partition_point(|&other| other <= loss), loss);
             self.losses.truncate(self.keep_best);
@@ -177,7 +215,7 @@ impl Saver {
         let is_over = match &flight.phase {
             Phase::Writing(task) => task.is_over(),
             Phase::Committing(task) => task.is_over(),
-            Phase::Written | Phase::Over(_) => true,
+            Phase::Written | Phase::Over(_) | Phase::Failed => true,
         };
         if is_over {
             self.settle()?;
@@ -188,7 +226,6 @@ impl Saver {
     /// Waits for what this rank does.
     fn settle(&mut self) -> Result<()> {
         let Some(Flight { about, phase }) = self.flight.take() else { return Ok(()) };
-        let step = about.step;
         let phase = match phase {
             Phase::Writing(task) => task.join().map(|copied| {
                 self.spare = Task::Over(Ok(copied));
@@ -197,11 +234,12 @@ impl Saver {
             Phase::Committing(task) => task.join().map(|path| Phase::Over(Some(path))),
             phase => Ok(phase),
         };
-        if phase.is_err() && self.world.rank() == Rank(0) {
-            self.store.abandon(step);
-        }
-        self.flight = Some(Flight { about, phase: phase? });
-        Ok(())
+        let (phase, outcome) = match phase {
+            Ok(phase) => (phase, Ok(())),
+            Err(error) => (Phase::Failed, Err(error)),
+        };
+        self.flight = Some(Flight { about, phase });
+        outcome
     }
 
     /// Goes on once all ranks have settled; returns a checkpoint that became complete by it. Never waits. All ranks must
@@ -215,18 +253,29 @@ impl Saver {
         match phase {
             Phase::Over(path) => return Some(Saved { step, path }),
             Phase::Written if self.world.rank() == Rank(0) => {
-                let phase = Phase::Committing(self.commit(about.clone()));
-                self.flight = Some(Flight { about, phase });
+                let task = self.commit(about.clone()).unwrap_or_else(|error| Task::Over(Err(error)));
+                self.flight = Some(Flight { about, phase: Phase::Committing(task) });
             }
+            // Told already, and whoever was told does not come here.
+            Phase::Failed => self.flight = Some(Flight { about, phase: Phase::Failed }),
             _ => self.flight = Some(Flight { about, phase: Phase::Over(None) }),
         }
         None
     }
 
-    fn commit(&self, about: About) -> Task<PathBuf> {
+    fn commit(&self, about: About) -> Result<Task<PathBuf>> {
         let (store, writers) = (Arc::clone(&self.store), self.world.size());
-        let task = Task::spawn(move || store.commit(writers, &about));
-        task.unwrap_or_else(|error| Task::Over(Err(error)))
+        let write = |path: &PathBuf| {
+            let path = path.clone();
+            move |source| Error::Write { path, source }
+        };
+        let again = |(path, file): &(PathBuf, File)| Ok((path.clone(), file.try_clone().map_err(write(path))?));
+        let beside: Vec<_> = self.beside.iter().map(again).collect::<Result<_>>()?;
+        Task::spawn(move || {
+            // A checkpoint that a lost machine leaves must find its lines in the logs.
+            beside.iter().try_for_each(|(path, file)| file.sync_all().map_err(write(path)))?;
+            store.commit(writers, &about)
+        })
     }
 
     /// Completes what is under way, and returns it. Collective over the world where something is.
@@ -237,7 +286,7 @@ impl Saver {
         while self.flight.is_some() {
             let settled = self.settle();
             let votes = Votes { settled: true, ..Votes::default() };
-            agree_and_vote(&*self.world, settled, votes).inspect_err(|_| self.flight = None)?;
+            agree_and_vote(&*self.world, settled, votes).inspect_err(|_| self.give_up())?;
             if let Some(saved) = self.advance(true) {
                 return Ok(Some(saved));
             }
@@ -246,22 +295,31 @@ impl Saver {
     }
 }
 
-impl Drop for Saver {
-    fn drop(&mut self) {
-        // The run has failed: what is being committed may still be whole, and what is being written never will be.
+impl Saver {
+    /// Waits for what this rank does, and takes away what was written of a checkpoint that will not be.
+    ///
+    /// Every rank does, when it no longer writes itself: the last one leaves nothing, whichever it is.
+    fn give_up(&mut self) {
         let Some(Flight { about, phase }) = self.flight.take() else { return };
+        // What is being committed may still be whole, and what is being written never will be.
         let committed = match phase {
             Phase::Writing(task) => {
                 drop(task.join());
                 false
             }
             Phase::Committing(task) => task.join().is_ok(),
-            Phase::Written => false,
+            Phase::Written | Phase::Failed => false,
             Phase::Over(_) => true,
         };
-        if !committed && self.world.rank() == Rank(0) {
+        if !committed {
             self.store.abandon(about.step);
         }
+    }
+}
+
+impl Drop for Saver {
+    fn drop(&mut self) {
+        self.give_up();
     }
 }
 
@@ -290,5 +348,31 @@ impl<T: Send + 'static> Task<T> {
             Task::Running(thread) => thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
             Task::Over(result) => result,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checkpoint::Section;
+    use crate::Config;
+
+    /// Ranks whose folders differ, as a network's caches do, still hold rank 0's losses.
+    #[test]
+    fn the_best_losses_are_those_that_the_first_rank_finds() {
+        let found = mp_comm::threads::run(3, |world| {
+            let folder = tempfile::tempdir().unwrap();
+            let store = DirectoryStore::new(folder.path(), 0).keeping_best(2);
+            let me = world.rank().0;
+            for step in 1..=4 - me as u64 {
+                let mut shard = store.shard(step, 0)?;
+                shard.file(Section::Model, &[])?;
+                shard.finish()?;
+                let validation_loss = Some((10 * me) as f64 + step as f64);
+                store.commit(1, &About { validation_loss, ..About::new(step, &Config::default()) })?;
+            }
+            losses(&*world, &store, 2)
+        });
+        assert_eq!(found, [[1.0, 2.0], [1.0, 2.0], [1.0, 2.0]]);
     }
 }

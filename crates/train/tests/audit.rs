@@ -8,11 +8,17 @@ use std::sync::atomic::AtomicBool;
 use mp_comm::threads;
 use mp_runtime::Device;
 use mp_train::audit::{audit, Dealt};
+use mp_train::checkpoint::{self, Rewrite, Verify};
 use mp_train::metrics::lines_of;
+use mp_train::run_folder::around;
 use mp_train::{run, Config, Result};
 
 /// Trains up to a step, on some ranks, with a global batch; continues what is there.
 fn train(out: &Path, steps: u64, ranks: usize, batch: usize) -> PathBuf {
+    try_train(out, steps, ranks, batch).unwrap()
+}
+
+fn try_train(out: &Path, steps: u64, ranks: usize, batch: usize) -> Result<PathBuf> {
     let sets = [
         "model.hidden=16",
         "model.layers=1",
@@ -39,7 +45,6 @@ fn train(out: &Path, steps: u64, ranks: usize, batch: usize) -> PathBuf {
         Ok(made.map(|report| report.run_dir))
     })
     .remove(0)
-    .unwrap()
 }
 
 fn log(run: &Path) -> Vec<Dealt> {
@@ -106,20 +111,110 @@ fn what_was_skipped_or_changed_is_found() {
     found(&run, "the documents of step 1");
 }
 
-/// A run that goes on at another sample than it should: the log shows what it read.
-#[test]
-fn a_skip_planted_into_a_checkpoint_turns_the_audit_red() {
-    let out = tempfile::tempdir().unwrap();
-    let run = train(out.path(), 3, 1, 4);
+/// Changes what a checkpoint says of its samples, as a bug in saving would, and gives the manifest its checksum again.
+fn skip_one(run: &Path) {
     let manifest = run.join("checkpoints/step-00000003/manifest.json");
     let text = fs::read_to_string(&manifest).unwrap();
-    assert_eq!(text.matches("\"samples\": 12").count() + text.matches("\"samples\":12").count(), 1, "{text}");
-    fs::write(
-        &manifest,
-        text.replace("\"samples\": 12", "\"samples\": 13").replace("\"samples\":12", "\"samples\":13"),
-    )
-    .unwrap();
+    assert_eq!(text.matches("\"samples\":12").count(), 1, "{text}");
+    let text = text.replace("\"samples\":12", "\"samples\":13");
+    let body = text.rsplit_once(",\"blake3\":\"").unwrap().0;
+    fs::write(&manifest, format!("{body},\"blake3\":\"{}\"}}", blake3::hash(body.as_bytes()).to_hex())).unwrap();
+}
+
+/// A checkpoint that goes on at another sample than it should: the log shows it, and no run goes on from it.
+#[test]
+fn a_skip_planted_into_a_checkpoint_turns_the_audit_red_and_is_not_gone_on_from() {
+    let out = tempfile::tempdir().unwrap();
+    let run = train(out.path(), 3, 1, 4);
+    skip_one(&run);
     found(&run, "the checkpoint of step 3 goes on at sample 13, and the log has 12 by then");
+    let before = fs::read(run.join("data.jsonl")).unwrap();
+    let error = try_train(out.path(), 5, 2, 4).unwrap_err();
+    let text = error.to_string();
+    assert!(error.is_input() && text.contains("step 3 that goes on at sample 13, where `data.jsonl` has 12"), "{text}");
+    assert_eq!(fs::read(run.join("data.jsonl")).unwrap(), before, "a refusal changes nothing");
+
+    // Without the log, or where it is bent to the checkpoint, the run goes on, and the chain shows the skip.
+    let good = log(&run);
+    let mut bent = good.clone();
+    bent[2].samples = 5;
+    write(&run, &bent);
     train(out.path(), 5, 2, 4);
-    found(&run, "samples 12 to 12 were skipped before step 4");
+    found(&run, "the documents of step 3 (samples 8 to 12)");
+    let other = tempfile::tempdir().unwrap();
+    let run = train(other.path(), 3, 1, 4);
+    skip_one(&run);
+    fs::remove_file(run.join("data.jsonl")).unwrap();
+    train(other.path(), 5, 2, 4);
+    found(&run, "the documents before sample 13, where a checkpoint went on after step 3,");
+}
+
+/// A checkpoint that was converted has no log before it, and a lost machine may have lost one: the checkpoint's chain stands
+/// in for it.
+#[test]
+fn a_run_without_the_log_of_its_beginning_is_proven_from_the_checkpoints_chain() {
+    let out = tempfile::tempdir().unwrap();
+    let run = train(out.path(), 3, 1, 4);
+    let reader = checkpoint::open(&run, Verify::Checksums).unwrap();
+    let config = Config::load(Some(&run.join("config.toml")), None, &[]).unwrap();
+    let other = out.path().join("elsewhere/run");
+    let how = Rewrite { files: 2, dtype: None, model_only: false };
+    around(&other, &config, |store| checkpoint::convert(&*reader, store, &how)).unwrap();
+    let other = train(&out.path().join("elsewhere"), 6, 2, 4);
+    let audited = audit(&other).unwrap();
+    assert_eq!((audited.steps, audited.samples, audited.stated), (6, 24, 12), "{audited:?}");
+    assert_eq!(audited.contradictions, Vec::<String>::new());
+    let whole = tempfile::tempdir().unwrap();
+    assert_eq!(audit(&train(whole.path(), 6, 1, 4)).unwrap().chain, audited.chain);
+
+    // Lines that are missing in the midst, as a file system may lose them.
+    let good = log(&run);
+    write(&run, &good[..1]);
+    train(out.path(), 5, 1, 4);
+    let audited = audit(&run).unwrap();
+    assert_eq!((audited.stated, audited.contradictions.len()), (8, 0), "{audited:?}");
+    let mut forged = log(&run);
+    forged[1].first += 1;
+    write(&run, &forged);
+    found(&run, "the documents before sample 13");
+}
+
+/// What a kill leaves between the lines of one step, and what a lost machine leaves of steps that no checkpoint has.
+#[test]
+fn what_no_checkpoint_holds_may_be_in_one_file_alone() {
+    let out = tempfile::tempdir().unwrap();
+    let run = train(out.path(), 5, 1, 4);
+    fs::remove_dir_all(run.join("checkpoints/step-00000005")).unwrap();
+    let metrics = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
+    let lines: Vec<&str> =
+        metrics.lines().filter(|line| line.contains("\"step\"") && line.contains("tokens_per")).collect();
+    assert_eq!(lines.len(), 5);
+    let good = log(&run);
+    for (steps, logged) in [(4, 5), (5, 4), (3, 5), (3, 3)] {
+        fs::write(run.join("metrics.jsonl"), lines[..steps].join("\n") + "\n").unwrap();
+        write(&run, &good[..logged]);
+        assert_eq!(audit(&run).unwrap().contradictions, Vec::<String>::new(), "{steps} {logged}");
+    }
+    write(&run, &good[..2]);
+    found(&run, "the log ends with step 2, and the metrics with step 3");
+}
+
+#[test]
+fn numbers_beyond_the_run_are_named_and_not_counted_up_to() {
+    let out = tempfile::tempdir().unwrap();
+    let run = train(out.path(), 3, 1, 4);
+    let good = log(&run);
+    let known = "metrics and checkpoints know of fewer";
+    let skipped = "samples 8 to 18446744073709551614 were skipped";
+    for (first, samples, word) in [(8, 1_000_000_000_000_000_000, known), (u64::MAX, 0, known), (u64::MAX, 4, skipped)]
+    {
+        let mut forged = good.clone();
+        (forged[2].first, forged[2].samples) = (first, samples);
+        write(&run, &forged);
+        found(&run, word);
+    }
+    let mut forged = good.clone();
+    forged[1].step = u64::MAX;
+    write(&run, &forged);
+    found(&run, "step 3 follows step 18446744073709551615");
 }

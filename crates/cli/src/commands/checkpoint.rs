@@ -128,8 +128,8 @@ fn convert(args: &Convert) -> Result<(), Failure> {
     let how = rewrite(&args.made, args.model_only)?;
     let from = checkpoint::open(&args.checkpoint, Verify::Checksums)?;
     let mut screen = Screen::open(&args.output, true)?;
-    let store = run_folder::around(&args.made.out, &config(&*from)?)?;
-    let path = checkpoint::convert(&*from, &store, &how)?;
+    let made = |store: &DirectoryStore| checkpoint::convert(&*from, store, &how);
+    let path = run_folder::around(&args.made.out, &config(&*from)?, made)?;
     tell(&mut screen, &path)
 }
 
@@ -140,8 +140,8 @@ fn average(args: &Average) -> Result<(), Failure> {
     let readers: Vec<&dyn CheckpointReader> = from.iter().map(|reader| &**reader).collect();
     let mut screen = Screen::open(&args.output, true)?;
     let last = readers[readers.len() - 1];
-    let store = run_folder::around(&args.made.out, &config(last)?)?;
-    let path = checkpoint::average(&readers, &store, &how)?;
+    let made = |store: &DirectoryStore| checkpoint::average(&readers, store, &how);
+    let path = run_folder::around(&args.made.out, &config(last)?, made)?;
     tell(&mut screen, &path)
 }
 

@@ -215,6 +215,10 @@ fn prove(args: &Audit) -> Result<(), Failure> {
             samples.saturating_sub(1),
             audit.chain
         ));
+        if audit.stated > 0 {
+            let stated = audit.stated;
+            screen.line(&format!("  {stated} of them before a checkpoint that the log begins at, by its chain alone"));
+        }
         return Ok(());
     }
     screen.line(&format!("{run}: the log contradicts the order of samples:"));

@@ -24,7 +24,7 @@ pub struct Rewrite {
     pub model_only: bool,
 }
 
-/// Writes a checkpoint anew; returns its folder.
+/// Writes a checkpoint anew; returns its folder. What cannot be written whole leaves nothing.
 ///
 /// # Errors
 /// What reading and writing raise.
@@ -56,12 +56,19 @@ pub fn average(from: &[&dyn CheckpointReader], into: &dyn CheckpointStore, how: 
 
 /// Writes the mean of what `from` hold: where that is one, its tensors.
 fn write(from: &[&dyn CheckpointReader], into: &dyn CheckpointStore, how: &Rewrite, about: &About) -> Result<PathBuf> {
+    let written = write_shards(from, into, how, about.step).and_then(|writers| into.commit(writers, about));
+    // A disk that took no more is not to stay full of it.
+    written.inspect_err(|_| into.abandon(about.step))
+}
+
+/// Writes all shards; returns how many there are.
+fn write_shards(from: &[&dyn CheckpointReader], into: &dyn CheckpointStore, how: &Rewrite, step: u64) -> Result<usize> {
     let sections = if how.model_only { &Section::ALL[..1] } else { &Section::ALL[..] };
     let shares: Vec<(Section, Vec<Vec<Entry>>)> =
         sections.iter().map(|&section| (section, shares(from[0], section, how.files))).collect();
     let writers = shares.iter().map(|(_, shares)| shares.len()).max().unwrap_or(0).max(1);
     for writer in 0..writers {
-        let mut shard = into.shard(about.step, writer)?;
+        let mut shard = into.shard(step, writer)?;
         for (section, shares) in &shares {
             let Some(entries) = shares.get(writer) else { continue };
             let dtype = how.dtype.filter(|_| *section == Section::Model);
@@ -73,7 +80,7 @@ fn write(from: &[&dyn CheckpointReader], into: &dyn CheckpointStore, how: &Rewri
         }
         shard.finish()?;
     }
-    into.commit(writers, about)
+    Ok(writers)
 }
 
 /// Shares a section's tensors out, in their order, in runs of nearly the same bytes; none is empty.

@@ -62,7 +62,12 @@ fn record_name(writer: usize) -> String {
 impl DirectoryShard {
     /// Makes the hidden folder, unless another writer has.
     pub(super) fn new(partial: PathBuf, writer: usize) -> Result<Self> {
-        fs::create_dir_all(&partial).map_err(|source| Error::Write { path: partial.clone(), source })?;
+        let root = partial.parent().map_or(Ok(()), durable::make_folders);
+        let made = root.and_then(|()| match fs::create_dir(&partial) {
+            Err(error) if error.kind() != ErrorKind::AlreadyExists || !partial.is_dir() => Err(error),
+            _ => Ok(()),
+        });
+        made.map_err(|source| Error::Write { path: partial.clone(), source })?;
         Ok(Self { partial, writer, done: Vec::new(), current: None, finished: false })
     }
 

@@ -195,3 +195,54 @@ fn a_save_that_fails_behind_the_steps_ends_the_run_on_all_ranks() {
     let store = DirectoryStore::new(&folder, 0);
     assert_eq!(store.latest(Verify::Checksums).unwrap().unwrap().manifest().about.step, 2);
 }
+
+/// What the last checkpoint says of its loss is what the run ended with, also where that step is due anyway.
+#[test]
+fn the_last_checkpoint_has_the_loss_of_the_whole_validation_part() {
+    let out = tempfile::tempdir().unwrap();
+    for (name, every) in [("a", "checkpoint.every=0"), ("b", "checkpoint.every=2")] {
+        let report = succeed(2, &config(out.path(), name, &[every]));
+        let reader = DirectoryStore::new(out.path().join(name).join("checkpoints"), 0).latest(Verify::Checksums);
+        let about = reader.unwrap().unwrap().manifest().about.clone();
+        assert!(report.validation_loss.is_some());
+        assert_eq!(
+            (about.step, about.validation_loss, about.standing.best),
+            (6, report.validation_loss, report.validation_loss)
+        );
+    }
+}
+
+/// A second program that is told to go on with a run that goes on already: refused, and nothing of the first is lost.
+#[test]
+fn a_run_under_way_is_nobody_elses_to_go_on_with() {
+    let out = tempfile::tempdir().unwrap();
+    let again = |record: &StepRecord, _: &AtomicBool| {
+        if record.step == 3 {
+            let sets = ["checkpoint.resume=true", "train.steps=9"];
+            let errors: Vec<Error> =
+                train(2, &config(out.path(), "a", &sets)).into_iter().map(|result| result.unwrap_err()).collect();
+            assert!(errors.iter().all(Error::is_input), "{errors:?}");
+            let text = errors[0].to_string();
+            assert!(matches!(&errors[0], Error::RunFolder { .. }) && text.contains("is in use: process"), "{text}");
+        }
+    };
+    for result in train_until(2, &config(out.path(), "a", &["checkpoint.every=1"]), again) {
+        result.unwrap();
+    }
+    assert_eq!(saved(&out.path().join("a")), [1, 2, 3, 4, 5, 6]);
+    assert_eq!(succeed(2, &config(out.path(), "a", &["checkpoint.resume=true", "train.steps=7"])).step, 7);
+}
+
+/// A checkpoint of another seed, as a folder that was joined from two runs has: its order is not the one that goes on.
+#[test]
+fn a_checkpoint_of_another_seed_is_refused() {
+    let out = tempfile::tempdir().unwrap();
+    succeed(2, &config(out.path(), "a", &[]));
+    let saved = out.path().join("a/config.toml");
+    let text = std::fs::read_to_string(&saved).unwrap();
+    std::fs::write(&saved, text.replace("seed = 1", "seed = 2")).unwrap();
+    let results = train(2, &config(out.path(), "a", &["checkpoint.resume=true", "train.steps=8"]));
+    let errors: Vec<Error> = results.into_iter().map(|result| result.unwrap_err()).collect();
+    assert!(errors[0].to_string().contains("a checkpoint of seed 1, and `train.seed` is 2"), "{errors:?}");
+    assert!(errors.iter().all(Error::is_input));
+}

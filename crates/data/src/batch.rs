@@ -25,6 +25,8 @@ pub struct Batch {
     pub token_types: Option<Vec<i64>>,
     /// What each row as a whole is to be told as, `[b]`, where rows are; [`IGNORED`] for one that is not.
     pub labels: Option<Vec<i64>>,
+    /// The number of each row's sample, `[b]`, as the source gave it.
+    pub numbers: Vec<u64>,
     /// `b`.
     pub batch: usize,
     /// `s`.
@@ -61,6 +63,7 @@ impl Batch {
             positions: None,
             token_types: None,
             labels: None,
+            numbers: Vec::with_capacity(rows),
             batch: 0,
             seq,
         }
@@ -90,6 +93,7 @@ impl Batch {
             labels.resize(self.batch, IGNORED);
             labels.push(sample.label.unwrap_or(IGNORED));
         }
+        self.numbers.push(sample.number);
         self.batch += 1;
         Ok(())
     }

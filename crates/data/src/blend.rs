@@ -142,8 +142,10 @@ impl SampleSource for Blend {
     }
 
     fn sample(&self, number: u64, into: &mut Sample) -> Result<()> {
-        let (index, number) = self.locate(number);
-        self.ingredients[index].source.sample(number, into)
+        let (index, own) = self.locate(number);
+        self.ingredients[index].source.sample(own, into)?;
+        into.number = number;
+        Ok(())
     }
 
     fn pieces(&self, number: u64) -> Result<Vec<Piece>> {

@@ -134,6 +134,7 @@ impl SampleSource for PackedSource {
 
     fn sample(&self, number: u64, into: &mut Sample) -> Result<()> {
         self.packed.row(self.place(number), into);
+        into.number = number;
         Ok(())
     }
 

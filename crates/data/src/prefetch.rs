@@ -152,6 +152,7 @@ mod tests {
                 return Err(Error::Missing { path: format!("shard-{number}").into() });
             }
             into.follow([number as i64; 3]);
+            into.number = number;
             Ok(())
         }
 
@@ -175,7 +176,8 @@ mod tests {
         let mut reader = Prefetch::new(numbers(u64::MAX, false), plan, 1, 3, 2).unwrap();
         assert_eq!(reader.position(), (3, 0));
         assert_eq!(reader.next_step().unwrap().iter().map(rows).collect::<Vec<_>>(), [[28, 29], [30, 31]]);
-        assert_eq!(rows(&reader.next_batch().unwrap()), [36, 37]);
+        let batch = reader.next_batch().unwrap();
+        assert_eq!((rows(&batch), batch.numbers), (vec![36, 37], vec![36, 37]));
         assert_eq!(reader.position(), (4, 1));
         // A step that was begun is finished first.
         assert_eq!(reader.next_step().unwrap().iter().map(rows).collect::<Vec<_>>(), [[38, 39]]);

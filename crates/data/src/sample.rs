@@ -7,6 +7,8 @@ use crate::{Part, Result, IGNORED};
 /// A sequence of `seq` inputs with what is to be predicted at each.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Sample {
+    /// Its number, where it is one of a source's.
+    pub number: u64,
     /// The inputs.
     pub tokens: Vec<i64>,
     /// What is to be predicted at each input; [`IGNORED`](crate::IGNORED) where nothing is.

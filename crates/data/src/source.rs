@@ -22,7 +22,7 @@ pub trait SampleSource: Send + Sync {
         Targets::Every
     }
 
-    /// Makes `into` sample `number`, whatever it held before: all its lists are `seq` long.
+    /// Makes `into` sample `number`, whatever it held before: all its lists are `seq` long, and it bears that number.
     ///
     /// # Errors
     /// What the source's files fail with.
@@ -94,6 +94,7 @@ impl SampleSource for TextSource {
     }
 
     fn sample(&self, number: u64, into: &mut Sample) -> Result<()> {
+        into.number = number;
         into.cut(&self.part, self.range(number), self.seq, self.attend)
     }
 
@@ -116,6 +117,7 @@ mod tests {
         let start = source.order().start(1000) as i64;
         assert_eq!(sample.tokens, (start..start + 7).collect::<Vec<i64>>());
         assert_eq!(sample.targets, (start + 1..start + 8).collect::<Vec<i64>>());
+        assert_eq!(sample.number, 1000);
         assert_eq!(source.pieces(1000).unwrap()[0].tokens, start as u64..start as u64 + 8);
     }
 

@@ -193,6 +193,25 @@ pub enum Error {
         /// The quantity.
         what: &'static str,
     },
+    /// Ranks that worked on other samples than the order deals out to them.
+    #[error(
+        "the ranks did not read samples {first} to {} of step {step}, each in its turn and once, but others ({count} in all \
+         where {expected} were dealt out): a reader is at fault; what was saved before this step is right, so go on from there \
+         with `checkpoint.resume=true`, and report it",
+        end - 1
+    )]
+    Samples {
+        /// The step, counted from 1.
+        step: u64,
+        /// The first sample of its global batch.
+        first: u64,
+        /// The sample after its last one.
+        end: u64,
+        /// How many samples the ranks have read, together.
+        count: u64,
+        /// How many they should have.
+        expected: u64,
+    },
     /// A layout under verification that could not be trained, while other ranks still wait in it.
     #[error("the layout {layout}: {source}")]
     Layout {
@@ -239,6 +258,7 @@ impl Error {
             | Error::Scores { .. }
             | Error::MicroBatches { .. }
             | Error::Failed
+            | Error::Samples { .. }
             | Error::Layout { .. }
             | Error::Schedule { .. } => false,
             Error::Peer { input, .. } => *input,

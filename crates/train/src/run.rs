@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use mp_comm::{BufferMut, Communicator, Rank, ReduceOp};
-use mp_data::{BatchPlan, Prefetch, SampleSource, Targets, Tokenizer};
+use mp_data::{BatchPlan, Prefetch, SampleSource, Tally, Targets, Tokenizer};
 use mp_runtime::{device, Device};
 
 use crate::adapted::mark;
@@ -52,7 +52,19 @@ pub fn train(
     stop: &AtomicBool,
     observer: &mut dyn Observer,
 ) -> Result<Report> {
-    let mut run = Run::prepare(config, world, device, observer)?;
+    run(config, world, device, stop, observer, |source| source)
+}
+
+/// [`train`]s on samples that are read `through` what is made of the data's own source.
+fn run(
+    config: &Config,
+    world: Arc<dyn Communicator>,
+    device: Device,
+    stop: &AtomicBool,
+    observer: &mut dyn Observer,
+    through: impl FnOnce(Arc<dyn SampleSource>) -> Arc<dyn SampleSource>,
+) -> Result<Report> {
+    let mut run = Run::prepare(config, world, device, observer, through)?;
     match run.steps(stop) {
         Ok(reason) => run.end(reason),
         // All ranks meet it at the same place: what was being saved before it can be completed.
@@ -102,6 +114,7 @@ impl<'a> Run<'a> {
         world: Arc<dyn Communicator>,
         device: Device,
         observer: &'a mut dyn Observer,
+        through: impl FnOnce(Arc<dyn SampleSource>) -> Arc<dyn SampleSource>,
     ) -> Result<Self> {
         let input = || -> Result<_> {
             let tokenizer = Tokenizer::load(&config.data.tokenizer)?;
@@ -140,7 +153,7 @@ impl<'a> Run<'a> {
         let (metrics, data_log) = agree(&*world, opened)?.unzip();
         let batches = layout.batches.after(step, samples);
         let (rank, ahead) = (trainer.groups().dp.rank().0, READ_AHEAD * batches.micro_batches());
-        let reader = Prefetch::new(Arc::clone(&text.source), batches, rank, step, ahead);
+        let reader = Prefetch::new(through(Arc::clone(&text.source)), batches, rank, step, ahead);
         let reader = agree(&*world, reader.map_err(Error::from))?;
         if first {
             observer.start(&Start {
@@ -216,9 +229,9 @@ impl<'a> Run<'a> {
             if votes.save && self.step > 0 {
                 self.save(None, Ok(()))?;
             }
-            let record = self.one(&batches)?;
+            let (record, read) = self.one(&batches)?;
             // In this order, so that a killed run's metrics never know of a step whose samples are not in the log.
-            written = self.log_samples(due_next).and_then(|()| self.tell(Record::Step(record.clone())));
+            written = self.log_samples(due_next, read).and_then(|()| self.tell(Record::Step(record.clone())));
             if self.metrics.is_some() {
                 self.observer.step(&record);
             }
@@ -249,7 +262,7 @@ impl<'a> Run<'a> {
         Ok(Some(loss[0]))
     }
 
-    fn one(&mut self, batches: &[mp_data::Batch]) -> Result<StepRecord> {
+    fn one(&mut self, batches: &[mp_data::Batch]) -> Result<(StepRecord, Tally)> {
         let begun = Instant::now();
         let step = self.step + 1;
         let learning_rate = self.rates.at(step);
@@ -259,7 +272,7 @@ impl<'a> Run<'a> {
         self.step = step;
         self.samples += global_batch as u64;
         let step_seconds = begun.elapsed().as_secs_f64();
-        Ok(StepRecord {
+        let record = StepRecord {
             step,
             loss: outcome.loss,
             learning_rate,
@@ -268,7 +281,8 @@ impl<'a> Run<'a> {
             tokens_per_second: self.step_tokens() as f64 / step_seconds,
             step_seconds,
             memory_bytes: device::peak_bytes(self.trainer.parameters().device()),
-        })
+        };
+        Ok((record, outcome.read))
     }
 
     fn step_tokens(&self) -> u64 {
@@ -282,11 +296,20 @@ impl<'a> Run<'a> {
 
     /// Notes on rank 0 which samples the step after `done` finished ones has read.
     ///
-    /// They are those of the reader's own count, which would be off where the reader is.
-    fn log_samples(&mut self, done: u64) -> Result<()> {
+    /// They are those that are due by the reader's own count, once the samples that all ranks have `read` prove to be the
+    /// same: the numbers come with the samples from where those are read.
+    fn log_samples(&mut self, done: u64, read: Tally) -> Result<()> {
+        let Some(log) = &mut self.data_log else { return Ok(()) };
         let first = self.batches.samples(done, 0, 0).start;
         let all = first..first + self.batches.global_batch() as u64;
-        self.data_log.as_mut().map_or(Ok(()), |log| log.write(self.step, all))
+        // Each data rank's share is read by all the ranks that work on it together.
+        let together = self.trainer.groups().world.size() / self.batches.dp();
+        let expected = Tally::of(all.clone()).times(together as u64);
+        if read != expected {
+            let (count, expected) = (read.count, expected.count);
+            return Err(Error::Samples { step: self.step, first: all.start, end: all.end, count, expected });
+        }
+        log.write(self.step, all)
     }
 
     /// Writes a line of metrics, on rank 0.
@@ -511,3 +534,6 @@ fn opening(
     folder.write_plan(&plan)?;
     Ok((Metrics::open(&folder.metrics(), step)?, data_log))
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use mp_comm::{BufferMut, ReduceOp};
-use mp_data::{Batch, Targets};
+use mp_data::{Batch, Tally, Targets};
 use mp_model::context::Context;
 #[cfg(feature = "faults")]
 use mp_model::faults;
@@ -21,6 +21,9 @@ use crate::pipeline::{Flight, Line, MicroBatch};
 use crate::reduce::{clip, Reducer};
 use crate::{Error, Result};
 
+/// The lower half of a number.
+const LOW: u64 = u32::MAX as u64;
+
 /// What one step did.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Outcome {
@@ -28,6 +31,8 @@ pub struct Outcome {
     pub loss: f64,
     /// Norm of the model's gradient before clipping.
     pub gradient_norm: f64,
+    /// The samples that all ranks of the world worked on, each as often as ranks did.
+    pub read: Tally,
     /// Where the step's time went.
     pub seconds: Seconds,
 }
@@ -188,6 +193,7 @@ impl Trainer {
         let mut flight =
             Flight::new(assembled.line(), &passes.model, passes.micro_batches(work, &tensors, share), steps)?;
         let (mut loss, mut gradient_norm, mut passed, mut reduced) = (0.0, 0.0, begun, begun);
+        let mut read = Tally::default();
         for &step in steps {
             match step {
                 Step::SumTied => passes.sum_tied()?,
@@ -201,7 +207,7 @@ impl Trainer {
                     loss = passes.total(part)?;
                 }
                 Step::Update => {
-                    passes.check(work.step, loss, gradient_norm)?;
+                    read = passes.check(work, loss, gradient_norm)?;
                     clip(passes.model.parameters(), gradient_norm, passes.method.clip_norm)?;
                     reduced = Instant::now();
                     self.optimizer.update(passes.model.parameters(), work.step, work.lr)?;
@@ -216,7 +222,7 @@ impl Trainer {
             reduction: (reduced - passed).as_secs_f64(),
             update: reduced.elapsed().as_secs_f64(),
         };
-        Ok(Outcome { loss, gradient_norm, seconds })
+        Ok(Outcome { loss, gradient_norm, read, seconds })
     }
 }
 
@@ -289,13 +295,19 @@ impl Passes {
         Ok(sum[0])
     }
 
-    /// Refuses a step whose loss or gradient is no number, on all ranks if on any.
-    fn check(&self, step: u64, loss: f64, gradient_norm: f64) -> Result<()> {
-        let mut bad = [i32::from(!loss.is_finite()), i32::from(!gradient_norm.is_finite())];
-        self.groups.world.all_reduce(BufferMut::new(&mut bad), ReduceOp::Max)?;
-        match bad {
-            [0, 0] => Ok(()),
-            [0, _] => Err(Error::NotFinite { step, what: "gradient norm" }),
+    /// Refuses a step whose loss or gradient is no number, on all ranks if on any; in the same reduction, adds up what the
+    /// ranks have read.
+    fn check(&self, work: &Work<'_>, loss: f64, gradient_norm: f64) -> Result<Tally> {
+        let bad = [!loss.is_finite(), !gradient_norm.is_finite()].map(i64::from);
+        let own = Tally::of(work.batches.iter().flat_map(|batch| batch.numbers.iter().copied()));
+        // The sum in halves, which no number of ranks makes overflow.
+        let mut sums = [bad[0], bad[1], own.count as i64, (own.sum & LOW) as i64, (own.sum >> 32) as i64];
+        self.groups.world.all_reduce(BufferMut::new(&mut sums), ReduceOp::Sum)?;
+        let [loss, norm, count, low, high] = sums.map(|sum| sum as u64);
+        let step = work.step;
+        match (loss, norm) {
+            (0, 0) => Ok(Tally { count, sum: low.wrapping_add(high << 32) }),
+            (0, _) => Err(Error::NotFinite { step, what: "gradient norm" }),
             _ => Err(Error::NotFinite { step, what: "loss" }),
         }
     }

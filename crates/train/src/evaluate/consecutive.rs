@@ -51,6 +51,7 @@ impl Walk for Consecutive {
             positions: None,
             token_types: None,
             labels: None,
+            numbers: Vec::new(),
             batch: 0,
             seq,
         };

@@ -28,6 +28,7 @@ use failure::Failure;
 use wire::World;
 
 fn main() -> ExitCode {
+    mp_train::code::set_version(env!("MP_CLI_VERSION"));
     let args = Args::try_parse();
     if matches!(&args, Ok(Args { command: Command::Doctor(_) })) && !wire::launched() {
         // Alone it looks for itself whether MPI starts.

@@ -5,6 +5,7 @@
 //! of a concrete communicator live above, in the binary.
 
 pub mod counted;
+pub mod code;
 pub mod error;
 pub mod config;
 pub mod agree;

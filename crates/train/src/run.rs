@@ -346,7 +346,8 @@ impl<'a> Run<'a> {
         }
         let (samples, tokens, standing) = (self.samples, self.tokens(), self.standing);
         let (base, chain) = (self.base.clone(), self.data_log.as_ref().map(DataLog::chain));
-        let about = About { samples, tokens, validation_loss, standing, base, chain, ..About::new(self.step, self.config) };
+        let about =
+            About { samples, tokens, validation_loss, standing, base, chain, ..About::new(self.step, self.config) };
         let earlier = self.saver.begin(&self.trainer, about, written)?;
         self.tell_saved(earlier);
         self.saved = Some(self.step);

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use crate::common::{
@@ -47,6 +48,14 @@ fn a_checkpoint_says_what_it_holds_and_proves_it() {
         (&manifest["step"], &manifest["model"]["embedding.weight"]["shape"]),
         (&1.into(), &serde_json::json!([256, 16]))
     );
+
+    let code = manifest["code_version"].as_str().unwrap();
+    assert!(code.starts_with(env!("CARGO_PKG_VERSION")), "{code}");
+    let head = Command::new("git").args(["rev-parse", "--short=12", "HEAD"]).output();
+    if let Some(head) = head.ok().filter(|head| head.status.success()) {
+        let commit = String::from_utf8_lossy(&head.stdout);
+        assert!(code.contains(commit.trim()), "{code} is of another commit than {commit}");
+    }
 
     let ended = alone(folder.path(), &["checkpoint", "verify", "runs/a"]).success();
     assert_eq!(ended.out.matches("intact").count(), 2, "{ended:#?}");

@@ -43,7 +43,7 @@ pub struct About {
     pub base: Option<String>,
     /// The whole configuration, as JSON.
     pub config: serde_json::Value,
-    /// The release of the code that wrote it.
+    /// The [code](crate::code) that wrote it.
     pub code_version: String,
 }
 
@@ -61,7 +61,7 @@ impl About {
             chain: None,
             base: None,
             config: serde_json::to_value(config).expect("a tree of plain values is JSON"),
-            code_version: env!("CARGO_PKG_VERSION").into(),
+            code_version: crate::code::version().into(),
         }
     }
 

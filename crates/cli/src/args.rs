@@ -62,14 +62,24 @@ pub struct Train {
 
 /// `mp-cli plan`.
 #[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Without --cluster: where each parameter of the configured layout lies. With it: the best layouts for that machine. \
+                        Degrees and options that the configuration sets stay as they are; the others are chosen."
+)]
 pub struct Plan {
     #[command(flatten)]
     pub configuration: Configuration,
-    /// How many ranks to cut the model over; default: those that mpirun started, else 1.
+    /// How many ranks to cut the model over; default: those that mpirun started, else 1; with --cluster, all its devices.
     #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = number_of_ranks)]
     pub ranks: Option<usize>,
+    /// Choose the layout for this machine: a TOML file, or one of a100-80, h100, h200, cpu.
+    #[arg(long, value_name = "FILE|NAME")]
+    pub cluster: Option<String>,
+    /// With --cluster: how many layouts to show.
+    #[arg(long, value_name = "N", default_value_t = 10, requires = "cluster")]
+    pub best: usize,
     /// The folder that plan.json is written into.
-    #[arg(long, value_name = "DIR", default_value = ".")]
+    #[arg(long, value_name = "DIR", default_value = ".", conflicts_with = "cluster")]
     pub out: PathBuf,
     #[command(flatten)]
     pub output: Output,

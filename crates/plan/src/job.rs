@@ -3,10 +3,10 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    check_all_to_all, check_sequence, check_zero,
+    check_all_to_all, check_effect, check_sequence, check_zero,
     degrees::{check_tensor, refuse_uncut},
     Architecture, Axis, ContextForm, Degrees, Error, Mesh, ParallelConfig, Precision, RecomputeName, Result,
-    ScheduleName, Stages, Storage, Switch, Zero,
+    ScheduleName, Sequences, Stages, Storage, Switch, Zero,
 };
 
 /// A model and how it is trained, whatever the layout.
@@ -27,6 +27,8 @@ pub struct Job {
     pub bucket_elements: usize,
     /// How attention reaches the positions of other context ranks.
     pub context: ContextForm,
+    /// Whether attention stays within each of the documents that lie in one sequence.
+    pub within_documents: bool,
     /// The program that runs it.
     pub executor: Executor,
 }
@@ -122,14 +124,6 @@ impl Job {
     pub fn stores_attention(&self) -> bool {
         self.architecture.dropout > 0.0
     }
-
-    /// Says whether recomputing the attention's core frees anything: weights that are kept, or copies of key/value heads.
-    pub fn selective_helps(&self, cp: usize) -> bool {
-        let Architecture { heads, kv_heads, .. } = self.architecture;
-        // Around a ring nothing of it is kept anyway.
-        let alone = cp == 1 || self.context == ContextForm::AllToAll;
-        alone && (self.stores_attention() || heads > kv_heads)
-    }
 }
 
 impl Candidate {
@@ -209,6 +203,18 @@ impl Candidate {
             return Err(Error::TooManyStages { layers: job.architecture.layers, pp, chunks });
         }
         crate::recompute(&self.parallel(job)).map(drop)
+    }
+
+    /// Refuses options that would change nothing, as training does.
+    ///
+    /// # Errors
+    /// As [`check_effect`].
+    pub fn check_effect(&self, job: &Job) -> Result<()> {
+        let sequences = Sequences { seq: job.seq, within_documents: job.within_documents };
+        // Between one context rank there is no way to choose.
+        let context = if self.cp > 1 { job.context } else { ContextForm::Ring };
+        let parallel = ParallelConfig { context, ..self.parallel(job) };
+        check_effect(&parallel, &self.mesh()?, &job.architecture, sequences)
     }
 
     /// Writes the layout as a run's configuration has it. What has no effect is left to its default.

@@ -23,7 +23,7 @@
 //! 9. [`Cluster`]: the machine, from a file or by name; [`Job`]: what is to be trained; [`Candidate`]: one layout of it;
 //! 10. [`memory`]: what each rank keeps, by component; [`cost`]: what single operations take ([`CostModel`]); [`step`]: what
 //!     a training step takes, by what it is spent on;
-//! 11. [`search()`]: the best layouts under the memory limit, and what does not fit; [`published`]: the runs that the model of
+//! 11. [`search()`]: the best layouts under the memory limit, and what does not fit; [`ranking`]: the same as JSON and as tables; [`published`]: the runs that the model of
 //!     time is held against.
 //!
 //! Everything that cannot be cut is refused with an [`Error`] that names the values and the legal degrees.
@@ -86,6 +86,7 @@ pub mod partition;
 pub mod placement;
 pub mod plan;
 pub mod published;
+pub mod ranking;
 pub mod schedule;
 pub mod search;
 pub mod simulate;
@@ -120,7 +121,8 @@ pub use mesh::{Axis, Coordinates, Degrees, Mesh};
 pub use parameters::{Cut, Init, ParameterSpec};
 pub use partition::{GradientSync, Partition, PartitionedParameter, Tie};
 pub use placement::Placement;
-pub use plan::{Plan, PlannedParameter, PlannedStages};
+pub use plan::{Plan, PlannedParameter, PlannedStages, PlannedWork};
+pub use ranking::{Ranked, Ranking};
 pub use schedule::{Payload, Schedule, ScheduleName, Step};
 pub use search::{search, Each, Found};
 pub use simulate::{simulate, Costs, Span, StageCosts, Timeline};

@@ -3,8 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    table, Architecture, Axis, Mesh, Partition, PartitionedParameter, Placement, RankBytes, Schedule, ScheduleName,
-    Storage, Zero,
+    table, Architecture, Axis, ContextForm, Mesh, Partition, PartitionedParameter, Placement, RankBytes, RecomputeName,
+    Schedule, ScheduleName, Storage, Traffic, Zero,
 };
 
 /// A layout of a model over ranks, complete and self-contained.
@@ -33,8 +33,34 @@ pub struct Plan {
     /// What each rank of the pipeline holds; empty without one.
     #[serde(default)]
     pub stages: Vec<PlannedStages>,
+    /// What a step does, where a run is planned and not its storage alone.
+    #[serde(default)]
+    pub work: Option<PlannedWork>,
     /// All parameters, in the order of [`Architecture::parameters`].
     pub parameters: Vec<PlannedParameter>,
+}
+
+/// What a step does.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlannedWork {
+    /// Sequences of a micro-batch.
+    pub micro_batch: usize,
+    /// Micro-batches of a step.
+    pub micro_batches: usize,
+    /// The order of work in the pipeline.
+    pub schedule: ScheduleName,
+    /// Virtual stages of each pipeline rank.
+    pub chunks: usize,
+    /// Whether activations between tensor-parallel regions are cut along the sequence.
+    pub sequence_parallel: bool,
+    /// How attention reaches the positions of other context ranks.
+    pub context: ContextForm,
+    /// What the backward computes again.
+    pub recompute: RecomputeName,
+    /// With full recompute: every how many-th layer; else 0.
+    pub recompute_every: usize,
+    /// What each rank of the pipeline hands over in a step, as the first of its data ranks.
+    pub traffic: Vec<Traffic>,
 }
 
 /// What one rank of the pipeline holds.
@@ -87,6 +113,7 @@ impl Plan {
             zero: Zero::Replicated,
             schedule: None,
             stages: Vec::new(),
+            work: None,
             parameters: partition.parameters.iter().map(planned).collect(),
         }
     }
@@ -115,6 +142,12 @@ impl Plan {
             (self.schedule, self.stages) = (Some(schedule.name), all);
         }
         self
+    }
+
+    /// Writes down what a step does.
+    #[must_use]
+    pub fn running(self, work: PlannedWork) -> Self {
+        Self { work: Some(work), ..self }
     }
 
     /// Writes the plan for people: a line a parameter with its name, full shape, cut dim, each tensor rank's range, and

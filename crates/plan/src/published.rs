@@ -173,6 +173,7 @@ impl Row {
             moments: 2,
             bucket_elements: 25 << 18,
             context: ContextForm::Ring,
+            within_documents: false,
             executor: match self.source {
                 Source::Narayanan | Source::NarayananScaled => Executor::MEGATRON_2021,
                 Source::Korthikanti | Source::KorthikantiFull => Executor::MEGATRON_2022,

@@ -23,7 +23,8 @@ use crate::{
 pub struct Found {
     /// The best layouts that fit, best first.
     pub layouts: Vec<Estimate>,
-    /// Layouts that would be better than the best of those, and do not fit; best first.
+    /// Layouts that would be better than the best of those, and do not fit, best first; where nothing fits, those of the shapes'
+    /// leanest layouts that lack least.
     pub misses: Vec<Estimate>,
     /// How many layouts there are.
     pub considered: usize,
@@ -91,11 +92,39 @@ pub fn search(
         Ok((search.best, search.estimated))
     };
     let (layouts, estimated) = run(cluster.rank_memory(), most.max(1))?;
-    let (free, more) = run(usize::MAX, MISSES)?;
-    let better = |estimate: &Estimate| layouts.first().is_none_or(|best| order(estimate, best) == Ordering::Less);
-    let misses = free.into_iter().filter(|estimate| !estimate.fits() && better(estimate)).collect();
+    let (misses, more) = match layouts.first() {
+        Some(best) => {
+            let (mut free, more) = run(usize::MAX, MISSES)?;
+            free.retain(|estimate| !estimate.fits() && order(estimate, best) == Ordering::Less);
+            (free, more)
+        }
+        None => leanest(job, space, &shapes, &mut Estimator::new(job, cluster, costs))?,
+    };
     let considered = shapes.iter().map(|&shape| space.variants(job, shape).count()).sum();
     Ok(Found { layouts, misses, considered, estimated: estimated + more })
+}
+
+/// Estimates of each shape of the smallest micro-batches the layout that keeps least by rule of thumb, and returns those that
+/// keep least.
+fn leanest(
+    job: &Job,
+    space: &Space,
+    shapes: &[Shape],
+    estimator: &mut Estimator<'_>,
+) -> Result<(Vec<Estimate>, usize)> {
+    let smallest = shapes.iter().map(|shape| shape.micro_batch).min();
+    let saving = |candidate: &Candidate| {
+        let again = usize::from(candidate.recompute == RecomputeName::Full) * job.architecture.layers
+            / candidate.recompute_every.max(1);
+        (u8::from(candidate.zero), again, candidate.recompute != RecomputeName::None, candidate.chunks == 1)
+    };
+    let lean = shapes.iter().filter(|shape| Some(shape.micro_batch) == smallest);
+    let lean = lean.filter_map(|&shape| space.variants(job, shape).max_by_key(saving));
+    let mut estimates = lean.map(|candidate| estimator.estimate(&candidate)).collect::<Result<Vec<_>>>()?;
+    let looked = estimates.len();
+    estimates.sort_by(|one, other| one.largest().total().cmp(&other.largest().total()).then_with(|| order(one, other)));
+    estimates.truncate(MISSES);
+    Ok((estimates, looked))
 }
 
 /// Says whether a bound is beyond a time, rounding left aside.

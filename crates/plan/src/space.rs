@@ -183,12 +183,11 @@ impl Space {
         orders
     }
 
-    /// Lists forms of recompute that have an effect.
+    /// Lists forms of recompute that have an effect; a single one is taken as it is.
     pub(crate) fn forms(&self, job: &Job, shape: Shape) -> Vec<(RecomputeName, usize)> {
-        let helps = |form: &(RecomputeName, usize)| match form {
-            (RecomputeName::Selective, _) => job.selective_helps(shape.cp),
-            (RecomputeName::Full, every) => *every <= job.architecture.layers.max(1),
-            (RecomputeName::None, _) => true,
+        let helps = |&(recompute, recompute_every): &(RecomputeName, usize)| {
+            let candidate = Candidate { recompute, recompute_every, ..shape.candidate() };
+            recompute_every <= job.architecture.layers && candidate.check_effect(job).is_ok()
         };
         let alone = self.recompute.len() == 1;
         self.recompute.iter().copied().filter(|form| alone || helps(form)).collect()

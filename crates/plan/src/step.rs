@@ -10,16 +10,18 @@
 //! included, and attention's full square, masked or not. Hardware FLOPs add the forward of all that is computed again. Each
 //! is divided by time, ranks and the device's peak; where that is unknown there is neither.
 
+mod bound;
+mod waits;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{
     cost::{
         layer::{Parts, Passes},
-        Collective, CostModel, Group, Terms,
+        CostModel, Terms,
     },
     memory::{repeated, Elements, MemoryModel, RankMemory},
-    pace, Axis, Candidate, Cluster, Costs, Job, RankBytes, RecomputeName, Result, Schedule, StageCosts, Stages, Step,
-    Zero,
+    pace, Candidate, Cluster, Costs, Job, RankBytes, RecomputeName, Result, Schedule, StageCosts, Stages, Step,
 };
 
 /// What a layout takes and needs.
@@ -88,18 +90,6 @@ struct StageTimes {
     passes: Vec<Passes>,
     /// A message between stages.
     transfer: f64,
-}
-
-/// What surely holds of a rank of the pipeline.
-struct Earliest {
-    /// When it is done at the earliest: the first forward has come down to it, and it has computed all.
-    end: f64,
-    /// How long after that the first rank is done: an undivided backward of the rank's last gradient goes all the way back.
-    back: f64,
-    /// What it takes for a micro-batch.
-    work: f64,
-    /// Of that, backward.
-    last: f64,
 }
 
 impl<'a> Estimator<'a> {
@@ -224,128 +214,6 @@ impl<'a> Estimator<'a> {
             passes
         };
         StageTimes { passes: (0..stages.count()).map(stage).collect(), transfer: transfer - waits }
-    }
-
-    /// Returns the time of a message between stages.
-    fn transfer(&self, candidate: &Candidate) -> f64 {
-        let devices = self.cluster.node.devices;
-        let (degree, neighbours) = candidate.neighbours(Axis::Pp, devices);
-        let inside = neighbours == degree;
-        let whole = (candidate.tokens(self.job) * self.job.architecture.hidden) as f64
-            * self.job.precision.parameter_bytes() as f64;
-        if candidate.sequence_parallel {
-            return self.costs.message(whole / candidate.tp as f64, inside);
-        }
-        if !self.job.executor.scatters {
-            return self.costs.message(whole, inside);
-        }
-        let tensor = Group::of(candidate.neighbours(Axis::Tp, devices));
-        self.costs.message(whole / candidate.tp as f64, inside)
-            + self.costs.collective(Collective::AllGather, whole, tensor)
-    }
-
-    /// Returns what a rank waits for its gradients' sums over the data ranks, `last` seconds of backward in front of which
-    /// hide what is ready: all but the last bucket.
-    fn reduction(&self, candidate: &Candidate, elements: &Elements, last: f64, work: f64, micro_batches: usize) -> f64 {
-        let group = Group::of(candidate.neighbours(Axis::Dp, self.cluster.node.devices));
-        if group.size == 1 {
-            return 0.0;
-        }
-        let buckets = elements.buckets.max(1) as f64;
-        let collective = |what, bytes: f64| buckets * self.costs.collective(what, bytes / buckets, group);
-        let gradients = (elements.all * self.job.precision.state_bytes()) as f64;
-        let values = (elements.all * self.job.precision.parameter_bytes()) as f64;
-        let hides = if self.job.executor.hides_data { 1.0 } else { 0.0 };
-        let behind = |time: f64, window: f64| (time - hides * window * (1.0 - 1.0 / buckets)).max(time / buckets);
-        match candidate.zero {
-            Zero::Replicated => behind(collective(Collective::AllReduce, gradients), last),
-            Zero::Optimizer => {
-                behind(collective(Collective::ReduceScatter, gradients), last)
-                    + collective(Collective::AllGather, values)
-            }
-            Zero::Gradients => {
-                micro_batches as f64 * behind(collective(Collective::ReduceScatter, gradients), last)
-                    + collective(Collective::AllGather, values)
-            }
-            Zero::Parameters => {
-                let forward = work - last;
-                let gathered = collective(Collective::AllGather, values);
-                let scattered = collective(Collective::ReduceScatter, gradients);
-                micro_batches as f64 * (behind(gathered, forward) + behind(gathered + scattered, last))
-            }
-        }
-    }
-
-    /// Returns the time of the sum over the two ranks of a table that is both embedding and head.
-    fn ends_of_table(&self, candidate: &Candidate, stages: &Stages) -> f64 {
-        let architecture = &self.job.architecture;
-        if !architecture.tie_embeddings || stages.tied_ranks().is_none() {
-            return 0.0;
-        }
-        let rows = architecture.vocab.div_ceil(candidate.tp);
-        let bytes = (rows * architecture.hidden * self.job.precision.state_bytes()) as f64;
-        let (degree, neighbours) = candidate.neighbours(Axis::Pp, self.cluster.node.devices);
-        let group = Group { size: 2, neighbours: if neighbours == degree { 2 } else { 1 } };
-        self.costs.collective(Collective::AllReduce, bytes, group)
-    }
-
-    /// Returns the time in which all ranks agree on the gradient's norm and on the loss.
-    fn norm(&self, candidate: &Candidate) -> f64 {
-        let devices = self.cluster.node.devices;
-        let group = Group { size: candidate.ranks(), neighbours: devices.min(candidate.ranks()) };
-        2.0 * self.costs.collective(Collective::AllReduce, 8.0, group)
-    }
-
-    /// Returns the time of clearing, measuring, clipping and applying a rank's gradients.
-    fn update(&self, candidate: &Candidate, elements: &Elements) -> f64 {
-        let Job { precision, moments, .. } = self.job;
-        let (value, state) = (precision.parameter_bytes(), precision.state_bytes());
-        let masters = if precision.has_master() { 2 * state + value } else { 2 * value };
-        // Read for the norm, scaled, read for the update; what is updated is read and written.
-        let own = elements.own * (4 * state + masters + 2 * moments * state);
-        let cleared = if candidate.zero >= Zero::Gradients { elements.own } else { elements.all };
-        self.costs.memory((own + cleared * state) as f64, 4)
-    }
-
-    /// Bounds a layout's step from below, cheaply: what its busiest rank computes, and the way there and back.
-    pub(crate) fn bound(&self, candidate: &Candidate, stages: &Stages, parts: &Parts) -> f64 {
-        let earliest = self.earliest(candidate, stages, parts);
-        earliest.iter().map(|rank| rank.end + rank.back).fold(0.0, f64::max)
-    }
-
-    /// Bounds it better: with what ranks then wait for and update.
-    pub(crate) fn close_bound(&mut self, candidate: &Candidate, stages: &Stages, parts: &Parts) -> Result<f64> {
-        let earliest = self.earliest(candidate, stages, parts);
-        let home = earliest.iter().map(|rank| rank.end + rank.back).fold(0.0, f64::max);
-        let (mut reduced, mut updated) = (home, 0.0_f64);
-        for (rank, known) in earliest.into_iter().enumerate() {
-            let (_, elements) = self.memory.stored(candidate, stages, rank)?;
-            let end = if rank == 0 { home } else { known.end };
-            let micro_batches = candidate.micro_batches(self.job);
-            reduced = reduced.max(end + self.reduction(candidate, &elements, known.last, known.work, micro_batches));
-            updated = updated.max(self.update(candidate, &elements));
-        }
-        Ok(reduced + self.ends_of_table(candidate, stages) + self.norm(candidate) + updated)
-    }
-
-    fn earliest(&self, candidate: &Candidate, stages: &Stages, parts: &Parts) -> Vec<Earliest> {
-        let times = self.stage_times(candidate, stages, parts);
-        let micro_batches = candidate.micro_batches(self.job) as f64;
-        let returns = if candidate.schedule.splits_backward() { 0.0 } else { 1.0 };
-        let (mut way, mut back) = (0.0, 0.0);
-        let rank = |rank: usize| {
-            let own = (0..stages.chunks()).map(|chunk| times.passes[stages.stage_of(rank, chunk)]);
-            let (work, last) = own.fold((0.0, 0.0), |(work, last), passes| {
-                let backward = passes.input.total() + passes.weight.total();
-                (work + passes.forward.total() + backward, last + backward)
-            });
-            let known = Earliest { end: micro_batches * work + way, back: returns * back, work, last };
-            let first = times.passes[stages.stage_of(rank, 0)];
-            way += first.forward.total() + times.transfer;
-            back += first.input.total() + first.weight.total() + times.transfer;
-            known
-        };
-        (0..stages.pp()).map(rank).collect()
     }
 
     /// Counts what a rank of the pipeline stores between steps.

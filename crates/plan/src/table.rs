@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use crate::{Plan, PlannedParameter, Zero};
+use crate::{plan::PlannedWork, Axis, ContextForm, Plan, PlannedParameter, RecomputeName, Traffic, Zero};
 
 /// With more tensor ranks than this, the middle ones are left out.
 const MOST_RANKS: usize = 4;
@@ -64,9 +64,9 @@ fn write_sums(text: &mut String, plan: &Plan) {
     }
     let _ = writeln!(text, "\nmesh            {} on {ranks} {}", plan.mesh, if ranks == 1 { "rank" } else { "ranks" });
     let _ = writeln!(text, "vocabulary      {} padded to {}", plan.architecture.vocab, plan.vocab_padded);
-    let _ = writeln!(text, "elements        {}, {} on each rank", grouped(plan.elements), grouped(plan.rank_elements));
+    let _ = writeln!(text, "elements        {}, {}", grouped(plan.elements), held(plan));
     if plan.zero > Zero::Replicated {
-        let _ = writeln!(text, "shared out      by the data ranks, ZeRO stage {}", plan.zero);
+        let _ = writeln!(text, "shared out      by the data ranks, ZeRO stage {}: {}", plan.zero, shared(plan));
     }
     for stages in &plan.stages {
         let layers: Vec<String> = stages.layers.iter().map(|[start, end]| format!("{start}..{end}")).collect();
@@ -78,10 +78,82 @@ fn write_sums(text: &mut String, plan: &Plan) {
             layers.join(" ")
         );
     }
+    if let Some(work) = &plan.work {
+        let _ = writeln!(text, "work of a step  {}", words(plan, work));
+        let _ = writeln!(text, "sent in a step  {}", sent(&work.traffic));
+    }
     if let Some(schedule) = plan.schedule {
         let _ = writeln!(text, "schedule        {schedule}; the largest rank follows");
     }
     let _ = writeln!(text, "bytes per rank  {} ({parts})", grouped(bytes.total()));
+}
+
+/// Says how many elements ranks multiply by: the same everywhere but for stages.
+fn held(plan: &Plan) -> String {
+    let counts = plan.stages.iter().map(|stages| stages.elements);
+    match (counts.clone().min(), counts.max()) {
+        (Some(least), Some(most)) if least < most => format!("{} to {} on a rank", grouped(least), grouped(most)),
+        _ => format!("{} on each rank", grouped(plan.rank_elements)),
+    }
+}
+
+/// Says what of it each data rank keeps a part of.
+fn shared(plan: &Plan) -> String {
+    let what = match plan.zero {
+        Zero::Replicated => "nothing",
+        Zero::Optimizer => "optimizer state",
+        Zero::Gradients => "optimizer state and gradients",
+        Zero::Parameters => "optimizer state, gradients and parameters",
+    };
+    let parts = plan.mesh.degree(Axis::Dp) * plan.mesh.degree(Axis::Cp);
+    format!("each keeps 1/{parts} of {what}")
+}
+
+/// Says in which pieces and order a step is done, and what is done twice.
+fn words(plan: &Plan, work: &PlannedWork) -> String {
+    let plural = |count: usize, word: &str| format!("{count} {word}{}", if count == 1 { "" } else { "s" });
+    let mut words = vec![format!(
+        "{} of {}",
+        plural(work.micro_batches, "micro-batch").replace("batchs", "batches"),
+        plural(work.micro_batch, "sequence")
+    )];
+    if plan.mesh.degree(Axis::Pp) > 1 {
+        words.push(format!("{} over {} of each rank", work.schedule, plural(work.chunks, "stage")));
+    }
+    if work.sequence_parallel {
+        words.push("activations cut along the sequence".to_owned());
+    }
+    match (plan.mesh.degree(Axis::Cp), work.context) {
+        (1, _) => {}
+        (_, ContextForm::Ring) => words.push("keys and values around a ring".to_owned()),
+        (_, ContextForm::AllToAll) => words.push("positions exchanged for heads".to_owned()),
+    }
+    match (work.recompute, work.recompute_every) {
+        (RecomputeName::None, _) => words.push("nothing computed again".to_owned()),
+        (RecomputeName::Selective, _) => words.push("the attention's core computed again".to_owned()),
+        (RecomputeName::Full, 0 | 1) => words.push("every layer computed again".to_owned()),
+        (RecomputeName::Full, every) => words.push(format!("one layer in {every} computed again")),
+    }
+    words.join(", ")
+}
+
+/// Says what a rank hands over, by group, and where ranks of the pipeline differ the most that one does.
+fn sent(traffic: &[Traffic]) -> String {
+    let largest = |of: fn(&Traffic) -> u64| traffic.iter().map(of).max().unwrap_or(0);
+    let groups = [
+        ("tp", largest(|traffic| traffic.tp)),
+        ("cp", largest(|traffic| traffic.cp)),
+        ("data", largest(|traffic| traffic.data)),
+        ("pp", largest(|traffic| traffic.pp)),
+        ("ends", largest(|traffic| traffic.ends)),
+    ];
+    let named = groups.into_iter().filter(|(_, bytes)| *bytes > 0);
+    let words: Vec<String> = named.map(|(name, bytes)| format!("{name} {} bytes", grouped(bytes as usize))).collect();
+    match (words.is_empty(), traffic.len()) {
+        (true, _) => "nothing: there is one rank".to_owned(),
+        (false, 1) => format!("{} by a rank", words.join(", ")),
+        (false, _) => format!("{} by a rank at most", words.join(", ")),
+    }
 }
 
 /// Writes a number in groups of three digits: `1,234,567`.

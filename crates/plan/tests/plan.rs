@@ -1,8 +1,8 @@
 //! The written plan: its bytes, its JSON and its table.
 
 use mp_plan::{
-    Architecture, Degrees, Folding, Mesh, ModelConfig, Partition, Plan, Precision, RankBytes, Schedule, ScheduleName,
-    Stages, Storage, Zero,
+    Architecture, ContextForm, Degrees, Folding, Mesh, ModelConfig, Partition, Plan, PlannedWork, Precision, RankBytes,
+    RecomputeName, Schedule, ScheduleName, Stages, Storage, Traffic, Zero,
 };
 
 fn plan(tp: usize, dp: usize, storage: Storage) -> Plan {
@@ -119,7 +119,38 @@ fn stages_and_shares_are_written_down() {
     assert_eq!(largest.bytes.gradients, 4 * largest.elements);
     let table = plan.table();
     assert!(table.contains("pp rank 1       layers 3..5: "), "{table}");
-    assert!(table.contains("shared out      by the data ranks, ZeRO stage 1"), "{table}");
+    assert!(
+        table.contains("shared out      by the data ranks, ZeRO stage 1: each keeps 1/2 of optimizer state\n"),
+        "{table}"
+    );
+    // A layer: two matrices of 16·16 and two of 4·16 in the attention, three of 16·32, two norms: 2,208. Each end has a table of
+    // 160, the last a norm too.
+    assert!(table.contains("elements        11,376, 4,592 to 6,784 on a rank\n"), "{table}");
     assert!(table.contains("schedule        zb-h1"), "{table}");
     assert_eq!(serde_json::from_str::<Plan>(&serde_json::to_string(&plan).unwrap()).unwrap(), plan);
+}
+
+#[test]
+fn the_work_of_a_step_is_said_in_words() {
+    let plan = plan(4, 2, fp32());
+    let sent = Traffic { tp: 1_234_567, data: 90, ..Traffic::default() };
+    let work = PlannedWork {
+        micro_batch: 1,
+        micro_batches: 8,
+        schedule: ScheduleName::OneFOneB,
+        chunks: 1,
+        sequence_parallel: true,
+        context: ContextForm::Ring,
+        recompute: RecomputeName::Full,
+        recompute_every: 2,
+        traffic: vec![sent],
+    };
+    let table = plan.clone().running(work.clone()).table();
+    let words = "work of a step  8 micro-batches of 1 sequence, activations cut along the sequence, one layer in 2 computed again\n";
+    assert!(table.contains(words), "{table}");
+    assert!(table.contains("sent in a step  tp 1,234,567 bytes, data 90 bytes by a rank\n"), "{table}");
+    let alone = PlannedWork { traffic: vec![Traffic::default()], ..work.clone() };
+    assert!(plan.clone().running(alone).table().contains("sent in a step  nothing: there is one rank\n"));
+    let two = PlannedWork { traffic: vec![sent, Traffic { pp: 7, ..sent }], ..work };
+    assert!(plan.running(two).table().contains(" data 90 bytes, pp 7 bytes by a rank at most\n"));
 }

@@ -5,7 +5,7 @@ use std::cmp::Ordering;
 use mp_plan::search::order;
 use mp_plan::{
     search, Analytic, Architecture, Cluster, ContextForm, Degrees, Estimate, Estimator, Executor, Job, ModelConfig,
-    ParallelConfig, Partition, Precision, Schedule, Space, Stages, Switch,
+    ParallelConfig, Partition, Precision, Ranking, Schedule, Space, Stages, Switch,
 };
 use proptest::prelude::*;
 
@@ -20,6 +20,7 @@ fn job(layers: usize, kv_heads: usize, dropout: f64, global_batch: usize) -> Job
         moments: 2,
         bucket_elements: 1 << 18,
         context: ContextForm::Ring,
+        within_documents: false,
         executor: Executor::ENGINE,
     }
 }
@@ -107,6 +108,7 @@ proptest! {
         for estimate in found.layouts.iter().chain(&found.misses) {
             let candidate = estimate.candidate;
             prop_assert_eq!(candidate.check(&job), Ok(()));
+            prop_assert_eq!(candidate.check_effect(&job), Ok(()));
             prop_assert_eq!(candidate.ranks(), ranks);
             // As training resolves the configuration.
             let parallel = candidate.parallel(&job);
@@ -165,6 +167,60 @@ fn what_does_not_fit_says_by_how_much() {
     assert!(!found.misses.is_empty());
     for miss in &found.misses {
         assert!(miss.largest().total() > cluster.rank_memory());
+    }
+}
+
+#[test]
+fn where_nothing_fits_the_nearest_are_shown() {
+    let job = job(6, 8, 0.0, 16);
+    let cluster = cluster(4, 1_000_000, 1.0).with_ranks(4);
+    let found = search(&job, &cluster, &Analytic::new(&cluster), &Space::of(&job, 4), 4, 3).unwrap();
+    assert!(found.layouts.is_empty() && !found.misses.is_empty());
+    let lacks = |layout: &Estimate| layout.largest().total();
+    assert!(found.misses.windows(2).all(|pair| lacks(&pair[0]) <= lacks(&pair[1])));
+    let text = found.table(&job, &cluster, 4);
+    assert!(text.contains("no layout fits; those that lack least:") && text.contains(" too much)"), "{text}");
+}
+
+#[test]
+fn a_ranking_has_every_key_and_survives_json() {
+    let job = job(4, 2, 0.1, 16);
+    let cluster = cluster(4, 600_000_000, 1.0).with_ranks(8);
+    let found = search(&job, &cluster, &Analytic::new(&cluster), &Space::of(&job, 8), 8, 4).unwrap();
+    let ranking = Ranking::new(&job, &cluster, &found);
+    let json = serde_json::to_string(&ranking).unwrap();
+    // Numbers are read to the nearest double, which is what was written.
+    assert_eq!(serde_json::from_str::<Ranking>(&json).unwrap(), ranking);
+    let value: serde_json::Value = serde_json::from_str(&json).unwrap();
+    let first = &value["layouts"][0];
+    for key in [
+        "tp",
+        "pp",
+        "dp",
+        "cp",
+        "ep",
+        "chunks",
+        "schedule",
+        "micro_batch",
+        "zero",
+        "recompute",
+        "sequence_parallel",
+        "fits",
+        "step_seconds",
+        "tokens_per_second_per_device",
+        "tflops_per_device",
+        "hardware_tflops_per_device",
+        "mfu",
+        "bubble",
+        "memory_bytes_per_rank",
+    ] {
+        assert!(!first[key].is_null(), "{key}: {first}");
+    }
+    let text = found.table(&job, &cluster, 8);
+    for part in
+        ["why each beats the next:", "the best in parts:", "of each rank of the pipeline:", "layouts considered"]
+    {
+        assert!(text.contains(part), "{text}");
     }
 }
 

@@ -19,12 +19,12 @@ use mp_model::recompute::Recompute;
 use mp_model::regions::Between;
 use mp_model::Parameters;
 use mp_plan::{
-    Architecture, ContextForm, Degrees, Mesh, Partition, Plan, RecomputeName, Schedule, Sequences, Storage, Traffic,
-    Workload, Zero,
+    Architecture, Arrangement, Axis, ContextForm, Degrees, Executor, Job, Mesh, Partition, Plan, PlannedWork,
+    RecomputeName, Schedule, Sequences, Storage, Traffic, Workload, Zero,
 };
 
 use crate::config::{DataFormat, OptimizerName};
-use crate::{Config, Result};
+use crate::{Config, Error, Result};
 
 /// How a run is cut.
 #[derive(Debug, Clone)]
@@ -60,9 +60,7 @@ impl Layout {
     /// Decides as [`new`](Self::new); a global batch that does not come out even is [`Error::Data`](crate::Error::Data).
     fn attempt(config: &Config, vocab: usize, world: usize) -> Result<Self> {
         let (architecture, mesh) = meshed(config, vocab, world)?;
-        // Examples are packed, and kept apart, always.
-        let within_documents = config.data.attend_across == Some(false) || config.data.format != DataFormat::Text;
-        let sequences = Sequences { seq: config.train.seq, within_documents };
+        let sequences = Sequences { seq: config.train.seq, within_documents: within_documents(config) };
         mp_plan::check_effect(&config.parallel, &mesh, &architecture, sequences)?;
         Self::cut(config, &architecture, mesh)
     }
@@ -105,10 +103,36 @@ impl Layout {
             batches,
             schedule,
             zero,
-            bucket_bytes: match parallel.bucket_bytes {
-                0 => BUCKET_BYTES,
-                chosen => chosen,
-            },
+            bucket_bytes: bucket_bytes(config),
+        })
+    }
+
+    /// Says what a configuration trains, whatever the layout, for a tokenizer with `vocab` ids.
+    ///
+    /// # Errors
+    /// [`Error::Plan`](crate::Error::Plan) for a model that cannot be, [`Error::Config`](crate::Error::Config) for what layouts
+    /// are not chosen for: adapters, and stages cut by hand.
+    pub fn job(config: &Config, vocab: usize) -> Result<Job> {
+        let refused = |key: &'static str, value: String, rule: &str| Error::Config { key, value, rule: rule.into() };
+        if config.lora.rank > 0 {
+            let rule = "layouts are chosen for models that are trained whole; plan this one without a cluster";
+            return Err(refused("lora.rank", config.lora.rank.to_string(), rule));
+        }
+        if !config.parallel.split.is_empty() {
+            let rule = "layers are dealt out by cost where layouts are chosen; leave it empty";
+            return Err(refused("parallel.split", format!("{:?}", config.parallel.split), rule));
+        }
+        let precision = config.train.precision.planned();
+        Ok(Job {
+            architecture: Architecture::resolve(&config.model, vocab, config.train.seq)?,
+            seq: config.train.seq,
+            global_batch: config.train.global_batch,
+            precision,
+            moments: Self::moments(config),
+            bucket_elements: bucket_bytes(config) / precision.state_bytes(),
+            context: config.parallel.context,
+            within_documents: within_documents(config),
+            executor: Executor::ENGINE,
         })
     }
 
@@ -124,7 +148,14 @@ impl Layout {
 
     /// Counts what rank `rank` of the pipeline, data rank `part`, hands over in a step with these parameters.
     pub fn traffic(&self, config: &Config, parameters: &Parameters, rank: usize, part: usize) -> Traffic {
-        let workload = Workload {
+        // Where nothing is shared out, each rank owns the one part there is.
+        let part = if self.zero == Zero::Replicated { 0 } else { part };
+        let (partition, workload) = (parameters.partition(), self.workload(config));
+        Traffic::of(partition, parameters.arrangement(), part, &self.schedule, rank, &workload)
+    }
+
+    fn workload(&self, config: &Config) -> Workload {
+        Workload {
             micro_batch: self.batches.micro_batch(),
             seq: config.train.seq,
             sequence_parallel: self.between == Between::SequenceSharded,
@@ -134,10 +165,34 @@ impl Layout {
                 Recompute::None | Recompute::Selective => 0,
             },
             precision: config.train.precision.planned(),
+        }
+    }
+
+    /// Says what a step does.
+    fn work(&self, config: &Config) -> PlannedWork {
+        let workload = self.workload(config);
+        let parts = self.partition.mesh.degree(Axis::Dp) * self.partition.mesh.degree(Axis::Cp);
+        let bucket_elements = self.bucket_bytes / workload.precision.state_bytes();
+        let traffic = |rank: usize| {
+            let partition = self.partition.of_rank(&self.schedule.stages, rank);
+            let arrangement = Arrangement::new(&partition.parameters, self.zero, parts, bucket_elements);
+            Traffic::of(&partition, &arrangement, 0, &self.schedule, rank, &workload)
         };
-        // Where nothing is shared out, each rank owns the one part there is.
-        let part = if self.zero == Zero::Replicated { 0 } else { part };
-        Traffic::of(parameters.partition(), parameters.arrangement(), part, &self.schedule, rank, &workload)
+        PlannedWork {
+            micro_batch: workload.micro_batch,
+            micro_batches: self.batches.micro_batches(),
+            schedule: self.schedule.name,
+            chunks: self.schedule.stages.chunks(),
+            sequence_parallel: workload.sequence_parallel,
+            context: workload.context,
+            recompute: match self.recompute {
+                Recompute::None => RecomputeName::None,
+                Recompute::Selective => RecomputeName::Selective,
+                Recompute::Full { .. } => RecomputeName::Full,
+            },
+            recompute_every: workload.recompute_every,
+            traffic: (0..self.schedule.stages.pp()).map(traffic).collect(),
+        }
     }
 
     /// Returns how many numbers the optimizer keeps of each element.
@@ -151,7 +206,20 @@ impl Layout {
     /// Makes the plan that a run folder keeps.
     pub fn plan(&self, config: &Config) -> Plan {
         let storage = Storage { precision: config.train.precision.planned(), moments: Self::moments(config) };
-        Plan::new(&self.partition, storage).cut(&self.partition, &self.schedule, self.zero)
+        let plan = Plan::new(&self.partition, storage).cut(&self.partition, &self.schedule, self.zero);
+        plan.running(self.work(config))
+    }
+}
+
+/// Says whether attention stays within documents. Examples are packed, and kept apart, always.
+fn within_documents(config: &Config) -> bool {
+    config.data.attend_across == Some(false) || config.data.format != DataFormat::Text
+}
+
+fn bucket_bytes(config: &Config) -> usize {
+    match config.parallel.bucket_bytes {
+        0 => BUCKET_BYTES,
+        chosen => chosen,
     }
 }
 

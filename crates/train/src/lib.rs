@@ -19,6 +19,7 @@ mod durable;
 pub mod rates;
 pub mod groups;
 pub mod layout;
+pub mod cluster;
 mod memory;
 pub mod assemble;
 pub mod assembled;

@@ -1,11 +1,14 @@
-//! `mp-cli plan`: the table for people, `plan.json` for programs.
+//! `mp-cli plan`: where each parameter lies, as a table for people and `plan.json` for programs; or the best layouts for a
+//! machine.
 
 use std::path::Path;
 
 use mp_data::Tokenizer;
+use mp_plan::{Analytic, Ranking, Space};
+use mp_train::cluster;
 use mp_train::layout::Layout;
 use mp_train::text::vocabulary;
-use mp_train::Error;
+use mp_train::{Config, Error};
 
 use crate::args::Plan;
 use crate::failure::{refused, Failure};
@@ -23,12 +26,15 @@ pub fn run(args: &Plan, world: &World) -> Result<(), Failure> {
     if !world.is_first() {
         return Ok(());
     }
-    let ranks = args.ranks.unwrap_or(world.communicator().size());
-    if ranks == 0 {
+    if args.ranks == Some(0) {
         return Err(refused("--ranks", 0, "must be at least 1").into());
     }
     let config = args.configuration.load()?;
     let tokenizer = Tokenizer::load(&config.data.tokenizer).map_err(Error::from)?;
+    if let Some(cluster) = &args.cluster {
+        return choose(args, &config, vocabulary(&config, &tokenizer), cluster);
+    }
+    let ranks = args.ranks.unwrap_or(world.communicator().size());
     let layout = Layout::new(&config, vocabulary(&config, &tokenizer), ranks)?;
     let plan = layout.plan(&config);
     let mut screen = Screen::open(&args.output, true)?;
@@ -38,6 +44,23 @@ pub fn run(args: &Plan, world: &World) -> Result<(), Failure> {
     screen.line(&plan.table());
     screen.line(&format!("written to {}", path.display()));
     Ok(screen.result(&plan)?)
+}
+
+/// Finds the best layouts for a machine.
+fn choose(args: &Plan, config: &Config, vocab: usize, cluster: &str) -> Result<(), Failure> {
+    if args.best == 0 {
+        return Err(refused("--best", 0, "must be at least 1").into());
+    }
+    let cluster = cluster::load(cluster)?;
+    let ranks = args.ranks.unwrap_or(cluster.ranks());
+    let cluster = cluster.with_ranks(ranks);
+    let job = Layout::job(config, vocab)?;
+    let space = Space::of(&job, ranks).fixed(&config.parallel);
+    let costs = Analytic::new(&cluster);
+    let found = mp_plan::search(&job, &cluster, &costs, &space, ranks, args.best).map_err(Error::from)?;
+    let mut screen = Screen::open(&args.output, true)?;
+    screen.line(found.table(&job, &cluster, ranks).trim_end());
+    Ok(screen.result(&Ranking::new(&job, &cluster, &found))?)
 }
 
 /// Writes the plan, and makes the folder where it is missing.

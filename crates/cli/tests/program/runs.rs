@@ -147,6 +147,46 @@ fn a_plan_is_printed_and_written() {
 }
 
 #[test]
+fn a_layout_is_chosen_for_a_machine() {
+    let folder = tempfile::tempdir().unwrap();
+    let plan =
+        |more: &[&str]| alone(folder.path(), &[&["plan", "--preset", "llama-1b", "--cluster", "h100"], more].concat());
+    let ended = plan(&["--json", "found.json", "--set", "train.global_batch=64", "--set", "parallel.tp=2"]).success();
+    assert!(
+        ended.out.contains("why each beats the next:") && ended.out.contains("of each rank of the pipeline:"),
+        "{ended:#?}"
+    );
+    let json = fs::read_to_string(folder.path().join("found.json")).unwrap();
+    let found: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(found["cluster"]["device"]["name"], "H100-SXM");
+    let layouts = found["layouts"].as_array().unwrap();
+    assert!(layouts.len() > 3 && layouts.iter().all(|layout| layout["tp"] == 2));
+    let seconds: Vec<f64> = layouts
+        .iter()
+        .filter(|layout| layout["fits"] == true)
+        .filter_map(|layout| layout["step_seconds"].as_f64())
+        .collect();
+    assert!(seconds.is_sorted(), "{seconds:?}");
+
+    // What is proposed, training accepts.
+    let best = &layouts[0];
+    let mut sets = vec!["plan".to_owned(), "--preset".into(), "llama-1b".into(), "--ranks".into(), "8".into()];
+    for key in ["tp", "pp", "dp", "cp", "micro_batch", "zero"] {
+        sets.extend(["--set".into(), format!("parallel.{key}={}", best[key])]);
+    }
+    sets.extend(["--set".into(), "train.global_batch=64".into()]);
+    alone(folder.path(), &sets.iter().map(String::as_str).collect::<Vec<_>>()).success();
+
+    for refused in
+        [["--set", "parallel.tp=7"], ["--set", "parallel.split=[8,8]"], ["--set", "lora.rank=4"], ["--best", "0"]]
+    {
+        plan(&refused).input_error();
+    }
+    alone(folder.path(), &["plan", "--cluster", "abacus"]).input_error();
+    alone(folder.path(), &["plan", "--cluster", "nowhere.toml"]).input_error();
+}
+
+#[test]
 fn the_doctor_finds_this_machine_fit() {
     let folder = tempfile::tempdir().unwrap();
     let ended = alone(folder.path(), &["doctor"]).success();

@@ -90,12 +90,14 @@ fn h200() -> Cluster {
     Cluster { device, ..h100 }
 }
 
-/// A host of 64 cores with two sockets' memory, a rank for every eight; messages go through memory. What a core can do
-/// differs from host to host, so that no peak is stated: times are not told, memory is.
+/// A host of 64 cores and two sockets, a rank for every eight; messages go through memory. A core is taken to do 32 FLOP in
+/// 32 bits at each of 2.5 · 10⁹ ticks a second, half as many in 64 bits; what it does in bfloat16 differs from host to host,
+/// so that no peak is stated.
 fn cpu() -> Cluster {
+    let peak = Peak { bf16: None, fp32: Some(640e9), fp64: Some(320e9) };
     Cluster {
         node: Node { count: 1, devices: 8, memory_bytes: 256 * GIB, bandwidth: 5e9, latency: 2e-6 },
-        device: Device { name: "CPU".into(), memory_bytes: 0, memory_bandwidth: 25e9, peak: Peak::default() },
+        device: Device { name: "CPU".into(), memory_bytes: 0, memory_bandwidth: 25e9, peak },
         network: Network { bandwidth: 1.25e9, latency: 20e-6 },
         efficiency: Efficiency { launch: 2e-6, attention: Some(0.4), ..Efficiency::default() },
     }

@@ -226,7 +226,8 @@ impl<'a> Sizes<'a> {
     /// All that the attention's core keeps.
     fn attention(&self) -> usize {
         let ring = self.candidate.cp > 1 && self.job.context == ContextForm::Ring;
-        let around = ring || self.job.architecture.window.is_some() || !self.job.architecture.causal();
+        let apart = self.job.architecture.window.is_some() || self.job.within_documents;
+        let around = ring || apart || !self.job.architecture.causal();
         let sums = self.tokens * self.query * self.state;
         if self.job.stores_attention() && !around {
             // Each side of a product by pieces is copied; weights, their mask, and what is left of them.

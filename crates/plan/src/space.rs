@@ -105,11 +105,12 @@ impl Space {
         if let Switch::Set(zero) = config.zero {
             self.zero = vec![zero];
         }
-        if let Switch::Set(name) = config.recompute {
-            self.recompute.retain(|(choice, _)| *choice == name);
-        }
-        if config.recompute_every > 0 {
-            self.recompute = vec![(RecomputeName::Full, config.recompute_every)];
+        match (config.recompute, config.recompute_every) {
+            // Every layer, where nothing else is said.
+            (Switch::Set(RecomputeName::Full), every) => self.recompute = vec![(RecomputeName::Full, every.max(1))],
+            (Switch::Set(name), _) => self.recompute = vec![(name, 0)],
+            (Switch::Auto, 0) => {}
+            (Switch::Auto, every) => self.recompute = vec![(RecomputeName::Full, every)],
         }
         if let Switch::Set(sequence_parallel) = config.sequence_parallel {
             self.sequence_parallel = vec![sequence_parallel];

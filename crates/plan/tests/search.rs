@@ -5,7 +5,7 @@ use std::cmp::Ordering;
 use mp_plan::search::order;
 use mp_plan::{
     search, Analytic, Architecture, Cluster, ContextForm, Degrees, Estimate, Estimator, Executor, Job, ModelConfig,
-    ParallelConfig, Partition, Precision, Ranking, Schedule, Space, Stages, Switch,
+    ParallelConfig, Partition, Precision, Ranking, RecomputeName, Schedule, Space, Stages, Switch,
 };
 use proptest::prelude::*;
 
@@ -139,7 +139,13 @@ proptest! {
 #[test]
 fn what_a_configuration_fixes_stays() {
     let job = job(4, 8, 0.0, 16);
-    let config = ParallelConfig { tp: 2, pp: 2, sequence_parallel: Switch::Set(false), ..ParallelConfig::default() };
+    let config = ParallelConfig {
+        tp: 2,
+        pp: 2,
+        sequence_parallel: Switch::Set(false),
+        recompute: Switch::Set(RecomputeName::Full),
+        ..ParallelConfig::default()
+    };
     let cluster = cluster(4, 3_000_000_000, 1.0).with_ranks(8);
     let space = Space::of(&job, 8).fixed(&config);
     let found = search(&job, &cluster, &Analytic::new(&cluster), &space, 8, 20).unwrap();
@@ -147,6 +153,11 @@ fn what_a_configuration_fixes_stays() {
     for layout in &found.layouts {
         let candidate = layout.candidate;
         assert_eq!((candidate.tp, candidate.pp, candidate.sequence_parallel), (2, 2, false));
+        assert_eq!(
+            (candidate.recompute, candidate.recompute_every),
+            (RecomputeName::Full, 1),
+            "each layer, as in training"
+        );
     }
 }
 

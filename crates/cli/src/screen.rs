@@ -71,7 +71,7 @@ impl Screen {
         }
     }
 
-    /// Writes one of several results as a line of JSON, where it was asked for.
+    /// Writes a result as one line of JSON, where it was asked for: one of several, or one that programs read by the line.
     ///
     /// # Errors
     /// What the disk refuses.

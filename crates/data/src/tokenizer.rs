@@ -107,7 +107,9 @@ impl Tokenizer {
         }
     }
 
-    /// Returns how many bytes of text each token stands for, by id; 0 where an id is nobody's.
+    /// Returns how many bytes of text each token stands for, by id; 0 where an id is nobody's, and for the token that
+    /// [ends documents](Self::end_of_document), which stands between texts. Other special tokens count their names, for
+    /// that is how they come to be in a text.
     ///
     /// # Errors
     /// [`Error::Decode`] if the tokenizer's decoder gives up.
@@ -116,7 +118,12 @@ impl Tokenizer {
             Kind::Bytes => Ok(vec![1; BYTES]),
             #[cfg(feature = "huggingface")]
             Kind::HuggingFace(model) => {
-                model.byte_lengths().map_err(|cause| Error::Decode { spec: self.spec.clone(), tokens: 1, cause })
+                let failed = |cause| Error::Decode { spec: self.spec.clone(), tokens: 1, cause };
+                let mut lengths = model.byte_lengths().map_err(failed)?;
+                if let Some(length) = self.end_of_document().and_then(|end| lengths.get_mut(end as usize)) {
+                    *length = 0;
+                }
+                Ok(lengths)
             }
         }
     }

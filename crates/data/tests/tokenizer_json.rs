@@ -6,9 +6,16 @@ use std::fs;
 use mp_data::{split, Corpus, Error, Tokenizer, Validation};
 use proptest::prelude::*;
 use tempfile::TempDir;
+use tokenizers::decoders::byte_fallback::ByteFallback;
+use tokenizers::decoders::fuse::Fuse;
+use tokenizers::decoders::sequence::Sequence;
+use tokenizers::decoders::strip::Strip;
+use tokenizers::decoders::DecoderWrapper;
 use tokenizers::models::bpe::BPE;
 use tokenizers::models::wordlevel::WordLevel;
+use tokenizers::normalizers::Replace;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+use tokenizers::pre_tokenizers::metaspace::{Metaspace, PrependScheme};
 use tokenizers::pre_tokenizers::whitespace::Whitespace;
 use tokenizers::{AddedToken, PaddingParams, PaddingStrategy, TruncationParams};
 
@@ -121,6 +128,50 @@ fn pairs_with_a_token_for_the_unknown_cover_any_text() {
     let model = BPE::builder().vocab_and_merges(vocab, Vec::new()).unk_token("<unk>".into());
     let (_folder, path) = save(&tokenizers::Tokenizer::new(model.build().unwrap()));
     assert_eq!(Tokenizer::load(&path).unwrap().encode("aza").unwrap(), [0, 1, 0]);
+}
+
+/// Words after a blank, and bytes for what they lack, as in the tokenizers of Llama 2 and Mistral.
+fn falls_back() -> tokenizers::Tokenizer {
+    let tokens = ["<unk>", "▁", "t", "h", "e", "▁t", "▁th", "▁the", "<0xC3>", "<0xA9>", "</s>", "<mark>"];
+    let vocab: tokenizers::models::bpe::Vocab = tokens.map(String::from).into_iter().zip(0..).collect();
+    let merges = [("▁", "t"), ("▁t", "h"), ("▁th", "e")].map(|(a, b)| (a.to_string(), b.to_string())).to_vec();
+    let model = BPE::builder().vocab_and_merges(vocab, merges).unk_token("<unk>".into()).byte_fallback(true);
+    let mut tokenizer = tokenizers::Tokenizer::new(model.build().unwrap());
+    let steps: Vec<DecoderWrapper> = vec![
+        Replace::new("▁", " ").unwrap().into(),
+        ByteFallback::new().into(),
+        Fuse::new().into(),
+        Strip::new(' ', 1, 0).into(),
+    ];
+    tokenizer.with_pre_tokenizer(Some(Metaspace::new('▁', PrependScheme::Always, false)));
+    tokenizer.with_decoder(Some(Sequence::new(steps)));
+    tokenizer.add_special_tokens(["</s>", "<mark>"].map(|name| AddedToken::from(name, true))).unwrap();
+    tokenizer
+}
+
+/// Adds up the bytes that a text's tokens stand for.
+fn bytes_of(tokenizer: &Tokenizer, text: &str) -> usize {
+    let lengths = tokenizer.byte_lengths().unwrap();
+    tokenizer.encode(text).unwrap().iter().map(|&id| lengths[id as usize]).sum()
+}
+
+#[test]
+fn the_bytes_of_a_texts_tokens_are_the_bytes_of_the_text() {
+    let mut level = byte_pairs();
+    level.add_special_tokens(["<|endoftext|>", "<mark>"].map(|name| AddedToken::from(name, true))).unwrap();
+    for (inner, end, text) in [
+        (level, "<|endoftext|>", "naïve € the\n\tthen \u{1f600} th<mark>e"),
+        (falls_back(), "</s>", " the é  th é<mark>tee"),
+    ] {
+        let (_folder, path) = save(&inner);
+        let tokenizer = Tokenizer::load(&path).unwrap();
+        let blank = usize::from(end == "</s>" && text.contains("<mark>t"));
+        // Metaspace puts a blank before what follows a special token.
+        assert_eq!(bytes_of(&tokenizer, text), text.len() + blank, "{:?}", tokenizer.encode(text));
+        // What stands between documents is no text.
+        let between = tokenizer.end_of_document().unwrap();
+        assert_eq!((Some(between), tokenizer.byte_lengths().unwrap()[between as usize]), (tokenizer.id(end), 0));
+    }
 }
 
 #[test]

@@ -296,6 +296,16 @@ impl Default for DataConfig {
     }
 }
 
+impl DataConfig {
+    /// Returns the folder of the tokenizer's file, where a tokenizer has one: other files beside it say more of it.
+    pub fn tokenizer_folder(&self) -> Option<&Path> {
+        match self.tokenizer == BYTES {
+            true => None,
+            false => Path::new(&self.tokenizer).parent(),
+        }
+    }
+}
+
 /// `[checkpoint]`: what is kept on the way. The end of a run always saves.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]

@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use mp_comm::{BufferMut, Communicator, ReduceOp};
-use mp_data::{open_whole, Batch, Corpus, PackedRows, Part, Tokenizer, Windows, IGNORED};
+use mp_data::{open_whole, Batch, PackedRows, Tokenizer, Windows, IGNORED};
 use mp_runtime::Device;
 use serde::Serialize;
 
@@ -75,10 +75,12 @@ impl Walk for PackedRows {
 /// learned counts. Collective over the world.
 ///
 /// # Errors
-/// On all ranks: [`Error::Config`] where no model is named or a window predicts nothing; what cannot be cut or read.
+/// On all ranks: [`Error::Config`] where no model or no data are named, for a blend, and where a window predicts nothing; what
+/// cannot be cut or read.
 pub fn measure(config: &Config, world: &Arc<dyn Communicator>, device: Device, batch: usize) -> Result<Measured> {
     let input = || -> Result<_> {
         let from = config.model.from.as_deref().ok_or_else(unnamed)?;
+        refuse_blend(config)?;
         let tokenizer = Tokenizer::load(&config.data.tokenizer)?;
         let vocab = if config.model.vocab > 0 { config.model.vocab } else { tokenizer.vocab_size() };
         let windows = walk(config, &tokenizer, vocab)?;
@@ -100,11 +102,25 @@ fn walk(config: &Config, tokenizer: &Tokenizer, vocab: usize) -> Result<Box<dyn 
         let all = examples::reader(config, tokenizer, vocab)?.read(path)?;
         return Ok(Box::new(PackedRows::new(vec![all], config.train.seq)?));
     }
-    let part: Part = match &config.data.path {
-        Some(path) => open_whole(path, tokenizer, vocab)?,
-        None => Corpus::embedded().tokenize(tokenizer)?.into(),
-    };
-    Ok(Box::new(Consecutive::new(part, config.train.seq)?))
+    let path = config.data.path.as_deref().ok_or_else(no_text)?;
+    Ok(Box::new(Consecutive::new(open_whole(path, tokenizer, vocab)?, config.train.seq)?))
+}
+
+fn no_text() -> Error {
+    let rule = "must name what the model is measured on: a text, a folder of texts, or a `.bin` and `.idx` pair";
+    Error::Config { key: "data.path", value: "unset".into(), rule: rule.into() }
+}
+
+/// A blend draws from its sources by weight, without an end: it has no "whole" to measure.
+fn refuse_blend(config: &Config) -> Result<()> {
+    let names: Vec<String> = config.data.blend.iter().map(|source| source.path.display().to_string()).collect();
+    match names.is_empty() {
+        true => Ok(()),
+        false => {
+            let rule = "is for training: measure each source by itself, as `data.path`".to_string();
+            Err(Error::Config { key: "data.blend", value: names.join(", "), rule })
+        }
+    }
 }
 
 fn unnamed() -> Error {

@@ -26,8 +26,7 @@ pub fn reader<'a>(config: &Config, tokenizer: &'a Tokenizer, vocab: usize) -> Re
 /// # Errors
 /// [`Error::Data`].
 pub fn template(config: &Config) -> Result<Template> {
-    let beside = Path::new(&config.data.tokenizer).parent();
-    let folders: Vec<&Path> = beside.into_iter().chain(config.model.from.as_deref()).collect();
+    let folders: Vec<&Path> = config.data.tokenizer_folder().into_iter().chain(config.model.from.as_deref()).collect();
     Ok(Template::find(&folders)?.unwrap_or_else(Template::chatml))
 }
 

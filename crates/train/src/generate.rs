@@ -120,7 +120,7 @@ pub struct Written {
     pub prompt: String,
     /// The tokens that follow it, one that ends the text included.
     pub tokens: Vec<u32>,
-    /// Their text, before a stop string or a token that ends it.
+    /// Their text, before a stop string or a token that ends it; ids that the tokenizer lacks stand for none.
     pub text: String,
     /// Why it ended.
     pub reason: Reason,
@@ -213,7 +213,7 @@ pub fn write(
     let longest = prompts.iter().map(|prompt| prompt.ids.len()).max().unwrap_or(0);
     // The last token of all needs no position: nothing is read after it.
     let length = longest.saturating_add(wish.max_new_tokens - 1).min(max_seq);
-    let mut passes = Passes::new(model, tokenizer.vocab_size(), wish, (prompts.len(), length))?;
+    let mut passes = Passes::new(model, wish, (prompts.len(), length))?;
     let mut over: Vec<Option<Written>> = prompts.iter().map(|_| None).collect();
     let mut places: Vec<usize> = (0..prompts.len()).collect();
     while !lines.is_empty() {

@@ -224,6 +224,28 @@ fn rows_that_end_early_leave_the_others_as_they_are() {
 }
 
 #[test]
+fn ids_that_the_tokenizer_lacks_are_chosen_and_may_end_texts() {
+    // 45 more rows than bytes, and as many as no four ranks can share: the last one's are filled up.
+    let (sampling, sets) = (Sampling { seed: 2, ..Sampling::default() }, &["model.vocab=301"][..]);
+    let all = prompts(&TEXTS);
+    let free = written(&[FAMILIES[1], sets], 1, &all, &wish(sampling, 20));
+    let beyond: Vec<u32> = free.iter().flat_map(|written| written.tokens.clone()).filter(|&id| id > 255).collect();
+    assert!(!beyond.is_empty() && beyond.iter().all(|&id| id < 301), "{beyond:?}");
+    for written in &free {
+        let known: Vec<u32> = written.tokens.iter().copied().filter(|&id| id < 256).collect();
+        assert_eq!(written.text, Tokenizer::bytes().decode(&known).unwrap());
+    }
+    let cut = written(&[FAMILIES[1], sets, LAYOUTS[5].1], LAYOUTS[5].0, &all, &wish(sampling, 20));
+    assert_eq!(cut, free);
+    let ended = written(&[FAMILIES[1], sets], 1, &all, &Wish { ends: beyond.clone(), ..wish(sampling, 20) });
+    for (ended, free) in ended.iter().zip(&free) {
+        let end = free.tokens.iter().position(|token| beyond.contains(token));
+        let expected = end.map_or((Reason::Length, &free.tokens[..]), |end| (Reason::End, &free.tokens[..=end]));
+        assert_eq!((ended.reason, &ended.tokens[..]), expected);
+    }
+}
+
+#[test]
 fn texts_end_with_the_models_positions() {
     let greedy = Sampling { temperature: 0.0, ..Sampling::default() };
     let long = "x".repeat(SEQ);

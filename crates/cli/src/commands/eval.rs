@@ -30,5 +30,5 @@ pub fn run(args: &Eval, world: &World) -> Result<(), Failure> {
     screen.line(&format!("loss           {:.6} nats per token, of {} tokens", measured.loss, measured.tokens));
     screen.line(&format!("perplexity     {:.4}", measured.perplexity()));
     screen.line(&format!("bits per byte  {:.6}", measured.bits_per_byte));
-    Ok(screen.result(&measured)?)
+    Ok(screen.object(&measured)?)
 }

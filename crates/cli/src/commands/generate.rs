@@ -159,9 +159,7 @@ fn converse(inference: &Inference, opened: &mut Opened, world: &World) -> Result
             opened.screen.piece("\n");
             break;
         }
-        let text = String::from_utf8_lossy(&line);
-        let max_seq = opened.config.model.max_seq;
-        match Prompt::new(number, text.trim_end_matches(['\r', '\n']), &opened.tokenizer, max_seq) {
+        match typed(number, line, opened) {
             Ok(prompt) => {
                 opened.screen.piece(&prompt.text);
                 let written = write(&[prompt], inference, opened, world, true)?;
@@ -172,6 +170,13 @@ fn converse(inference: &Inference, opened: &mut Opened, world: &World) -> Result
         }
     }
     Ok(())
+}
+
+/// Makes a prompt of a line.
+fn typed(number: u64, line: Vec<u8>, opened: &Opened) -> mp_train::Result<Prompt> {
+    let foreign = |_| mp_train::Error::Prompt { number: number + 1, problem: "is not UTF-8".into() };
+    let text = String::from_utf8(line).map_err(foreign)?;
+    Prompt::new(number, text.trim_end_matches(['\r', '\n']), &opened.tokenizer, opened.config.model.max_seq)
 }
 
 /// Reads a line with its end; nothing where there is no more.

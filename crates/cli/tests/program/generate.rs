@@ -90,6 +90,45 @@ fn what_cannot_be_continued_is_refused_in_one_message() {
 }
 
 #[test]
+fn data_that_have_no_whole_are_not_measured() {
+    let folder = trained();
+    let blend = "data.blend=[{path=\"one.txt\", weight=1}, {path=\"two.txt\", weight=2}]";
+    for (sets, problem) in [
+        (&[][..], "`data.path` is unset, but must name what the model is measured on"),
+        (&["--set", "data.format=chat"], "`data.path` is unset"),
+        (&["--set", blend], "two.txt, but is for training: measure each source by itself"),
+    ] {
+        let ended = alone(folder.path(), &words("eval", sets));
+        assert!(ended.input_error().contains(problem), "{ended:#?}");
+    }
+}
+
+#[test]
+fn a_measurement_is_one_line_of_json() {
+    let folder = trained();
+    fs::write(folder.path().join("text.txt"), "one two three four").unwrap();
+    let ended = alone(folder.path(), &words("eval", &["--set", "data.path=text.txt", "--json"])).success();
+    let measured: Value = serde_json::from_str(ended.out.strip_suffix('\n').unwrap()).unwrap();
+    assert!(!ended.out.trim_end().contains('\n') && ended.out.starts_with("{\"loss\":"), "{ended:#?}");
+    assert_eq!(measured.as_object().unwrap().keys().collect::<Vec<_>>(), ["bits_per_byte", "loss", "tokens"]);
+}
+
+#[test]
+fn what_lies_in_the_working_directory_ends_no_text() {
+    let folder = trained();
+    let all: Vec<u32> = (0..256).collect();
+    let ends = serde_json::json!({ "eos_token_id": all }).to_string();
+    fs::write(folder.path().join("generation_config.json"), &ends).unwrap();
+    let length = || {
+        let ended = generate(folder.path(), &["--prompt", "abc", "--max-new-tokens", "6", "--json"]).success();
+        serde_json::from_str::<Value>(&ended.out).unwrap()["tokens"].as_array().unwrap().len()
+    };
+    assert_eq!(length(), 6);
+    fs::write(folder.path().join("runs/a/generation_config.json"), &ends).unwrap();
+    assert_eq!(length(), 1);
+}
+
+#[test]
 fn a_prompt_that_is_not_utf_8_is_refused() {
     use std::os::unix::ffi::OsStrExt;
     let folder = tempfile::tempdir().unwrap();
@@ -118,9 +157,10 @@ fn a_person_is_asked_line_by_line() {
     command.current_dir(folder.path()).args(["-qec", &typed, "/dev/null"]);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let Ok(mut child) = command.spawn() else { return };
-    // An empty line is refused and the next one is taken; then there is no more.
-    child.stdin.take().unwrap().write_all(b"abc\n\nxyz\n\x04").unwrap();
+    // An empty line is refused, one that is not UTF-8 too, and the next one is taken; then there is no more.
+    child.stdin.take().unwrap().write_all(b"abc\n\nab\xff\nxyz\n\x04").unwrap();
     let ended = finish(child).success();
     assert!(ended.out.contains("error: prompt 2 is empty"), "{ended:#?}");
-    assert!(ended.out.matches("> ").count() >= 4 && ended.out.matches("xyz").count() >= 2, "{ended:#?}");
+    assert!(ended.out.contains("error: prompt 3 is not UTF-8"), "{ended:#?}");
+    assert!(ended.out.matches("> ").count() >= 5 && ended.out.matches("xyz").count() >= 2, "{ended:#?}");
 }

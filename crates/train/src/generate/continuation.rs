@@ -12,7 +12,7 @@ const INCOMPLETE: char = '\u{fffd}';
 pub struct Continuation<'a> {
     tokenizer: &'a Tokenizer,
     stops: &'a [String],
-    /// The prompt's last token, then the continuation's: some decoders look at what comes before a token.
+    /// The prompt's last tokens, then the continuation's: some decoders look at what comes before a token.
     ids: Vec<u32>,
     /// Tokens whose text is settled; what comes before the second number counts for the first one's decoding alone.
     settled: usize,
@@ -26,7 +26,7 @@ pub struct Continuation<'a> {
 impl<'a> Continuation<'a> {
     /// Begins after a prompt; the text will end before the first of `stops` that comes up in it.
     pub fn new(tokenizer: &'a Tokenizer, prompt: &[u32], stops: &'a [String]) -> Self {
-        let ids: Vec<u32> = prompt.last().copied().into_iter().collect();
+        let ids = tail(tokenizer, prompt).to_vec();
         let settled = ids.len();
         Self { tokenizer, stops, ids, settled, context: 0, text: String::new(), shown: 0, stopped: false }
     }
@@ -37,6 +37,10 @@ impl<'a> Continuation<'a> {
     /// # Errors
     /// [`Error::Data`](crate::Error::Data) if the tokenizer gives up.
     pub fn push(&mut self, id: u32) -> Result<String> {
+        if id as usize >= self.tokenizer.vocab_size() {
+            // A model may have more rows than its tokenizer has tokens, and such an id no text.
+            return Ok(String::new());
+        }
         self.ids.push(id);
         let new = self.undecided()?;
         if !new.is_empty() && !new.ends_with(INCOMPLETE) {
@@ -107,9 +111,66 @@ impl<'a> Continuation<'a> {
     }
 }
 
+/// Returns the fewest of a prompt's last tokens that begin with a whole character: a decoder makes nothing of the end of one.
+fn tail<'a>(tokenizer: &Tokenizer, prompt: &'a [u32]) -> &'a [u32] {
+    let whole = |start: &usize| {
+        let text = tokenizer.decode(&prompt[*start..]);
+        text.is_ok_and(|text| !text.starts_with(INCOMPLETE))
+    };
+    let start = (0..prompt.len()).rev().find(whole);
+    &prompt[start.unwrap_or(0)..]
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Words after a blank, and bytes for what they lack, as in the tokenizers of Llama 2 and Mistral.
+    fn falls_back() -> (tempfile::TempDir, Tokenizer) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("tokenizer.json");
+        let blank =
+            serde_json::json!({ "type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": false });
+        let steps = serde_json::json!([
+            { "type": "Replace", "pattern": { "String": "▁" }, "content": " " },
+            { "type": "ByteFallback" },
+            { "type": "Fuse" },
+            { "type": "Strip", "content": " ", "start": 1, "stop": 0 },
+        ]);
+        let tokens = ["<unk>", "▁", "▁a", "▁the", "<0xC3>", "<0xA9>"];
+        let vocab: serde_json::Map<_, _> = (0u32..).zip(tokens).map(|(id, token)| (token.into(), id.into())).collect();
+        let json = serde_json::json!({
+            "version": "1.0",
+            "added_tokens": [],
+            "pre_tokenizer": blank,
+            "decoder": { "type": "Sequence", "decoders": steps },
+            "model": { "type": "BPE", "vocab": vocab, "merges": [], "unk_token": "<unk>", "byte_fallback": true },
+        });
+        std::fs::write(&path, json.to_string()).unwrap();
+        let tokenizer = Tokenizer::load(path.to_str().unwrap()).unwrap();
+        (folder, tokenizer)
+    }
+
+    #[test]
+    fn a_prompt_that_ends_with_bytes_of_a_character_is_gone_on_with() {
+        let (_folder, tokenizer) = falls_back();
+        // "a é", and then "é the".
+        let prompt = [2, 1, 4, 5];
+        assert_eq!(tokenizer.decode(&prompt).unwrap(), "a é");
+        let mut continuation = Continuation::new(&tokenizer, &prompt, &[]);
+        let shown: Vec<String> = [4, 5, 3].map(|id| continuation.push(id).unwrap()).into();
+        assert_eq!(shown, ["", "é", " the"]);
+        assert_eq!((continuation.finish().unwrap().as_str(), continuation.text()), ("", "é the"));
+    }
+
+    #[test]
+    fn ids_that_the_tokenizer_lacks_stand_for_no_text() {
+        let tokenizer = Tokenizer::bytes();
+        let mut continuation = Continuation::new(&tokenizer, &[65], &[]);
+        // Also in the middle of a character.
+        let shown = [97, 256, 0xc3, 300, 0xa9].map(|id| continuation.push(id).unwrap());
+        assert_eq!(shown, ["a", "", "", "", "é"]);
+    }
 
     /// Feeds bytes one by one; returns what was shown after each, what at the end, and the whole text.
     fn fed(text: &[u8], stops: &[&str]) -> (Vec<String>, String, String, bool) {

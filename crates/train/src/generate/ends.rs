@@ -14,7 +14,7 @@ const FILES: [&str; 2] = ["generation_config.json", "config.json"];
 /// Finds the tokens that end texts: those that the model's folder, or else the tokenizer's, calls `eos_token_id`; where
 /// neither says, the token that ends documents in the tokenizer's vocabulary.
 pub fn ends(config: &Config, tokenizer: &Tokenizer) -> Vec<u32> {
-    let folders = [config.model.from.as_deref(), Path::new(&config.data.tokenizer).parent()];
+    let folders = [config.model.from.as_deref(), config.data.tokenizer_folder()];
     let files = folders.into_iter().flatten().flat_map(|folder| FILES.map(|name| folder.join(name)));
     let said = files.filter_map(|file| named(&file)).next();
     said.unwrap_or_else(|| tokenizer.end_of_document().into_iter().collect())
@@ -33,6 +33,15 @@ fn named(file: &Path) -> Option<Vec<u32>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn beside_bytes_lies_nothing() {
+        let config = Config::default();
+        assert_eq!((config.data.tokenizer.as_str(), config.data.tokenizer_folder()), ("bytes", None));
+        let sets = ["data.tokenizer=/folder/tokenizer.json".to_string()];
+        let config = Config::load(None, None, &sets).unwrap();
+        assert_eq!(config.data.tokenizer_folder(), Some(Path::new("/folder")));
+    }
 
     #[test]
     fn the_models_folder_says_at_which_tokens_texts_end() {

@@ -26,8 +26,6 @@ const NONE: i64 = -1;
 /// Passes over growing texts.
 pub(super) struct Passes<'a> {
     model: Assembled<'a>,
-    /// Ids beyond the tokenizer's are what no text contains, and never chosen.
-    vocab: usize,
     sampling: Sampling,
     cache: Option<Cache>,
     /// Whether the prompts' keys and values are kept by now.
@@ -36,9 +34,9 @@ pub(super) struct Passes<'a> {
 
 impl<'a> Passes<'a> {
     /// Prepares for so many texts of so many positions.
-    pub fn new(model: Assembled<'a>, vocab: usize, wish: &Wish, (rows, length): (usize, usize)) -> Result<Self> {
+    pub fn new(model: Assembled<'a>, wish: &Wish, (rows, length): (usize, usize)) -> Result<Self> {
         let cache = wish.cached.then(|| Cache::new(model.parameters(), rows, length)).transpose()?;
-        Ok(Self { model, vocab, sampling: wish.sampling, cache, filled: false })
+        Ok(Self { model, sampling: wish.sampling, cache, filled: false })
     }
 
     /// Chooses the next token of each text, the same on all ranks.
@@ -114,7 +112,10 @@ impl<'a> Passes<'a> {
     }
 
     fn choose(&self, scores_v: &Tensor, row: &Row) -> mp_model::Result<i64> {
-        let known = (scores_v.size()[0]).min(self.vocab as i64);
+        // All of the model's ids, also those that its tokenizer lacks: one of them may end texts. What fills up the last
+        // rank's rows of the table is none.
+        let vocab = self.model.parameters().partition().architecture.vocab as i64;
+        let known = scores_v.size()[0].min(vocab);
         let scores = Vec::<f64>::try_from(&scores_v.f_narrow(0, 0, known)?)?;
         let chosen = self.sampling.choose(scores, &row.ids, row.prompt, row.ids.len());
         Ok(chosen.map_or(NONE, i64::from))

@@ -303,3 +303,167 @@ fn berts_second_head_and_old_names_are_known() {
     let lacks = Inventory::take(Family::Bert, &both, &stored(Family::Bert, &one)).unwrap_err();
     assert_eq!(lacks, Refusal::MissingTensor { name: "bert.pooler.dense.weight".into(), count: 4 });
 }
+
+#[test]
+fn rotary_keys_that_contradict_each_other_are_refused() {
+    let llama3 = json!({ "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                         "original_max_position_embeddings": 8 });
+    for (theta, old, new, key) in [
+        (
+            json!(10_000.0),
+            json!(null),
+            json!({ "rope_type": "default", "rope_theta": 500_000.0 }),
+            "rope_parameters.rope_theta",
+        ),
+        (json!(null), json!(null), json!({ "rope_type": "default", "rope_theta": 500_000.0 }), ""),
+        (json!(10_000.0), llama3.clone(), json!({ "rope_type": "default" }), "rope_parameters"),
+        (json!(10_000.0), llama3.clone(), llama3.clone(), ""),
+        (
+            json!(null),
+            json!({ "type": "linear", "factor": 2.0 }),
+            json!({ "rope_type": "linear", "factor": 4.0 }),
+            "rope_parameters",
+        ),
+    ] {
+        let mut json = llama();
+        (json["rope_theta"], json["rope_scaling"], json["rope_parameters"]) = (theta, old, new);
+        match Description::read(&json) {
+            Ok(_) => assert_eq!(key, "", "{json}"),
+            Err(error) => {
+                let shown = format!("`config.json` has `{key}` = ");
+                assert!(!key.is_empty() && error.to_string().contains(&shown), "{error}");
+                assert!(error.to_string().ends_with("leave one of them out"), "{error}");
+            }
+        }
+    }
+}
+
+/// What is published, key by key, but for labels.
+fn published(name: &str) -> Value {
+    let qwen = |hidden: u64, ffn: u64, layers: u64, heads: u64, kv: u64, tied: bool, vocab: u64| {
+        json!({
+            "architectures": ["Qwen2ForCausalLM"], "attention_dropout": 0.0, "bos_token_id": 151643, "eos_token_id": 151643,
+            "hidden_act": "silu", "hidden_size": hidden, "initializer_range": 0.02, "intermediate_size": ffn,
+            "max_position_embeddings": 32768, "max_window_layers": layers, "model_type": "qwen2",
+            "num_attention_heads": heads, "num_hidden_layers": layers, "num_key_value_heads": kv, "rms_norm_eps": 1e-6,
+            "rope_theta": 1000000.0, "sliding_window": 32768, "tie_word_embeddings": tied, "torch_dtype": "bfloat16",
+            "transformers_version": "4.40.1", "use_cache": true, "use_mrope": false, "use_sliding_window": false,
+            "vocab_size": vocab
+        })
+    };
+    let llama3 = |hidden: u64, ffn: u64, layers: u64, factor: f64| {
+        json!({
+            "architectures": ["LlamaForCausalLM"], "attention_bias": false, "attention_dropout": 0.0, "bos_token_id": 128000,
+            "eos_token_id": [128001, 128008, 128009], "hidden_act": "silu", "hidden_size": hidden,
+            "initializer_range": 0.02, "intermediate_size": ffn, "max_position_embeddings": 131072, "mlp_bias": false,
+            "model_type": "llama", "num_attention_heads": 32, "num_hidden_layers": layers, "num_key_value_heads": 8,
+            "pretraining_tp": 1, "rms_norm_eps": 1e-5,
+            "rope_scaling": { "factor": factor, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                              "original_max_position_embeddings": 8192, "rope_type": "llama3" },
+            "rope_theta": 500000.0, "tie_word_embeddings": hidden == 2048, "torch_dtype": "bfloat16",
+            "transformers_version": "4.43.0.dev0", "use_cache": true, "vocab_size": 128256
+        })
+    };
+    let mistral = |vocab: u64, theta: f64, window: Value, positions: u64| {
+        json!({
+            "architectures": ["MistralForCausalLM"], "attention_dropout": 0.0, "bos_token_id": 1, "eos_token_id": 2,
+            "hidden_act": "silu", "hidden_size": 4096, "initializer_range": 0.02, "intermediate_size": 14336,
+            "max_position_embeddings": positions, "model_type": "mistral", "num_attention_heads": 32,
+            "num_hidden_layers": 32, "num_key_value_heads": 8, "rms_norm_eps": 1e-5, "rope_theta": theta,
+            "sliding_window": window, "tie_word_embeddings": false, "torch_dtype": "bfloat16",
+            "transformers_version": "4.42.0.dev0", "use_cache": true, "vocab_size": vocab
+        })
+    };
+    let gpt2 = |width: u64, layers: u64, heads: u64| {
+        json!({
+            "activation_function": "gelu_new", "architectures": ["GPT2LMHeadModel"], "attn_pdrop": 0.1,
+            "bos_token_id": 50256, "embd_pdrop": 0.1, "eos_token_id": 50256, "initializer_range": 0.02,
+            "layer_norm_epsilon": 1e-5, "model_type": "gpt2", "n_ctx": 1024, "n_embd": width, "n_head": heads,
+            "n_layer": layers, "n_positions": 1024, "resid_pdrop": 0.1, "summary_activation": null,
+            "summary_first_dropout": 0.1, "summary_proj_to_labels": true, "summary_type": "cls_index",
+            "summary_use_proj": true, "vocab_size": 50257,
+            "task_specific_params": { "text-generation": { "do_sample": true, "max_length": 50 } }
+        })
+    };
+    let bert = |vocab: u64| {
+        json!({
+            "architectures": ["BertForMaskedLM"], "attention_probs_dropout_prob": 0.1, "hidden_act": "gelu",
+            "hidden_dropout_prob": 0.1, "hidden_size": 768, "initializer_range": 0.02, "intermediate_size": 3072,
+            "layer_norm_eps": 1e-12, "max_position_embeddings": 512, "model_type": "bert", "num_attention_heads": 12,
+            "num_hidden_layers": 12, "pad_token_id": 0, "type_vocab_size": 2, "vocab_size": vocab
+        })
+    };
+    let with = |mut json: Value, more: Value| {
+        json.as_object_mut().unwrap().append(&mut more.as_object().unwrap().clone());
+        json
+    };
+    match name {
+        "gpt2" => gpt2(768, 12, 12),
+        "gpt2-medium" => with(gpt2(1024, 24, 16), json!({ "n_special": 0, "predict_special_tokens": true })),
+        "gpt2 of transformers 2" => with(
+            gpt2(768, 12, 12),
+            json!({ "output_past": true, "pruned_heads": {}, "finetuning_task": null, "num_labels": 1 }),
+        ),
+        "Llama-3.1-8B" => llama3(4096, 14336, 32, 8.0),
+        "Llama-3.2-1B" => with(llama3(2048, 8192, 16, 32.0), json!({ "head_dim": 64 })),
+        "Llama-3.2-1B of unsloth" => with(
+            llama3(2048, 8192, 16, 32.0),
+            json!({ "head_dim": 64, "pad_token_id": 128004, "unsloth_fixed": true, "unsloth_version": "2024.9" }),
+        ),
+        "TinyLlama" => json!({
+            "architectures": ["LlamaForCausalLM"], "attention_bias": false, "bos_token_id": 1, "eos_token_id": 2,
+            "hidden_act": "silu", "hidden_size": 2048, "initializer_range": 0.02, "intermediate_size": 5632,
+            "max_position_embeddings": 2048, "model_type": "llama", "num_attention_heads": 32, "num_hidden_layers": 22,
+            "num_key_value_heads": 4, "pretraining_tp": 1, "rms_norm_eps": 1e-5, "rope_scaling": null,
+            "rope_theta": 10000.0, "tie_word_embeddings": false, "torch_dtype": "bfloat16",
+            "transformers_version": "4.35.0", "use_cache": true, "vocab_size": 32000
+        }),
+        "Mistral-7B-v0.1" => mistral(32000, 10000.0, json!(4096), 32768),
+        "Mistral-7B-v0.3" => mistral(32768, 1000000.0, json!(null), 32768),
+        "Qwen2.5-0.5B" => qwen(896, 4864, 24, 14, 2, true, 151936),
+        "Qwen2.5-7B" => qwen(3584, 18944, 28, 28, 4, false, 152064),
+        "bert-base-uncased" => with(
+            bert(30522),
+            json!({ "gradient_checkpointing": false, "position_embedding_type": "absolute", "use_cache": true,
+                    "transformers_version": "4.6.0.dev0" }),
+        ),
+        "bert-base-chinese" => with(
+            bert(21128),
+            json!({ "directionality": "bidi", "pooler_fc_size": 768, "pooler_num_attention_heads": 12,
+                    "pooler_num_fc_layers": 3, "pooler_size_per_head": 128, "pooler_type": "first_token_transform" }),
+        ),
+        other => unreachable!("{other}"),
+    }
+}
+
+#[rstest]
+#[case("gpt2", 768, 50257)]
+#[case("gpt2-medium", 1024, 50257)]
+#[case("gpt2 of transformers 2", 768, 50257)]
+#[case("Llama-3.1-8B", 4096, 128256)]
+#[case("Llama-3.2-1B", 2048, 128256)]
+#[case("Llama-3.2-1B of unsloth", 2048, 128256)]
+#[case("TinyLlama", 2048, 32000)]
+#[case("Mistral-7B-v0.1", 4096, 32000)]
+#[case("Mistral-7B-v0.3", 4096, 32768)]
+#[case("Qwen2.5-0.5B", 896, 151936)]
+#[case("Qwen2.5-7B", 3584, 152064)]
+#[case("bert-base-uncased", 768, 30522)]
+#[case("bert-base-chinese", 768, 21128)]
+fn configurations_as_they_are_published_are_read(#[case] name: &str, #[case] hidden: usize, #[case] vocab: usize) {
+    let architecture = read(&published(name));
+    assert_eq!((architecture.hidden, architecture.vocab), (hidden, vocab));
+    assert_eq!(architecture.window, if name == "Mistral-7B-v0.1" { Some(4096) } else { None });
+    assert_eq!(architecture.rope_scaling.is_some(), name.starts_with("Llama-3"));
+}
+
+#[rstest]
+#[case("gpt2-medium", "n_special", json!(3))]
+#[case("gpt2 of transformers 2", "pruned_heads", json!({ "0": [1] }))]
+#[case("bert-base-chinese", "directionality", json!("left"))]
+fn old_keys_that_change_something_are_refused(#[case] name: &str, #[case] key: &str, #[case] value: Value) {
+    let mut json = published(name);
+    json[key] = value;
+    let error = Description::read(&json).unwrap_err().to_string();
+    assert!(error.contains(&format!("`{key}` = ")), "{error}");
+}

@@ -12,6 +12,7 @@ pub(super) fn read(keys: &mut Keys<'_>, next_sentence: bool) -> Result<(Architec
     keys.must_be("hidden_act", &["gelu".into()])?;
     keys.must_be("position_embedding_type", &["absolute".into()])?;
     keys.must_be("tie_word_embeddings", &[true.into()])?;
+    keys.must_be("directionality", &["bidi".into()])?;
     let (dropout, uneven) = keys.dropout(&[("hidden_dropout_prob", 0.1), ("attention_probs_dropout_prob", 0.1)])?;
     let config = ModelConfig {
         architecture: ArchitectureName::Bert,

@@ -11,7 +11,7 @@ pub(super) const MODEL: &str = "config.json";
 
 /// Keys that change nothing of what a causal or masked language model computes: where it comes from, how it was trained,
 /// what a program does around it, and parts that other classes of transformers add.
-const WITHOUT_EFFECT: [&str; 66] = [
+const WITHOUT_EFFECT: [&str; 75] = [
     "_attn_implementation_autoset",
     "_commit_hash",
     "_name_or_path",
@@ -48,8 +48,15 @@ const WITHOUT_EFFECT: [&str; 66] = [
     "num_return_sequences",
     "output_attentions",
     "output_hidden_states",
+    "output_past",
     "output_scores",
     "pad_token_id",
+    "pooler_fc_size",
+    "pooler_num_attention_heads",
+    "pooler_num_fc_layers",
+    "pooler_size_per_head",
+    "pooler_type",
+    "predict_special_tokens",
     "prefix",
     "problem_type",
     "remove_invalid_values",
@@ -75,6 +82,8 @@ const WITHOUT_EFFECT: [&str; 66] = [
     "transformers_version",
     "typical_p",
     "unk_token_id",
+    "unsloth_fixed",
+    "unsloth_version",
     "use_bfloat16",
     "use_cache",
     "vocab_file",
@@ -215,6 +224,9 @@ impl<'a> Keys<'a> {
         for (key, allowed) in INERT {
             self.must_be(key, allowed)?;
         }
+        // Of old releases: tokens that are added to the vocabulary, and heads that are taken out.
+        self.must_be("n_special", &[0.into()])?;
+        self.must_be_empty("pruned_heads")?;
         self.finish_but(&WITHOUT_EFFECT)
     }
 

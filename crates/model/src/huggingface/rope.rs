@@ -9,20 +9,38 @@ use super::{Refusal, Result};
 /// The base where none is given.
 const THETA: f64 = 10_000.0;
 
-/// Reads base and scaling, for a model of `max_seq` positions.
+/// Reads base and scaling, for a model of `max_seq` positions. What is said in both forms must be the same: releases of
+/// transformers differ in which of them counts.
 pub(super) fn read(keys: &mut Keys<'_>, max_seq: usize) -> Result<(f64, Option<RopeScaling>)> {
     keys.must_be("partial_rotary_factor", &[json!(1.0), json!(1)])?;
-    let mut theta = keys.number("rope_theta", THETA)?;
+    let stated = keys.take("rope_theta").is_some();
+    let mut theta = Some(keys.number("rope_theta", THETA)?).filter(|_| stated);
     let mut scaling = None;
     for section in ["rope_scaling", "rope_parameters"] {
         let Some(value) = keys.take(section) else { continue };
         let fields = value.as_object().ok_or_else(|| Refusal::value(section, value, "it must be an object"))?;
         let mut fields = Fields { section, fields, taken: Vec::new() };
-        theta = fields.number("rope_theta")?.unwrap_or(theta);
-        scaling = fields.scaling(max_seq)?.or(scaling);
+        let own = fields.number("rope_theta")?;
+        if let (Some(own), Some(theta)) = (own, theta) {
+            if own != theta {
+                return Err(fields.refuse("rope_theta", format!("elsewhere it is {theta}; leave one of them out")));
+            }
+        }
+        theta = theta.or(own);
+        let own = fields.scaling(max_seq)?;
+        if scaling.as_ref().is_some_and(|other| *other != own) {
+            let rule = "`rope_scaling` says otherwise; leave one of them out";
+            return Err(Refusal::Value {
+                file: MODEL,
+                key: section.into(),
+                value: value.to_string(),
+                rule: rule.into(),
+            });
+        }
+        scaling = Some(own);
         fields.finish()?;
     }
-    Ok((theta, scaling))
+    Ok((theta.unwrap_or(THETA), scaling.flatten()))
 }
 
 /// The object of one of the two keys.

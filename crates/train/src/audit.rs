@@ -14,7 +14,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use mp_data::{SampleSource, Tokenizer};
+use mp_data::SampleSource;
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::{self, About, Verify};
@@ -213,7 +213,7 @@ pub struct Audit {
 /// What is wrong with the folder, the configuration or the data; a contradiction is no error.
 pub fn audit(run: &Path) -> Result<Audit> {
     let config = Config::load(Some(&run.join(CONFIG)), None, &[])?;
-    let tokenizer = Tokenizer::load(&config.data.tokenizer)?;
+    let tokenizer = config.data.open_tokenizer()?;
     let lines = metrics::lines_of::<Dealt>(&run.join(LOG))?;
     // Which ids there are does not matter here; where they lie does.
     let text = Text::open(&config, &tokenizer, usize::MAX)?;

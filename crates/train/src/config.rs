@@ -24,11 +24,11 @@ use std::path::{Path, PathBuf};
 
 pub use every::Every;
 pub(crate) use from::described;
-use mp_data::Validation;
+use mp_data::{Tokenizer, Validation};
 use mp_plan::{LoraConfig, ModelConfig, ParallelConfig};
 use serde::{Deserialize, Serialize};
 
-use crate::Result;
+use crate::{Error, Result};
 
 /// Everything that decides a run. The default is the preset `default`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -54,6 +54,9 @@ pub struct Config {
     /// Where the configuration comes from, in one word: the preset's or the file's name. Run folders are named by it.
     #[serde(skip)]
     pub label: String,
+    /// The keys of dropouts of the folder `model.from` that are not all one, where the user has chosen none for all.
+    #[serde(skip)]
+    pub uneven_dropout: Option<String>,
 }
 
 /// The numbers that parameters are multiplied in.
@@ -261,7 +264,7 @@ pub struct DataConfig {
     /// examples.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub attend_across: Option<bool>,
-    /// `bytes`, or the path of a `tokenizer.json`.
+    /// `bytes`, or the path of a `tokenizer.json`; empty where the model's folder has none.
     pub tokenizer: String,
     /// The fraction that is held out, by documents where there are several, or the path of other data.
     pub validation: Validation,
@@ -297,6 +300,18 @@ impl Default for DataConfig {
 }
 
 impl DataConfig {
+    /// Loads the tokenizer.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if there is none: a model may come without; [`Error::Data`] for a file that is none.
+    pub fn open_tokenizer(&self) -> Result<Tokenizer> {
+        if self.tokenizer.is_empty() {
+            let rule = "must name a `tokenizer.json`, for the folder of the model has none";
+            return Err(Error::Config { key: "data.tokenizer", value: "unset".into(), rule: rule.into() });
+        }
+        Ok(Tokenizer::load(&self.tokenizer)?)
+    }
+
     /// Returns the folder of the tokenizer's file, where a tokenizer has one: other files beside it say more of it.
     pub fn tokenizer_folder(&self) -> Option<&Path> {
         match self.tokenizer == BYTES {
@@ -381,6 +396,16 @@ impl Config {
         saved.train.name = None;
         saved.checkpoint.resume = false;
         toml::to_string(&saved).expect("a tree of plain values is TOML")
+    }
+
+    /// Refuses to train a model whose folder drops unevenly.
+    ///
+    /// # Errors
+    /// [`Error::Published`].
+    pub fn check_dropout(&self) -> Result<()> {
+        let Some(keys) = &self.uneven_dropout else { return Ok(()) };
+        let problem = format!("it drops unevenly ({keys}), which is not computed; choose one `model.dropout` for all");
+        Err(Error::Published { path: self.model.from.clone().unwrap_or_default(), problem })
     }
 
     /// Makes the paths of `[data]` independent of the working directory.

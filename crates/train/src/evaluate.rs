@@ -81,7 +81,7 @@ pub fn measure(config: &Config, world: &Arc<dyn Communicator>, device: Device, b
     let input = || -> Result<_> {
         let from = config.model.from.as_deref().ok_or_else(unnamed)?;
         refuse_blend(config)?;
-        let tokenizer = Tokenizer::load(&config.data.tokenizer)?;
+        let tokenizer = config.data.open_tokenizer()?;
         let vocab = if config.model.vocab > 0 { config.model.vocab } else { tokenizer.vocab_size() };
         let windows = walk(config, &tokenizer, vocab)?;
         Ok((weights::open(from, config.model.base.as_deref())?, tokenizer, windows))

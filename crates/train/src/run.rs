@@ -117,7 +117,8 @@ impl<'a> Run<'a> {
         through: impl FnOnce(Arc<dyn SampleSource>) -> Arc<dyn SampleSource>,
     ) -> Result<Self> {
         let input = || -> Result<_> {
-            let tokenizer = Tokenizer::load(&config.data.tokenizer)?;
+            config.check_dropout()?;
+            let tokenizer = config.data.open_tokenizer()?;
             let layout = Layout::new(config, vocabulary(config, &tokenizer), world.size())?;
             let text = Text::open(config, &tokenizer, layout.partition.architecture.vocab)?;
             if !config.checkpoint.resume {

@@ -25,7 +25,6 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use mp_comm::Communicator;
-use mp_data::Tokenizer;
 use mp_runtime::Device;
 
 use crate::agree::agree;
@@ -58,7 +57,7 @@ pub fn verify(
     listener: &mut dyn Listener,
 ) -> Result<Report> {
     let prepared = || -> Result<(Shrunk, Layouts)> {
-        let tokenizer = Tokenizer::load(&config.data.tokenizer)?;
+        let tokenizer = config.data.open_tokenizer()?;
         let vocab = vocabulary(config, &tokenizer);
         let configured = Case::configured(config, vocab, world.size());
         let shrunk = Shrunk::new(config, vocab, world.size(), which.stages(&configured))?;

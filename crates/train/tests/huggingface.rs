@@ -113,6 +113,35 @@ fn transformers_computes_the_same_of_what_is_exported() {
     assert_eq!(told[0].matches(": the same").count(), fixtures().len(), "{}", told.concat());
 }
 
+#[test]
+fn transformers_reads_the_tokenizer_of_bytes() {
+    let Some(python) = python("import transformers") else {
+        eprintln!("not run: no Python here imports transformers; name one as MP_BENCH_PYTHON");
+        return;
+    };
+    let folder = tempdir().unwrap();
+    let mut check = Command::new(python);
+    check.arg(fixture("check_tokenizer.py"));
+    // transformers takes a tokenizer of Qwen2's own for that family, whatever class is named.
+    for (name, set) in [
+        ("qwen2", "model.attention_bias=qkv"),
+        ("llama", "model.attention_bias=none"),
+        ("gpt2", "model.architecture=gpt2"),
+    ] {
+        let out = format!("train.out={}", folder.path().display());
+        let sets = [&out, &format!("train.name={name}"), set, "model.hidden=16", "model.layers=1", "model.heads=2"];
+        let more = ["train.steps=1", "train.seq=16", "train.global_batch=4", "eval.every=0", "model.dropout=0"];
+        let all: Vec<String> = sets.into_iter().chain(more).map(String::from).collect();
+        let run = train(1, &Config::load(None, None, &all).unwrap()).run_dir;
+        let published = folder.path().join(format!("{name}-published"));
+        assert_eq!(export(&run, &published, 1 << 30, &|_| ()).unwrap().model_type, name);
+        check.arg(published);
+    }
+    let output = check.output().unwrap();
+    let told = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
+    assert!(output.status.success() && told[0].matches(": bytes").count() == 3, "{}", told.concat());
+}
+
 /// Makes a folder with the files of a fixture, changed.
 fn changed(name: &str, change: impl FnOnce(&Path)) -> tempfile::TempDir {
     let folder = tempdir().unwrap();

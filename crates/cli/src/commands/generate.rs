@@ -61,7 +61,7 @@ fn open(args: &Generate, world: &World) -> mp_train::Result<Opened> {
         let rule = "must name the model: a folder with the `config.json` of a published one, or a run folder";
         return Err(refused("model.from", "unset", rule));
     }
-    let tokenizer = Tokenizer::load(&config.data.tokenizer)?;
+    let tokenizer = config.data.open_tokenizer()?;
     let sampling = Sampling {
         temperature: args.temperature,
         top_k: args.top_k,

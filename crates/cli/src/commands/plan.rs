@@ -3,7 +3,6 @@
 
 use std::path::Path;
 
-use mp_data::Tokenizer;
 use mp_plan::{Analytic, Ranking, Space};
 use mp_train::cluster;
 use mp_train::layout::Layout;
@@ -30,7 +29,7 @@ pub fn run(args: &Plan, world: &World) -> Result<(), Failure> {
         return Err(refused("--ranks", 0, "must be at least 1").into());
     }
     let config = args.configuration.load()?;
-    let tokenizer = Tokenizer::load(&config.data.tokenizer).map_err(Error::from)?;
+    let tokenizer = config.data.open_tokenizer()?;
     if let Some(cluster) = &args.cluster {
         return choose(args, &config, vocabulary(&config, &tokenizer), cluster);
     }

@@ -164,3 +164,32 @@ fn a_person_is_asked_line_by_line() {
     assert!(ended.out.contains("error: prompt 3 is not UTF-8"), "{ended:#?}");
     assert!(ended.out.matches("> ").count() >= 5 && ended.out.matches("xyz").count() >= 2, "{ended:#?}");
 }
+
+#[test]
+fn a_folder_without_tokenizer_is_imported_and_asks_for_one_where_text_comes_in() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |path: &str| folder.path().join(path);
+    train(folder.path(), &["train.name=a", "model.architecture=gpt2", "model.vocab=600"]).success();
+    alone(folder.path(), &["checkpoint", "export", "runs/a", "--out", "published"]).success();
+    fs::remove_file(at("published/tokenizer.json")).unwrap();
+    alone(folder.path(), &["checkpoint", "import", "published", "--out", "runs/b"]).success();
+    alone(folder.path(), &["checkpoint", "export", "runs/b", "--out", "again"]).success();
+    assert!(!at("again/tokenizer.json").exists() && at("again/config.json").exists());
+    fs::write(at("text.txt"), "one two three four").unwrap();
+    for from in ["model.from=published", "model.from=runs/b", "model.from=again"] {
+        for more in [&["generate", "--prompt", "a"][..], &["eval", "--set", "data.path=text.txt"], &["train"]] {
+            let ended = alone(folder.path(), &[more, &["--set", from]].concat());
+            assert!(ended.input_error().contains("`data.tokenizer` is unset"), "{from} {more:?}: {ended:#?}");
+        }
+    }
+    // Dropouts that differ are a matter of training; the tokenizer of the user's is taken everywhere.
+    let path = at("published/config.json");
+    let mut keys: Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+    keys["attn_pdrop"] = 0.5.into();
+    fs::write(&path, keys.to_string()).unwrap();
+    let sets = ["--set", "model.from=published", "--set", "data.tokenizer=bytes"];
+    alone(folder.path(), &[&["generate", "--prompt", "a", "--max-new-tokens", "3"], &sets[..]].concat()).success();
+    alone(folder.path(), &[&["eval", "--set", "data.path=text.txt"], &sets[..]].concat()).success();
+    let ended = alone(folder.path(), &[&["train"], &sets[..]].concat());
+    assert!(ended.input_error().contains("`attn_pdrop` = 0.5"), "{ended:#?}");
+}

@@ -1,8 +1,8 @@
 //! `model.from`: what a configuration takes from the folder that its model comes from, a published one or a run's.
 
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
-use mp_data::Tokenizer;
 use mp_plan::{Architecture, LoraConfig, ModelConfig};
 use toml::{Table, Value};
 
@@ -13,8 +13,8 @@ use crate::run_folder::{self, CHECKPOINTS};
 use crate::text::vocabulary;
 use crate::{Error, Result};
 
-/// A model of at most so many tokens may well be one of bytes and a few marks between texts.
-const MOST_BYTES_VOCAB: usize = 512;
+/// A model of so many tokens may well be one of bytes and a few marks between texts.
+const BYTES_VOCAB: RangeInclusive<usize> = 256..=512;
 
 /// What a folder says.
 struct Origin {
@@ -43,14 +43,14 @@ pub(super) fn resolve(layers: &Layers, mut config: Config) -> Result<Config> {
     let mut model = ModelConfig { from: Some(from.clone()), base, ..origin.model.to_config() };
     if says("model", "dropout") {
         model.dropout = config.model.dropout;
-    } else if let Some(keys) = origin.uneven_dropout {
-        let problem = format!("it drops unevenly ({keys}), which is not computed; choose one `model.dropout` for all");
-        return Err(Error::Published { path: from, problem });
+    } else {
+        // Of no concern to who does not train.
+        config.uneven_dropout = origin.uneven_dropout;
     }
     refuse_changes(&said, &model, &from)?;
     config.model = model;
     if !says("data", "tokenizer") {
-        config.data.tokenizer = tokenizer(origin.tokenizer, &from, origin.model.vocab)?;
+        config.data.tokenizer = tokenizer(origin.tokenizer, origin.model.vocab);
     }
     if !says("train", "seq") {
         config.train.seq = config.train.seq.min(origin.model.max_seq);
@@ -142,7 +142,7 @@ fn run(from: &Path) -> Result<Origin> {
     }
     let saved = schema::read(resume::saved(folder)?)?;
     let vocab = match saved.model.vocab {
-        0 => vocabulary(&saved, &Tokenizer::load(&saved.data.tokenizer)?),
+        0 => vocabulary(&saved, &saved.data.open_tokenizer()?),
         said => said,
     };
     let model = Architecture::resolve(&saved.model, vocab, saved.train.seq)?;
@@ -150,15 +150,12 @@ fn run(from: &Path) -> Result<Origin> {
     Ok(Origin { model, uneven_dropout: None, tokenizer: Some(saved.data.tokenizer), lora })
 }
 
-/// Chooses the tokenizer of a folder.
-fn tokenizer(own: Option<String>, from: &Path, vocab: usize) -> Result<String> {
+/// Chooses the tokenizer of a folder; a name without letters is none.
+fn tokenizer(own: Option<String>, vocab: usize) -> String {
     match own {
-        Some(file) => Ok(file),
-        None if vocab <= MOST_BYTES_VOCAB => Ok(BYTES.into()),
-        None => {
-            let problem = format!("it has no `tokenizer.json` for its {vocab} tokens; give one as `data.tokenizer`");
-            Err(Error::Published { path: from.into(), problem })
-        }
+        Some(file) => file,
+        None if BYTES_VOCAB.contains(&vocab) => BYTES.into(),
+        None => String::new(),
     }
 }
 
@@ -255,13 +252,19 @@ mod tests {
 
     #[test]
     fn what_a_folder_leaves_open_is_asked_for() {
-        let large = folder(|json| json["vocab_size"] = 1000.into());
-        let error = load(large.path(), &[]).unwrap_err().to_string();
-        assert!(error.contains("give one as `data.tokenizer`"), "{error}");
+        for vocab in [37, 1000] {
+            let other = folder(|json| json["vocab_size"] = vocab.into());
+            let config = load(other.path(), &[]).unwrap();
+            let error = config.data.open_tokenizer().unwrap_err();
+            assert!(error.is_input() && error.to_string().contains("`data.tokenizer` is unset"), "{error}");
+            assert_eq!(config.data.tokenizer_folder(), None);
+        }
         let uneven = folder(|json| json["attn_pdrop"] = 0.5.into());
-        let error = load(uneven.path(), &[]).unwrap_err().to_string();
+        let error = load(uneven.path(), &[]).unwrap().check_dropout().unwrap_err().to_string();
         assert!(error.contains("`attn_pdrop` = 0.5") && error.contains("`model.dropout`"), "{error}");
-        assert_eq!(load(uneven.path(), &["model.dropout=0.25"]).unwrap().model.dropout, 0.25);
+        let chosen = load(uneven.path(), &["model.dropout=0.25"]).unwrap();
+        chosen.check_dropout().unwrap();
+        assert_eq!(chosen.model.dropout, 0.25);
         let empty = tempfile::tempdir().unwrap();
         let error = load(empty.path(), &[]).unwrap_err().to_string();
         assert!(error.contains("`model.from`") && error.contains("or a run folder"), "{error}");

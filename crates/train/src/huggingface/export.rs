@@ -45,7 +45,7 @@ pub fn export(run: &Path, out: &Path, shard_bytes: u64, change: &dyn Fn(&mut Con
         return Err(Error::Checkpoint { path: reader.path().into(), problem: problem.into() });
     }
     change(&mut config);
-    publish(&Stored::new(reader.into(), Section::Model, String::new()), &config, out, shard_bytes)
+    publish(&Stored::new(reader.into(), Section::Model, String::new()), &config, run, out, shard_bytes)
 }
 
 /// Writes the model of a run that trained adapters as [`export`] does, with the adapters folded in, in the kind of the model
@@ -67,7 +67,7 @@ pub fn export_merged(
         Opened::Plain(plain) => Err(no_adapters(&*plain, "--merged")),
         Opened::Adapted(adapted) => {
             let dtype = adapted.entry(TABLE).map(|table| table.dtype);
-            publish(&Merged::new(adapted, dtype), &config, out, shard_bytes)
+            publish(&Merged::new(adapted, dtype), &config, run, out, shard_bytes)
         }
     }
 }
@@ -94,7 +94,7 @@ pub(super) fn check_new(out: &Path) -> Result<()> {
     }
 }
 
-fn publish(source: &dyn WeightSource, config: &Config, out: &Path, shard_bytes: u64) -> Result<Export> {
+fn publish(source: &dyn WeightSource, config: &Config, run: &Path, out: &Path, shard_bytes: u64) -> Result<Export> {
     let refused = |problem: String| Error::Published { path: out.into(), problem };
     let refusal = |refusal: huggingface::Refusal| refused(refusal.to_string());
     let lacks = || Error::Checkpoint { path: source.origin().into(), problem: format!("it holds no tensor `{TABLE}`") };
@@ -118,7 +118,7 @@ fn publish(source: &dyn WeightSource, config: &Config, out: &Path, shard_bytes: 
         let tensor = tensors.iter().find(|tensor| tensor.name == entry.name).expect("each entry is a tensor's");
         put(source, tensor, dtype.bytes(), &mut |elements| file.write_all(elements).map_err(written))
     })?;
-    keys.append(&mut tokens::write(config, out)?);
+    keys.append(&mut tokens::write(config, Some(run), out)?);
     // Last, for it is what makes the folder a model.
     durable::write(&out.join(CONFIG), format!("{:#}\n", serde_json::Value::Object(keys)).as_bytes())?;
     let files = shards.files.into_iter().map(|(name, _)| name).collect();

@@ -29,6 +29,7 @@ pub fn import(config: &Config, run: &Path) -> Result<PathBuf> {
         rule: "must name the folder of the model to import".into(),
     };
     let from = config.model.from.as_deref().ok_or_else(nowhere)?;
+    config.check_dropout()?;
     // All that can be refused comes before anything is written.
     let source = weights::open(from, config.model.base.as_deref())?;
     let run = std::path::absolute(run).unwrap_or_else(|_| run.into());
@@ -44,6 +45,7 @@ pub fn import(config: &Config, run: &Path) -> Result<PathBuf> {
         }
         base = Some(mark(&*source)?);
     }
+    tokens::keep_marks(from, &run)?;
     if let Some(tokenizer) = Folder::tokenizer(from).filter(|file| config.data.tokenizer == file.to_string_lossy()) {
         let own = run.join(TOKENIZER);
         fs::copy(&tokenizer, &own).map_err(|source| Error::Write { path: own.clone(), source })?;

@@ -154,7 +154,7 @@ pub struct Export {
     #[arg(long, value_name = "DIR")]
     pub base: Option<PathBuf>,
     /// The most bytes of a file of tensors; a larger tensor has a file of its own.
-    #[arg(long, value_name = "BYTES", default_value_t = 5_000_000_000)]
+    #[arg(long, value_name = "BYTES", default_value_t = 5_000_000_000, value_parser = clap::value_parser!(u64).range(1..))]
     pub shard_bytes: u64,
     /// The dropout that config.json speaks of; default: the run's.
     #[arg(long, value_name = "PROBABILITY")]

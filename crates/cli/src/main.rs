@@ -25,6 +25,7 @@ use clap::Parser;
 
 use args::{Args, Command};
 use failure::Failure;
+use stop::Stop;
 use wire::World;
 
 fn main() -> ExitCode {
@@ -37,6 +38,11 @@ fn main() -> ExitCode {
     if let Ok(Args { command: Command::Data(data) }) = &args {
         return commands::data::alone(data);
     }
+    // Before the ranks meet, which takes a moment: a signal in it is to end the run in good order too.
+    let stop = match &args {
+        Ok(Args { command: Command::Train(_) }) => Stop::on_signals(),
+        _ => Stop::default(),
+    };
     let world = match World::meet() {
         Ok(world) => world,
         Err(error) => {
@@ -44,13 +50,13 @@ fn main() -> ExitCode {
             return ExitCode::from(1);
         }
     };
-    world.work(|world| run(args, world))
+    world.work(|world| run(args, world, &stop))
 }
 
 /// Runs the command that was typed.
-fn run(args: Result<Args, clap::Error>, world: &World) -> Result<(), Failure> {
+fn run(args: Result<Args, clap::Error>, world: &World, stop: &Stop) -> Result<(), Failure> {
     match args.map_err(Failure::Usage)?.command {
-        Command::Train(train) => commands::train::run(&train, world),
+        Command::Train(train) => commands::train::run(&train, world, stop),
         Command::Plan(plan) => commands::plan::run(&plan, world),
         Command::Verify(verify) => commands::verify::run(&verify, world),
         Command::Eval(eval) => commands::eval::run(&eval, world),

@@ -11,8 +11,8 @@ use signal_hook::iterator::Signals;
 use crate::terminal;
 use crate::wire::launched;
 
-/// Whether a signal asked the run to save and end.
-#[derive(Debug)]
+/// Whether a signal asked the run to save and end. The default hears no signal.
+#[derive(Debug, Default)]
 pub struct Stop {
     /// Any of the signals came.
     asked: Arc<AtomicBool>,
@@ -25,13 +25,12 @@ pub struct Stop {
 type Left = Arc<Mutex<Option<String>>>;
 
 impl Stop {
-    /// Lets SIGTERM, SIGINT and SIGUSR1 ask the run to save and end; a second SIGINT ends the process at once. Where
-    /// `speaks`, says on a signal that ends the launcher what is left if it ends the run too.
+    /// Lets SIGTERM, SIGINT and SIGUSR1 ask the run to save and end, from now on; a second SIGINT ends the process at once.
     ///
     /// Open MPI's mpirun hands SIGUSR1 on and waits. SIGINT and SIGTERM end it, and so does a rank that dies: it sends its
     /// ranks SIGTERM, and a moment later SIGKILL, which may be too short to save.
-    pub fn on_signals(speaks: bool) -> Self {
-        let stop = Self { asked: Arc::default(), ending: Arc::default(), left: Arc::default() };
+    pub fn on_signals() -> Self {
+        let stop = Self::default();
         // Only a signal number that does not exist can be refused.
         let _ = flag::register_conditional_shutdown(SIGINT, 1, Arc::clone(&stop.asked));
         for signal in [SIGINT, SIGTERM] {
@@ -40,10 +39,14 @@ impl Stop {
         for signal in [SIGINT, SIGTERM, SIGUSR1] {
             let _ = flag::register(signal, Arc::clone(&stop.asked));
         }
-        if speaks && launched() {
-            warn_of_the_end(Arc::clone(&stop.left));
-        }
         stop
+    }
+
+    /// Says on a signal that ends the launcher what is left if it ends the run too.
+    pub fn speak(&self) {
+        if launched() {
+            warn_of_the_end(Arc::clone(&self.left));
+        }
     }
 
     /// Returns what is set once a signal came.
@@ -68,13 +71,6 @@ impl Stop {
     /// Notes that nothing can be lost any more.
     pub fn is_over(&self) {
         *self.left.lock().unwrap_or_else(PoisonError::into_inner) = None;
-    }
-}
-
-impl Drop for Stop {
-    /// A run that failed has said why.
-    fn drop(&mut self) {
-        self.is_over();
     }
 }
 

@@ -37,6 +37,10 @@ const EMBEDDED: &[(&str, &str)] = embed![
     "18-parables.txt",
 ];
 
+/// What files are that `data tokenize` reads and nobody means to train on as they stand.
+const OTHER: [(&str, &str); 4] =
+    [(".jsonl", "lines of JSON"), (".ndjson", "lines of JSON"), (".gz", "compressed"), (".zst", "compressed")];
+
 /// A text of one document or several, and where it comes from.
 #[derive(Debug, Clone)]
 pub struct Corpus {
@@ -136,8 +140,12 @@ impl Corpus {
     }
 }
 
-/// Reads a file of UTF-8 text.
+/// Reads a file of UTF-8 text, unless its name says that it is something else.
 fn read(path: &Path) -> Result<String> {
+    let name = path.to_string_lossy().to_lowercase();
+    if let Some((_, what)) = OTHER.iter().find(|(suffix, _)| name.ends_with(suffix)) {
+        return Err(Error::NotText { path: path.into(), what });
+    }
     String::from_utf8(file::read(path)?).map_err(|error| {
         let offset = error.utf8_error().valid_up_to();
         Error::NotUtf8 { path: path.into(), offset, byte: error.as_bytes()[offset] }

@@ -53,6 +53,18 @@ pub enum Error {
         /// The offending byte; the first byte of a character that is cut off or malformed.
         byte: u8,
     },
+    /// A file that holds text in a wrapping.
+    #[error(
+        "`{}` is no plain text: by its name it is {what}; `mp-cli data tokenize` makes token files of it, and `data.format` \
+         tells of examples",
+        path.display()
+    )]
+    NotText {
+        /// The file.
+        path: PathBuf,
+        /// What it is.
+        what: &'static str,
+    },
     /// A name that is neither a built-in tokenizer nor a file.
     #[error("the tokenizer `{spec}` is neither \"bytes\" nor a file; give \"bytes\" or the path of a tokenizer.json")]
     UnknownTokenizer {

@@ -34,6 +34,11 @@ fn what_is_no_text_file_is_named() {
     assert!(error.to_string().contains("nothing.txt"), "{error}");
 
     assert!(matches!(Corpus::open(folder.path()), Err(Error::Empty { .. })));
+    for (name, what) in [("a.jsonl", "lines of JSON"), ("A.NDJSON", "lines of JSON"), ("a.txt.gz", "compressed")] {
+        let error = Corpus::open(write(folder.path(), name, b"{}")).unwrap_err().to_string();
+        assert!(error.contains(name) && error.contains(what) && error.contains("data tokenize"), "{error}");
+        fs::remove_file(folder.path().join(name)).unwrap();
+    }
     assert!(matches!(Corpus::open(write(folder.path(), "empty", b"")), Err(Error::Empty { .. })));
     // A file used as a folder: an error of the system, with its reason.
     let below = write(folder.path(), "file", b"text").join("below");

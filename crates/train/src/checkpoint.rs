@@ -50,6 +50,7 @@ use std::fmt;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use mp_comm::Communicator;
 use serde::{Deserialize, Serialize};
 
 pub use directory::DirectoryStore;
@@ -127,6 +128,13 @@ pub enum Verify {
     },
     /// Lengths.
     Lengths,
+}
+
+impl Verify {
+    /// Returns this rank's share of comparing every byte; the ranks must agree on what each has found.
+    pub fn shared(world: &dyn Communicator) -> Self {
+        Verify::Share { rank: world.rank().0, of: world.size() }
+    }
 }
 
 /// Opens the newest checkpoint of a run folder, or the checkpoint whose own folder it is.

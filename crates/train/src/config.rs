@@ -413,7 +413,8 @@ impl Config {
         let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.into());
         self.model.from = from::absolute(self.model.from);
         self.model.base = from::absolute(self.model.base);
-        self.data.path = self.data.path.as_deref().map(absolute);
+        // Nothing, as `--set data.path=` has it, is no path.
+        self.data.path = self.data.path.as_deref().filter(|path| !path.as_os_str().is_empty()).map(absolute);
         for source in &mut self.data.blend {
             source.path = absolute(&source.path);
         }

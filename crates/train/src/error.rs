@@ -147,6 +147,9 @@ pub enum Error {
         /// What is wrong with it.
         problem: String,
     },
+    /// A text whose loss is no number.
+    #[error("the loss is not a finite number: the weights are none, or they are too large for `train.precision`")]
+    Unmeasurable,
     /// Scores that nothing can be chosen by.
     #[error(
         "the scores after {position} tokens of prompt {prompt} are no finite numbers: the weights are none, or they are too \
@@ -256,6 +259,7 @@ impl Error {
             | Error::Write { .. }
             | Error::NotFinite { .. }
             | Error::Scores { .. }
+            | Error::Unmeasurable
             | Error::MicroBatches { .. }
             | Error::Failed
             | Error::Samples { .. }

@@ -14,6 +14,7 @@ pub use consecutive::Consecutive;
 
 use crate::agree::agree;
 use crate::assembled::Assembled;
+use crate::checkpoint::Verify;
 use crate::config::DataFormat;
 use crate::examples;
 use crate::inference::{Inference, Use};
@@ -84,13 +85,16 @@ pub fn measure(config: &Config, world: &Arc<dyn Communicator>, device: Device, b
         let tokenizer = config.data.open_tokenizer()?;
         let vocab = if config.model.vocab > 0 { config.model.vocab } else { tokenizer.vocab_size() };
         let windows = walk(config, &tokenizer, vocab)?;
-        Ok((weights::open(from, config.model.base.as_deref())?, tokenizer, windows))
+        Ok((weights::open(from, config.model.base.as_deref(), Verify::shared(&**world))?, tokenizer, windows))
     };
     let (source, tokenizer, windows) = agree(&**world, input())?;
     let inference = Inference::new(config, tokenizer.vocab_size(), &*source, world, device, Use::Reading)?;
     let lengths = agree(&**world, tokenizer.byte_lengths().map_err(Error::from))?;
     let bytes = |target: i64| usize::try_from(target).ok().and_then(|id| lengths.get(id)).copied().unwrap_or(0);
     let Sums { loss, targets, bytes } = sums(inference.assembled(), &*windows, batch, 0, bytes)?;
+    if !loss.is_finite() {
+        return Err(Error::Unmeasurable);
+    }
     let bits_per_byte = loss / std::f64::consts::LN_2 / bytes;
     Ok(Measured { loss: loss / targets, tokens: targets as u64, bits_per_byte })
 }

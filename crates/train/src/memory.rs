@@ -14,8 +14,10 @@ use crate::{Config, Error, Result};
 pub fn check(config: &Config, layout: &Layout, world: &dyn Communicator, device: Device) -> Result<()> {
     // Where the system does not say what is free, the allocator will.
     let Some(free) = device::free_bytes(device) else { return Ok(()) };
-    let (ranks, rank_bytes) =
-        (world.local_size(), rank_bytes(config, layout) + copy_bytes(config, layout, world.size()));
+    let ranks = world.local_size();
+    let rank_bytes = rank_bytes(config, layout)
+        .saturating_add(copy_bytes(config, layout, world.size()))
+        .saturating_add(batch_bytes(config, layout));
     match rank_bytes.saturating_mul(ranks as u64) > free {
         true => Err(Error::Memory { rank_bytes, ranks, free }),
         false => Ok(()),
@@ -40,6 +42,12 @@ fn copy_bytes(config: &Config, layout: &Layout, world: usize) -> u64 {
     let width = config.train.precision.backend().master().elt_size_in_bytes() as u64;
     let tensors = 1 + Layout::moments(config) as u64;
     elements.saturating_mul(width * tensors) / world as u64
+}
+
+/// Returns the bytes of the batches that are read ahead: two numbers of eight bytes for each position.
+fn batch_bytes(config: &Config, layout: &Layout) -> u64 {
+    let sequences = config.train.global_batch as u64 / layout.partition.mesh.degrees().dp as u64;
+    sequences.saturating_mul(config.train.seq as u64).saturating_mul(16)
 }
 
 #[cfg(test)]

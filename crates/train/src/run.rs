@@ -451,11 +451,12 @@ fn due(every: u64, step: u64) -> bool {
 /// the weights from where the model comes from. Under adapters also returns the [`mark`] of the model.
 fn begin(config: &Config, store: &DirectoryStore, trainer: &Trainer) -> Result<(Option<About>, Option<String>)> {
     let resumed = if config.checkpoint.resume { latest(store, trainer)? } else { None };
+    let proof = Verify::shared(&*trainer.groups().world);
     let base = match &config.model.from {
         // What a run freezes is in none of its checkpoints.
         Some(from) if config.lora.rank > 0 => Some(adapted(config, from, trainer, resumed.is_none())?),
         Some(from) if resumed.is_none() => {
-            weights::load(trainer.parameters(), &*weights::open_merged(from, config.model.base.as_deref())?)?;
+            weights::load(trainer.parameters(), &*weights::open_merged(from, config.model.base.as_deref(), proof)?)?;
             None
         }
         _ => None,
@@ -473,7 +474,8 @@ fn begin(config: &Config, store: &DirectoryStore, trainer: &Trainer) -> Result<(
 
 /// Loads the model under adapters, and where the run begins those that are beside it already; returns its mark.
 fn adapted(config: &Config, from: &Path, trainer: &Trainer, begins: bool) -> Result<String> {
-    let source = weights::open(from, config.model.base.as_deref())?;
+    let proof = Verify::shared(&*trainer.groups().world);
+    let source = weights::open(from, config.model.base.as_deref(), proof)?;
     match source.adapters() {
         Some(_) if begins => weights::load(trainer.parameters(), &*source)?,
         _ => weights::load_base(trainer.parameters(), &*source)?,
@@ -483,8 +485,7 @@ fn adapted(config: &Config, from: &Path, trainer: &Trainer, begins: bool) -> Res
 
 /// Opens the newest checkpoint of a run, where there is one.
 fn latest(store: &DirectoryStore, trainer: &Trainer) -> Result<Option<Box<dyn CheckpointReader>>> {
-    let world = &trainer.groups().world;
-    store.latest(Verify::Share { rank: world.rank().0, of: world.size() })
+    store.latest(Verify::shared(&*trainer.groups().world))
 }
 
 /// Refuses to go on where ranks found different checkpoints, as nodes with folders of their own do, or one of another order

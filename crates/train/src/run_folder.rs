@@ -229,7 +229,12 @@ fn unwritable(path: &Path, error: &std::io::Error) -> Error {
 
 /// Says whether a run folder holds a checkpoint.
 pub fn has_checkpoint(folder: &Path) -> bool {
-    DirectoryStore::new(folder.join(CHECKPOINTS), 0).steps().is_ok_and(|steps| !steps.is_empty())
+    newest_step(folder).is_some()
+}
+
+/// Returns the step of a run folder's newest checkpoint.
+pub fn newest_step(folder: &Path) -> Option<u64> {
+    DirectoryStore::new(folder.join(CHECKPOINTS), 0).steps().ok()?.into_iter().max()
 }
 
 /// Writes a time as `20260131-235959`, in UTC.

@@ -16,7 +16,7 @@ use crate::optimizer::Optimizer;
 use crate::region::{self, Piece};
 use crate::step::Trainer;
 use crate::weights::{self, Stored, WeightSource};
-use crate::Result;
+use crate::{Error, Result};
 
 /// Elements from which a tensor that several ranks hold is written in parts.
 const SPLIT_ELEMENTS: usize = 4096;
@@ -218,6 +218,15 @@ pub fn restore(trainer: &Trainer, reader: Box<dyn CheckpointReader>) -> Result<(
     // A model that was imported has not been trained yet: there is nothing to restore, and zeros are where it begins.
     let untrained = reader.manifest().about.step == 0 && reader.manifest().optimizer.is_empty();
     let state = |part: &Part<'_>| part.section == Section::Optimizer && !untrained;
+    let held = |part: &Part<'_>| reader.manifest().optimizer.keys().any(|name| name.starts_with(&part.prefix));
+    if let Some(missing) = parts(parameters, trainer.optimizer()).iter().find(|part| state(part) && !held(part)) {
+        let problem = format!(
+            "it holds no `{}…` of `optimizer.name`: it is a model alone, or another optimizer's; begin a new run from its \
+             weights with `model.from`",
+            missing.prefix
+        );
+        return Err(Error::Checkpoint { path: reader.path().into(), problem });
+    }
     for part in parts(parameters, trainer.optimizer()).into_iter().filter(state) {
         let source = Stored::new(Arc::clone(&reader), Section::Optimizer, part.prefix);
         scatter(parameters, &source, part.flat)?;

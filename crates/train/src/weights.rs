@@ -137,13 +137,13 @@ pub fn tensor(source: &dyn WeightSource, entry: &Entry, region: &[Range<usize>])
 
 /// Opens the weights that lie at a path: a published model, the newest checkpoint of a run folder, or one checkpoint's own
 /// folder. Of a run that trained adapters, they and the model under them, which lies at `base` where it is not where the run
-/// says.
+/// says. The bytes of runs are compared with their checksums as `verify` says; published models have none.
 ///
 /// # Errors
 /// [`Error::Published`] for what of a published model is not computed; [`Error::Checkpoint`] if there is none, or it is
 /// not intact; either if the model under adapters is not there or another.
-pub fn open(path: &Path, base: Option<&Path>) -> Result<Box<dyn WeightSource>> {
-    Ok(match Opened::at(path, base, Verify::Lengths)? {
+pub fn open(path: &Path, base: Option<&Path>, verify: Verify) -> Result<Box<dyn WeightSource>> {
+    Ok(match Opened::at(path, base, verify)? {
         Opened::Plain(plain) => plain,
         Opened::Adapted(adapted) => Box::new(adapted),
     })
@@ -153,8 +153,8 @@ pub fn open(path: &Path, base: Option<&Path>) -> Result<Box<dyn WeightSource>> {
 ///
 /// # Errors
 /// As [`open`].
-pub fn open_merged(path: &Path, base: Option<&Path>) -> Result<Box<dyn WeightSource>> {
-    Ok(match Opened::at(path, base, Verify::Lengths)? {
+pub fn open_merged(path: &Path, base: Option<&Path>, verify: Verify) -> Result<Box<dyn WeightSource>> {
+    Ok(match Opened::at(path, base, verify)? {
         Opened::Plain(plain) => plain,
         Opened::Adapted(adapted) => Box::new(Merged::new(adapted, None)),
     })
@@ -172,16 +172,16 @@ impl Opened {
     /// Opens it, a checkpoint after so much of a proof.
     pub(crate) fn at(path: &Path, base: Option<&Path>, verify: Verify) -> Result<Self> {
         if Adapter::is(path) {
-            return Ok(Opened::Adapted(Adapter::open(path, base)?.beside_model()?));
+            return Ok(Opened::Adapted(Adapter::open(path, base)?.beside_model(verify)?));
         }
         if Folder::is(path) {
             return Ok(Opened::Plain(Box::new(Folder::open(path)?)));
         }
-        Self::run(checkpoint::open(path, verify)?, base)
+        Self::run(checkpoint::open(path, verify)?, base, verify)
     }
 
     /// Takes what a checkpoint holds.
-    pub(crate) fn run(reader: Box<dyn CheckpointReader>, base: Option<&Path>) -> Result<Self> {
+    pub(crate) fn run(reader: Box<dyn CheckpointReader>, base: Option<&Path>, verify: Verify) -> Result<Self> {
         let (path, about) = (reader.path().to_path_buf(), reader.manifest().about.clone());
         let stored: Box<dyn WeightSource> = Box::new(Stored::new(reader.into(), Section::Model, String::new()));
         if about.config["lora"]["rank"].as_u64().unwrap_or(0) == 0 {
@@ -191,7 +191,7 @@ impl Opened {
         let config: Config = serde_json::from_value(about.config)
             .map_err(|error| refused(format!("its configuration is not understood ({error})")))?;
         let base = base.or(config.model.base.as_deref());
-        let (base, model) = Under { adapters: &path, said: config.model.from.as_deref(), base }.open()?;
+        let (base, model) = Under { adapters: &path, said: config.model.from.as_deref(), base, verify }.open()?;
         match about.base {
             Some(then) if mark(&*model)? != then => Err(refused(changed(&base))),
             _ => Ok(Opened::Adapted(Adapted::new(model, stored, Adapters { lora: config.lora, base }))),
@@ -216,6 +216,8 @@ pub(crate) struct Under<'a> {
     pub said: Option<&'a Path>,
     /// Where the user says that it is.
     pub base: Option<&'a Path>,
+    /// How much of it is proven, if it is a run's.
+    pub verify: Verify,
 }
 
 impl Under<'_> {
@@ -224,7 +226,7 @@ impl Under<'_> {
     /// # Errors
     /// [`Error::Checkpoint`] if there is none.
     pub fn path(&self) -> Result<PathBuf> {
-        let Self { adapters, said, base } = self;
+        let Self { adapters, said, base, .. } = self;
         let way_out = "name its folder as `model.base`";
         let refused = |problem: String| Error::Checkpoint { path: adapters.to_path_buf(), problem };
         let none = || refused(format!("its adapters stand on a model that lies in no folder known here; {way_out}"));
@@ -243,7 +245,7 @@ impl Under<'_> {
     /// As [`path`](Self::path) and [`open`]; [`Error::Checkpoint`] if the user names what has adapters itself.
     pub fn open(&self) -> Result<(PathBuf, Box<dyn WeightSource>)> {
         let path = self.path()?;
-        match Opened::at(&path, None, Verify::Lengths)? {
+        match Opened::at(&path, None, self.verify)? {
             Opened::Plain(plain) => Ok((path, plain)),
             // A run that went on with another's adapters.
             Opened::Adapted(adapted) if self.base.is_none() => {

@@ -10,6 +10,7 @@ use std::sync::atomic::AtomicBool;
 
 use mp_comm::threads;
 use mp_runtime::Device;
+use mp_train::checkpoint::Verify;
 use mp_train::huggingface::{export, import, Folder};
 use mp_train::weights::{self, WeightSource};
 use mp_train::{run, Config, Error};
@@ -42,7 +43,7 @@ fn fixtures() -> Vec<&'static str> {
 
 /// Computes the largest difference of a model's logits from a fixture's, under a layout.
 fn difference(from: &Path, name: &str, layout: [usize; 2]) -> f64 {
-    let open = || weights::open(from, None);
+    let open = || weights::open(from, None, Verify::Checksums);
     published::difference(&|layout| config(from, layout), &open, name, layout)
 }
 

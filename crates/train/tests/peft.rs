@@ -14,6 +14,7 @@ use mp_comm::{threads, Communicator};
 use mp_model::Pass;
 use mp_runtime::{bytes, Device, Kind, Tensor};
 use mp_train::assemble::Allocated;
+use mp_train::checkpoint::Verify;
 use mp_train::huggingface::{export, export_adapter, export_merged, import, Adapter, Folder};
 use mp_train::layout::Layout;
 use mp_train::pipeline::forward_only;
@@ -31,7 +32,7 @@ const NAMES: [&str; 4] = ["adapter_gpt2", "adapter_llama3", "adapter_qwen2", "ad
 
 /// The assignments that go on with the adapters of a folder.
 fn kept(from: &Path) -> Vec<String> {
-    let source = weights::open(from, None).unwrap();
+    let source = weights::open(from, None, Verify::Checksums).unwrap();
     let lora = source.adapters().unwrap().lora.clone();
     vec![
         format!("lora.rank={}", lora.rank),
@@ -48,8 +49,8 @@ fn config(from: &Path, sets: &[&str], more: &[String]) -> Config {
 /// Computes the largest difference of logits from a fixture's: with adapters beside their matrices, and folded in.
 fn differences(from: &Path, name: &str, layout: [usize; 2]) -> [f64; 2] {
     let kept = kept(from);
-    let beside = || weights::open(from, None);
-    let merged = || weights::open_merged(from, None);
+    let beside = || weights::open(from, None, Verify::Checksums);
+    let merged = || weights::open_merged(from, None, Verify::Checksums);
     [
         published::difference(&|sets| config(from, sets, &kept), &beside, name, layout),
         published::difference(&|sets| config(from, sets, &[]), &merged, name, layout),
@@ -68,7 +69,7 @@ fn logits_are_those_of_peft(#[values([1, 1], [2, 1], [4, 1], [1, 2], [2, 2])] la
 fn adapters_that_change_nothing_would_show() {
     for name in NAMES {
         let base = fixture(name.strip_prefix("adapter_").unwrap());
-        let open = || weights::open(&base, None);
+        let open = || weights::open(&base, None, Verify::Checksums);
         let far = published::difference(&|sets| config(&base, sets, &[]), &open, name, [1, 1]);
         assert!(far > 1e-3, "{name}: {far:e}");
     }
@@ -93,11 +94,11 @@ fn what_went_through_a_run_folder_is_the_same() {
             let [beside, folded] = differences(at, name, [1, 1]);
             assert!(beside <= 1e-5 && folded <= 1e-5, "{name} differs by {beside:e}, merged by {folded:e}");
         }
-        let open = || weights::open(&merged, None);
+        let open = || weights::open(&merged, None, Verify::Checksums);
         let worst = published::difference(&|sets| config(&merged, sets, &[]), &open, name, [1, 1]);
         assert!(worst <= 1e-5, "{name} differs by {worst:e} as a merged folder");
         // Out and in again each element is the same, and so is what is said of them.
-        let [before, after] = [&run, &alone].map(|at| weights::open(at, None).unwrap());
+        let [before, after] = [&run, &alone].map(|at| weights::open(at, None, Verify::Checksums).unwrap());
         let (mut said, mut says) = (before.adapters().unwrap().lora.clone(), after.adapters().unwrap().lora.clone());
         assert!(said.computes_as(&says), "{said:?} and {says:?}");
         (said.alpha, says.alpha) = (0.0, 0.0);
@@ -157,7 +158,7 @@ fn golden(run: &Path, base: &str, file: &Path) {
         let layout = Layout::new(&config, 0, world.size())?;
         let groups = layout.groups(&world)?;
         let trainer = Allocated::new(&config, &layout, &groups, Device::Cpu)?.trainer(&config, &layout, groups)?;
-        weights::load(trainer.parameters(), &*weights::open(run, None)?)?;
+        weights::load(trainer.parameters(), &*weights::open(run, None, Verify::Checksums)?)?;
         let shape = trainer.assembled().activation_shape(2, 12);
         let pass = Pass::evaluation(&tokens);
         forward_only(trainer.line(), trainer.model(), &pass, shape, |last, hidden| last.logits(hidden))
@@ -232,7 +233,7 @@ fn adapters_of_parts_of_a_module_come_back_as_they_were() {
         let run = trained(base, targets, folder.path());
         let out = folder.path().join(format!("out-{index}"));
         export_adapter(&run, None, &out).unwrap();
-        let [before, after] = [&run, &out].map(|at| weights::open(at, None).unwrap());
+        let [before, after] = [&run, &out].map(|at| weights::open(at, None, Verify::Checksums).unwrap());
         let [said, says] = [&before, &after].map(|source| source.adapters().unwrap().lora.clone());
         assert_eq!(said, says);
         for parameter in before.names() {
@@ -279,7 +280,7 @@ fn with_tensors(folder: &Path, change: impl Fn(&str, Vec<usize>) -> Option<(Stri
 
 fn refused(change: impl FnOnce(&Path)) -> String {
     let (_parent, folder) = changed("adapter_gpt2", change);
-    let error = weights::open(&folder, None).unwrap_err();
+    let error = weights::open(&folder, None, Verify::Checksums).unwrap_err();
     assert!(error.is_input(), "{error}");
     error.to_string()
 }
@@ -357,7 +358,7 @@ fn folders_that_are_not_whole_are_refused() {
 fn another_model_may_be_named_and_must_fit() {
     let (_parent, folder) =
         changed("adapter_gpt2", |folder| with_key(folder, "base_model_name_or_path", json!("gone")));
-    let at = |base: &str| weights::open(&folder, Some(&fixture(base)));
+    let at = |base: &str| weights::open(&folder, Some(&fixture(base)), Verify::Checksums);
     assert_eq!(at("gpt2").unwrap().adapters().unwrap().base, fixture("gpt2"));
     let narrow = at("gpt2_odd").unwrap_err().to_string();
     assert!(narrow.contains("make it [2, 12]"), "{narrow}");

@@ -8,6 +8,7 @@ use mp_comm::Rank;
 use mp_data::Tokenizer;
 use mp_runtime::Device;
 use mp_train::agree::agree;
+use mp_train::checkpoint::Verify;
 use mp_train::generate::{self, Prompt, Reason, Sampling, Wish, Written};
 use mp_train::inference::{Inference, Use};
 use mp_train::{weights, Config};
@@ -98,7 +99,8 @@ fn load(opened: &Opened, world: &World, device: Device) -> mp_train::Result<Infe
     let communicator = world.communicator();
     let (config, vocab) = (&opened.config, opened.tokenizer.vocab_size());
     let from = config.model.from.clone().unwrap_or_default();
-    let source = agree(&**communicator, weights::open(&from, config.model.base.as_deref()))?;
+    let source =
+        agree(&**communicator, weights::open(&from, config.model.base.as_deref(), Verify::shared(&**communicator)))?;
     Inference::new(config, vocab, &*source, communicator, device, Use::Writing)
 }
 

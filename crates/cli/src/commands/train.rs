@@ -14,11 +14,11 @@ use crate::stop::Stop;
 use crate::threads;
 use crate::wire::{choose_device, World};
 
-/// Trains as the command line says.
+/// Trains as the command line says, until `stop` asks for an end.
 ///
 /// # Errors
 /// What the input or the run refuses.
-pub fn run(args: &Train, world: &World) -> Result<(), Failure> {
+pub fn run(args: &Train, world: &World, stop: &Stop) -> Result<(), Failure> {
     let communicator = world.communicator();
     let opened = || {
         let trace = listen::start(args, communicator.rank().0)?;
@@ -29,11 +29,15 @@ pub fn run(args: &Train, world: &World) -> Result<(), Failure> {
     let (config, mut screen, _trace) = agree(&**communicator, opened())?;
     threads::prepare(&**communicator, config.train.threads)?;
     let device = agree(&**communicator, choose_device(config.train.device))?;
-    let stop = Stop::on_signals(screen.speaks());
-    let report = {
-        let mut progress = Progress::new(&screen, config.checkpoint.resume, &stop);
+    if screen.speaks() {
+        stop.speak();
+    }
+    let trained = {
+        let mut progress = Progress::new(&screen, config.checkpoint.resume, stop);
         let observer: &mut dyn Observer = if screen.speaks() { &mut progress } else { &mut () };
-        mp_train::run::train(&config, Arc::clone(communicator), device, stop.asked(), observer)?
+        mp_train::run::train(&config, Arc::clone(communicator), device, stop.asked(), observer)
     };
-    Ok(screen.result(&report)?)
+    // A run that failed says why.
+    stop.is_over();
+    Ok(screen.result(&trained?)?)
 }

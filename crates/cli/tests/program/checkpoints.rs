@@ -113,6 +113,33 @@ fn checkpoints_are_converted_and_averaged() {
     assert!(again.input_error().contains("give the name of a new folder"), "{again:#?}");
 }
 
+/// What is damaged is used by nothing, and what lacks a state is not gone on from.
+#[test]
+fn weights_are_compared_with_their_checksums_by_whoever_reads_them() {
+    let folder = two_checkpoints();
+    let there = |words: &[&str]| alone(folder.path(), words);
+    there(&["checkpoint", "convert", "runs/a", "--out", "runs/model", "--model-only"]).success();
+    let words = with_sets("train", &[TINY, &["train.name=model", "checkpoint.resume=true", "train.steps=4"]]);
+    let message = there(&words).input_error().to_string();
+    assert!(message.contains("a model alone, or another optimizer's") && message.contains("model.from"), "{message}");
+
+    let file = folder.path().join(step("a", 2)).join("model-00000.safetensors");
+    let mut bytes = fs::read(&file).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&file, bytes).unwrap();
+    fs::write(folder.path().join("text.txt"), "some text that is measured").unwrap();
+    for words in [
+        with_sets("eval", &[&["model.from=runs/a", "data.path=text.txt"]]),
+        with_sets("train", &[TINY, &["model.from=runs/a", "train.name=b"]]),
+        [&with_sets("generate", &[&["model.from=runs/a"]])[..], &["--prompt", "a"]].concat(),
+    ] {
+        for ended in [there(&words), ranks(2, folder.path(), &[&words[..], &["--set", "train.name=c"]].concat())] {
+            assert!(ended.input_error().contains("has the checksum"), "{ended:#?}");
+        }
+    }
+}
+
 /// Waits until a run has saved so often.
 fn has_saved(checkpoints: &PathBuf, step: u64) {
     let begun = Instant::now();

@@ -67,6 +67,7 @@ fn layouts_that_cannot_be() {
 #[test]
 fn a_model_that_the_machine_has_no_room_for() {
     let folder = tempfile::tempdir().unwrap();
+    refused(folder.path(), &["train.global_batch=10000000000"]);
     let message = refused(folder.path(), &["model.hidden=1000000"]);
     assert!(message.contains(" GiB on this machine") && message.contains(" GiB are free"), "{message}");
 }

@@ -94,7 +94,11 @@ fn mpirun_hands_a_signal_on_and_the_run_is_saved() {
     let again = "continue with: mpirun -n 2 mp-cli train --config ";
     let words = ended.out.lines().find_map(|line| line.split_once(again)).unwrap().1;
     let mut words = [&["train", "--config"], &words.split(' ').collect::<Vec<_>>()[..]].concat();
-    words.extend(["--set", "train.steps=1"]);
+    let done: String = saved[0].to_string_lossy().rsplit('-').next().unwrap().trim_start_matches('0').into();
+    let (done, fewer) = (format!("train.steps={done}"), "train.steps=1");
+    let refused = ranks(2, folder.path(), &[&words[..], &["--set", fewer]].concat());
+    assert!(refused.input_error().contains("the steps that this run has done"), "{refused:#?}");
+    words.extend(["--set", &done]);
     assert!(ranks(2, folder.path(), &words).success().out.contains("nothing is left to train"));
 }
 

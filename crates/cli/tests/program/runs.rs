@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::common::{alone, finish, losses, program, send, train, under_way, with_sets, TINY};
+use crate::common::{alone, finish, losses, program, send, start, train, under_way, with_sets, TINY};
 use mp_train::metrics;
 use mp_train::records::{EndReason, Record};
 
@@ -113,6 +113,29 @@ fn a_loss_that_is_no_number_fails_the_run_and_keeps_the_checkpoint() {
     let message = named(folder.path(), &diverging).message(1).to_string();
     assert!(message.contains("is not a finite number"), "{message}");
     assert!(folder.path().join("runs/a/checkpoints/step-00000002/manifest.json").exists());
+}
+
+/// Whenever it comes: the run ends as its folder says, or with the first step at the latest.
+#[test]
+fn a_signal_before_the_first_step_ends_in_good_order_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let sets = ["train.name=a", "train.steps=1000000"];
+    let child = start(program(folder.path()).args(with_sets("train", &[TINY, &sets])));
+    // The handlers are there before anything is set up.
+    let status = format!("/proc/{}/status", child.id());
+    let caught = || {
+        let text = fs::read_to_string(&status).unwrap();
+        let mask = text.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap().trim().to_string();
+        u64::from_str_radix(&mask, 16).unwrap() & (1 << (signal_hook::consts::SIGUSR1 - 1)) != 0
+    };
+    while !caught() {
+        std::thread::yield_now();
+    }
+    send("USR1", child.id());
+    let ended = finish(child).success();
+    let records = records(folder.path());
+    let Some(Record::End(end)) = records.last() else { panic!("{records:?} {ended:#?}") };
+    assert!(end.reason == EndReason::Signal && end.step <= 1, "{end:?}");
 }
 
 #[test]

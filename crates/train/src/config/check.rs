@@ -15,8 +15,9 @@ pub(super) fn all(config: &Config) -> Result<()> {
     optimizer(&config.optimizer, config.train.steps)?;
     let dropout = config.model.dropout;
     require((0.0..1.0).contains(&dropout), "model.dropout", dropout, "must be in [0, 1); 0 drops nothing")?;
-    let evaluates = config.eval.every > 0;
-    let rule = "needs evaluations: set `eval.every` above 0";
+    let nothing = matches!(config.data.validation, Validation::Fraction(fraction) if fraction == 0.0);
+    let evaluates = config.eval.every > 0 && !nothing;
+    let rule = "needs evaluations: set `eval.every` and `data.validation` above 0";
     require(evaluates || config.train.patience == 0, "train.patience", config.train.patience, rule)?;
     require(evaluates || config.checkpoint.keep_best == 0, "checkpoint.keep_best", config.checkpoint.keep_best, rule)?;
     positive("model.norm_eps", config.model.norm_eps)?;
@@ -148,7 +149,8 @@ mod tests {
     fn what_follows_from_evaluations_needs_some() {
         for set in ["train.patience=2", "checkpoint.keep_best=1"] {
             let error = Config::load(None, None, &["eval.every=0".into(), set.into()]).unwrap_err();
-            assert!(error.to_string().contains("needs evaluations: set `eval.every` above 0"), "{error}");
+            assert!(error.to_string().contains("needs evaluations: set `eval.every` and"), "{error}");
+            Config::load(None, None, &["data.validation=0".into(), set.into()]).unwrap_err();
             Config::load(None, None, &["eval.every=1".into(), set.into()]).unwrap();
         }
     }
@@ -158,6 +160,8 @@ mod tests {
         let sets = ["data.path=a", "data.blend=[{path=\"b\", weight=1}]"].map(String::from);
         let error = Config::load(None, None, &sets).unwrap_err().to_string();
         assert!(error.contains("`data.path` is ") && error.contains("`data.blend` too"), "{error}");
+        let unset = [sets[0].clone(), sets[1].clone(), "data.path=".into()];
+        assert_eq!(Config::load(None, None, &unset).unwrap().data.path, None);
     }
 
     #[test]

@@ -47,6 +47,11 @@ pub(super) fn over(layers: &Layers, folder: PathBuf) -> Result<Config> {
     config.label.clone_from(&layers.label);
     config.train.name = folder.file_name().map(|name| name.to_string_lossy().into_owned());
     config.train.out = folder.parent().map(Path::to_path_buf).unwrap_or_default();
+    let done = run_folder::newest_step(&folder).unwrap_or(0);
+    if config.train.steps < done {
+        let rule = format!("must be at least {done}, the steps that this run has done");
+        return Err(Error::Config { key: "train.steps", value: config.train.steps.to_string(), rule });
+    }
     Ok(config)
 }
 
@@ -83,8 +88,8 @@ fn refuse_changes(run: &Table, layers: &Layers, folder: &Path) -> Result<()> {
     let Some((key, value)) = differs else { return Ok(()) };
     let was = run.iter().find(|(k, _)| k == key).map_or_else(|| "unset".into(), |(_, value)| value.clone());
     let problem = format!(
-        "holds a run with `{key}` = {was}, which `--set {key}={value}` cannot change half-way; leave it out, or give \
-         another `train.name`"
+        "holds a run with `{key}` = {was}, which `--set {key}={value}` cannot change half-way; leave it out, or begin \
+         another run (`train.name`) from its weights with `model.from`"
     );
     Err(Error::RunFolder { path: folder.into(), problem })
 }
@@ -135,14 +140,22 @@ mod tests {
     }
 
     #[test]
+    fn fewer_steps_than_are_done_are_refused() {
+        let (out, _) = run(&["model.hidden=64"]);
+        let error = load(out.path(), &["train.steps=9"]).unwrap_err().to_string();
+        assert!(error.contains("`train.steps` is 9, but must be at least 10"), "{error}");
+        assert_eq!(load(out.path(), &["train.steps=10"]).unwrap().train.steps, 10);
+    }
+
+    #[test]
     fn a_file_says_nothing_about_the_model_of_a_continued_run() {
         let (out, _) = run(&["model.hidden=64", "train.seq=32"]);
         let file = out.path().join("new.toml");
         let text =
-            format!("[model]\nhidden = 32\n[train]\nseq = 16\nsteps = 5\nout = {:?}\nname = \"old\"\n", out.path());
+            format!("[model]\nhidden = 32\n[train]\nseq = 16\nsteps = 15\nout = {:?}\nname = \"old\"\n", out.path());
         std::fs::write(&file, text).unwrap();
         let config = Config::load(Some(&file), None, &["checkpoint.resume=true".into()]).unwrap();
-        assert_eq!((config.model.hidden, config.train.seq, config.train.steps), (64, 32, 5));
+        assert_eq!((config.model.hidden, config.train.seq, config.train.steps), (64, 32, 15));
     }
 
     #[test]

@@ -144,6 +144,7 @@ fn expected(key: &str, message: &str) -> String {
         "path string" => "a path in quotes".into(),
         "an array of length 2" => "a list of two numbers".into(),
         "a sequence" => LIST.into(),
+        "struct BlendConfig" => "a source, such as { path = \"TEXT\", weight = 1 }".into(),
         other => other.replace('`', "\""),
     }
 }

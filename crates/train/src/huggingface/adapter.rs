@@ -13,7 +13,7 @@ use safetensors::SafeTensors;
 use super::folder::{self, json};
 use super::{ADAPTER, ADAPTER_CONFIG, INDEX, SINGLE};
 use crate::adapted::{Adapted, Adapters};
-use crate::checkpoint::Entry;
+use crate::checkpoint::{Entry, Verify};
 use crate::config::described;
 use crate::region;
 use crate::weights::{Under, WeightSource};
@@ -61,7 +61,8 @@ impl Adapter {
             let problem = "pickled adapters are not read, so save them with safetensors";
             return Err(refused(format!("it has no `{ADAPTER}`; {problem}")));
         }
-        let under = Under { adapters: path, said: config.base.as_deref().map(Path::new), base };
+        let under =
+            Under { adapters: path, said: config.base.as_deref().map(Path::new), base, verify: Verify::Lengths };
         let base = under.path()?;
         let architecture = described(&base)?;
         let file = Mapping::open(&path.join(ADAPTER))?;
@@ -97,8 +98,8 @@ impl Adapter {
     ///
     /// # Errors
     /// What opening it raises; [`Error::Checkpoint`] if that has adapters itself.
-    pub(crate) fn beside_model(self) -> Result<Adapted> {
-        let (base, model) = Under { adapters: &self.path, said: None, base: Some(&self.base) }.open()?;
+    pub(crate) fn beside_model(self, verify: Verify) -> Result<Adapted> {
+        let (base, model) = Under { adapters: &self.path, said: None, base: Some(&self.base), verify }.open()?;
         let lora = self.lora.clone();
         Ok(Adapted::new(model, Box::new(self), Adapters { lora, base }))
     }

@@ -63,7 +63,7 @@ pub fn export_merged(
     let reader = checkpoint::open(run, Verify::Checksums)?;
     let mut config = config(&*reader)?;
     change(&mut config);
-    match Opened::run(reader, base)? {
+    match Opened::run(reader, base, Verify::Checksums)? {
         Opened::Plain(plain) => Err(no_adapters(&*plain, "--merged")),
         Opened::Adapted(adapted) => {
             let dtype = adapted.entry(TABLE).map(|table| table.dtype);

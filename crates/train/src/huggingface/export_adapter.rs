@@ -46,7 +46,7 @@ pub fn export_adapter(run: &Path, base: Option<&str>, out: &Path) -> Result<Expo
 
 /// Returns the folder of the model under a run's adapters, as PEFT can load it.
 fn named(run: &Path) -> Result<String> {
-    let Opened::Adapted(adapted) = Opened::at(run, None, Verify::Lengths)? else { unreachable!("it has adapters") };
+    let Opened::Adapted(adapted) = Opened::at(run, None, Verify::Checksums)? else { unreachable!("it has adapters") };
     let base = adapted.adapters().map(|adapters| adapters.base.clone()).unwrap_or_default();
     if Folder::is(&base) {
         return Ok(base.to_string_lossy().into_owned());

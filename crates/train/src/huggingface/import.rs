@@ -8,7 +8,7 @@ use mp_plan::lora::is_factor;
 
 use super::{tokens, Folder, TOKENIZER};
 use crate::adapted::mark;
-use crate::checkpoint::{About, CheckpointStore, DirectoryStore, Section, Slice};
+use crate::checkpoint::{About, CheckpointStore, DirectoryStore, Section, Slice, Verify};
 use crate::run_folder::{self, CHECKPOINTS};
 use crate::weights::{self, WeightSource};
 use crate::{region, Config, Error, Result};
@@ -31,7 +31,7 @@ pub fn import(config: &Config, run: &Path) -> Result<PathBuf> {
     let from = config.model.from.as_deref().ok_or_else(nowhere)?;
     config.check_dropout()?;
     // All that can be refused comes before anything is written.
-    let source = weights::open(from, config.model.base.as_deref())?;
+    let source = weights::open(from, config.model.base.as_deref(), Verify::Checksums)?;
     let run = std::path::absolute(run).unwrap_or_else(|_| run.into());
     made(&run)?;
     let mut config = config.clone();

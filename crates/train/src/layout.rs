@@ -51,13 +51,13 @@ impl Layout {
     /// Decides everything that the configuration leaves open, for `world` ranks and a tokenizer with `vocab` ids.
     ///
     /// # Errors
-    /// [`Error::Plan`](crate::Error::Plan) for what cannot be cut, and for options that would change nothing;
-    /// [`Error::Config`](crate::Error::Config) for a global batch that does not come out even, with the values that would.
+    /// [`Error::Plan`] for what cannot be cut, and for options that would change nothing;
+    /// [`Error::Config`] for a global batch that does not come out even, with the values that would.
     pub fn new(config: &Config, vocab: usize, world: usize) -> Result<Self> {
         Self::attempt(config, vocab, world).map_err(|error| uneven::explained(error, config, vocab, world))
     }
 
-    /// Decides as [`new`](Self::new); a global batch that does not come out even is [`Error::Data`](crate::Error::Data).
+    /// Decides as [`new`](Self::new); a global batch that does not come out even is [`Error::Data`].
     fn attempt(config: &Config, vocab: usize, world: usize) -> Result<Self> {
         let (architecture, mesh) = meshed(config, vocab, world)?;
         let sequences = Sequences { seq: config.train.seq, within_documents: within_documents(config) };
@@ -68,7 +68,7 @@ impl Layout {
     /// Decides how a model is cut that is used and not trained: options for training may then change nothing.
     ///
     /// # Errors
-    /// [`Error::Plan`](crate::Error::Plan) and [`Error::Data`](crate::Error::Data) for what cannot be cut.
+    /// [`Error::Plan`] and [`Error::Data`] for what cannot be cut.
     pub(crate) fn of_use(config: &Config, vocab: usize, world: usize) -> Result<Self> {
         let (architecture, mesh) = meshed(config, vocab, world)?;
         Self::cut(config, &architecture, mesh)
@@ -110,7 +110,7 @@ impl Layout {
     /// Says what a configuration trains, whatever the layout, for a tokenizer with `vocab` ids.
     ///
     /// # Errors
-    /// [`Error::Plan`](crate::Error::Plan) for a model that cannot be, [`Error::Config`](crate::Error::Config) for what layouts
+    /// [`Error::Plan`] for a model that cannot be, [`Error::Config`] for what layouts
     /// are not chosen for: adapters, and stages cut by hand.
     pub fn job(config: &Config, vocab: usize) -> Result<Job> {
         let refused = |key: &'static str, value: String, rule: &str| Error::Config { key, value, rule: rule.into() };

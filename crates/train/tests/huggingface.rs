@@ -9,16 +9,19 @@ use std::process::Command;
 use std::sync::atomic::AtomicBool;
 
 use mp_comm::threads;
-use mp_runtime::Device;
+use mp_data::Tokenizer;
+use mp_runtime::{Device, Kind};
 use mp_train::checkpoint::Verify;
+use mp_train::generate::{answer, Prompt, Sampling, Wish};
 use mp_train::huggingface::{export, import, Folder};
+use mp_train::inference::{Inference, Use};
 use mp_train::weights::{self, WeightSource};
 use mp_train::{run, Config, Error};
 use rstest::rstest;
 use safetensors::SafeTensors;
 use tempfile::tempdir;
 
-use published::{config, fixture, python};
+use published::{config, fixture, python, Golden};
 
 /// The fixtures with as many heads as two and four ranks can share, and those with three.
 const EVEN: [&str; 12] = [
@@ -60,6 +63,68 @@ fn odd_heads_are_those_of_transformers(#[values([1, 1], [3, 1], [1, 2])] layout:
     for name in ODD {
         let worst = difference(&fixture(name), name, layout);
         assert!(worst <= 1e-5, "{name} differs by {worst:e}");
+    }
+}
+
+/// The fixtures that have `generation.safetensors`, and the tensor ranks that can share them.
+const CONTINUED: [(&str, [usize; 2]); 3] = [("gpt2_odd", [1, 3]), ("llama3", [1, 2]), ("mistral", [1, 4])];
+
+/// Reads rows of whole numbers from what `continue.py` wrote.
+fn rows(golden: &Golden, name: &str) -> Vec<Vec<u32>> {
+    let rows = Vec::<Vec<i64>>::try_from(golden.tensor(name, Kind::Int64).unwrap()).unwrap();
+    rows.into_iter().map(|row| row.into_iter().map(|id| id as u32).collect()).collect()
+}
+
+fn numbers(golden: &Golden, name: &str) -> Vec<Vec<f64>> {
+    let tensor = golden.tensor(name, Kind::Double).unwrap();
+    Vec::try_from(tensor.view([-1, *tensor.size().last().unwrap()])).unwrap()
+}
+
+#[test]
+fn texts_go_on_as_in_transformers() {
+    for (name, degrees) in CONTINUED {
+        let golden = Golden::at(&fixture(name).join("generation.safetensors"));
+        // Bytes are ids here: those of a vocabulary of 37 are characters.
+        let text = |ids: &Vec<u32>| ids.iter().map(|&id| char::from(id as u8)).collect::<String>();
+        let prompt = |(number, ids)| Prompt::new(number, &text(ids), &Tokenizer::bytes(), 32).unwrap();
+        let prompts: Vec<Prompt> = (0..).zip(&rows(&golden, "prompts")).map(prompt).collect();
+        for (expected, repetition_penalty) in [("greedy", 1.0), ("penalized", 1.3)] {
+            let sampling = Sampling { temperature: 0.0, repetition_penalty, ..Sampling::default() };
+            let wish =
+                Wish { sampling, max_new_tokens: 16, stops: Vec::new(), ends: Vec::new(), batch: 2, cached: true };
+            for tp in degrees {
+                let config = config(&fixture(name), &["train.precision=fp64", &format!("parallel.tp={tp}")]);
+                let written = threads::run(tp, |world| {
+                    let source = weights::open(&fixture(name), None, Verify::Checksums)?;
+                    let inference = Inference::new(&config, 37, &*source, &world, Device::Cpu, Use::Writing)?;
+                    answer(inference.assembled(), &Tokenizer::bytes(), &prompts, &wish, &mut |_, _| ())
+                });
+                let got: Vec<Vec<u32>> = written[0].iter().map(|written| written.tokens.clone()).collect();
+                assert_eq!(got, rows(&golden, expected), "{name}: {expected} on {tp}");
+            }
+        }
+    }
+}
+
+#[test]
+fn rules_leave_of_scores_what_those_of_transformers_leave() {
+    for (name, _) in CONTINUED {
+        let golden = Golden::at(&fixture(name).join("generation.safetensors"));
+        let (scores, prompt) = (numbers(&golden, "scores").remove(0), rows(&golden, "prompts").remove(0));
+        let all = numbers(&golden, "probabilities");
+        for (rule, expected) in numbers(&golden, "rules").iter().zip(&all) {
+            let &[temperature, top_k, top_p, min_p, repetition_penalty] = &rule[..] else { unreachable!("five rules") };
+            let sampling = Sampling { temperature, top_k: top_k as usize, top_p, min_p, repetition_penalty, seed: 1 };
+            let weighed = sampling.weigh(scores.clone(), &prompt).unwrap();
+            let kept: Vec<u32> = weighed.iter().map(|(id, _)| *id).collect();
+            let theirs: Vec<u32> = (0..).zip(expected).filter(|(_, p)| **p > 0.0).map(|(id, _)| id).collect();
+            assert_eq!(kept, theirs, "{name}: {sampling:?}");
+            let sum: f64 = weighed.iter().map(|(_, weight)| weight).sum();
+            for (id, weight) in weighed {
+                let far = (weight / sum - expected[id as usize]).abs();
+                assert!(far <= 1e-6, "{name}: {sampling:?}: {id} differs by {far:e}");
+            }
+        }
     }
 }
 

@@ -64,18 +64,24 @@ impl Sampling {
     /// Fan et al. 2018, arXiv:1805.04833, §5.4 (top-k); Holtzman et al. 2019, arXiv:1904.09751, §3.1 (top-p); Nguyen et al.
     /// 2024, arXiv:2407.01082, §3 (min-p); Keskar et al. 2019, arXiv:1909.05858, §4.1 (penalty, here as it is customary:
     /// negative scores are multiplied).
-    pub fn choose(&self, mut scores: Vec<f64>, seen: &[u32], prompt: u64, position: usize) -> Option<u32> {
+    pub fn choose(&self, scores: Vec<f64>, seen: &[u32], prompt: u64, position: usize) -> Option<u32> {
+        let weighed = self.weigh(scores, seen)?;
+        let word = Stream::new(self.seed, "generate", prompt).block(position as u64)[0];
+        Some(draw(&weighed, unit(word)))
+    }
+
+    /// Returns the tokens that can be chosen, by their ids, with positive weights that are as their probabilities, or none where
+    /// the scores are no numbers.
+    pub fn weigh(&self, mut scores: Vec<f64>, seen: &[u32]) -> Option<Vec<(u32, f64)>> {
         self.penalize(&mut scores, seen);
         let highest = highest(&scores)?;
         if self.temperature == 0.0 {
-            return Some(highest as u32);
+            return Some(vec![(highest as u32, 1.0)]);
         }
         let most = scores[highest];
         let weight = |score: f64| ((score - most) / self.temperature).exp();
         let weighted = scores.iter().enumerate().map(|(id, &score)| (id as u32, weight(score)));
-        let kept = self.kept(weighted.filter(|(_, weight)| *weight > 0.0).collect());
-        let word = Stream::new(self.seed, "generate", prompt).block(position as u64)[0];
-        Some(draw(&kept, unit(word)))
+        Some(self.kept(weighted.filter(|(_, weight)| *weight > 0.0).collect()))
     }
 
     fn penalize(&self, scores: &mut [f64], seen: &[u32]) {

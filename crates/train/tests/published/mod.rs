@@ -35,7 +35,7 @@ pub fn python(import: &str) -> Option<PathBuf> {
     found.is_ok_and(|output| output.status.success()).then_some(python)
 }
 
-/// What a fixture's `golden.safetensors` holds.
+/// What a file of a fixture holds that transformers computed.
 pub struct Golden {
     bytes: Vec<u8>,
 }
@@ -43,7 +43,12 @@ pub struct Golden {
 impl Golden {
     /// Reads a fixture's.
     pub fn of(name: &str) -> Self {
-        Self { bytes: fs::read(fixture(name).join("golden.safetensors")).unwrap() }
+        Self::at(&fixture(name).join("golden.safetensors"))
+    }
+
+    /// Reads another file.
+    pub fn at(file: &Path) -> Self {
+        Self { bytes: fs::read(file).unwrap() }
     }
 
     /// Returns a tensor, if it is there.

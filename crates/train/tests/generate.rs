@@ -197,6 +197,20 @@ fn any_layout_writes_what_one_rank_writes_without_a_cache() {
 }
 
 #[test]
+fn single_precision_writes_long_texts_alike_on_any_tensor_ranks() {
+    let (sets, texts) = (&["train.precision=fp32", "train.seq=256"][..], prompts(&TEXTS[..2]));
+    for temperature in [0.0, 0.8] {
+        let wish = wish(Sampling { temperature, seed: 9, ..Sampling::default() }, 220);
+        let expected = written(&[FAMILIES[1], sets, &["parallel.tp=1"]], 1, &texts, &wish);
+        assert!(expected.iter().all(|written| written.tokens.len() == 220), "{expected:?}");
+        for (ranks, layout) in [LAYOUTS[1], LAYOUTS[5]] {
+            let got = written(&[FAMILIES[1], sets, layout], ranks, &texts, &wish);
+            assert_eq!(got, expected, "temperature {temperature}, {ranks} ranks");
+        }
+    }
+}
+
+#[test]
 fn what_is_written_beside_changes_nothing() {
     let sampling = Sampling { seed: 5, ..Sampling::default() };
     let all = prompts(&TEXTS);

@@ -11,7 +11,7 @@ use crate::adapted::mark;
 use crate::checkpoint::{About, CheckpointStore, DirectoryStore, Section, Slice, Verify};
 use crate::run_folder::{self, CHECKPOINTS};
 use crate::weights::{self, WeightSource};
-use crate::{region, Config, Error, Result};
+use crate::{durable, region, Config, Error, Result};
 
 /// Bytes of a tensor that are in memory at a time.
 pub(super) const RUN_BYTES: usize = 16 << 20;
@@ -32,9 +32,31 @@ pub fn import(config: &Config, run: &Path) -> Result<PathBuf> {
     config.check_dropout()?;
     // All that can be refused comes before anything is written.
     let source = weights::open(from, config.model.base.as_deref(), Verify::Checksums)?;
+    into_run(&*source, from, config, run)
+}
+
+/// Makes the run's folder beside its place, and gives it its name when it is whole: what fails or is killed leaves nothing under
+/// that name, and can be tried again.
+fn into_run(source: &dyn WeightSource, from: &Path, config: &Config, run: &Path) -> Result<PathBuf> {
     let run = std::path::absolute(run).unwrap_or_else(|_| run.into());
-    made(&run)?;
-    let mut config = config.clone();
+    let refused = |problem: String| Error::RunFolder { path: run.clone(), problem };
+    let name = run.file_name().filter(|_| !run.exists());
+    let name = name.ok_or_else(|| refused("exists; give one that does not".into()))?;
+    let partial = run.with_file_name(format!(".{}.partial", name.to_string_lossy()));
+    // What a killed import left.
+    let _ = fs::remove_dir_all(&partial);
+    let cannot = |error: io::Error| refused(format!("cannot be made: {error}"));
+    durable::make_folders(&partial).map_err(cannot)?;
+    let named = |checkpoint: PathBuf| {
+        fs::rename(&partial, &run).and_then(|()| durable::flush_names(run.parent().unwrap_or(&run))).map_err(cannot)?;
+        Ok(run.join(checkpoint.strip_prefix(&partial).unwrap_or(&checkpoint)))
+    };
+    let made = fill(&partial, source, from, config.clone(), &run).and_then(named);
+    made.inspect_err(|_| drop(fs::remove_dir_all(&partial)))
+}
+
+/// Fills the folder that will be the run's; returns the checkpoint's folder in it.
+fn fill(folder: &Path, source: &dyn WeightSource, from: &Path, mut config: Config, run: &Path) -> Result<PathBuf> {
     let mut base = None;
     config.model.from = None;
     config.model.base = None;
@@ -43,30 +65,19 @@ pub fn import(config: &Config, run: &Path) -> Result<PathBuf> {
         if config.lora.rank == 0 {
             config.lora = adapters.lora.clone();
         }
-        base = Some(mark(&*source)?);
+        base = Some(mark(source)?);
     }
-    tokens::keep_marks(from, &run)?;
+    tokens::keep_marks(from, folder)?;
     if let Some(tokenizer) = Folder::tokenizer(from).filter(|file| config.data.tokenizer == file.to_string_lossy()) {
-        let own = run.join(TOKENIZER);
-        fs::copy(&tokenizer, &own).map_err(|source| Error::Write { path: own.clone(), source })?;
-        config.data.tokenizer = own.to_string_lossy().into_owned();
-        tokens::copy_beside(from, &run)?;
+        let own = folder.join(TOKENIZER);
+        fs::copy(&tokenizer, &own).map_err(|source| Error::Write { path: own, source })?;
+        config.data.tokenizer = run.join(TOKENIZER).to_string_lossy().into_owned();
+        tokens::copy_beside(from, folder)?;
     }
-    run_folder::save(&run, &config)?;
     let about = About { base, ..About::new(0, &config) };
-    write(&*source, &DirectoryStore::new(run.join(CHECKPOINTS), 0), &about)
-}
-
-/// Makes the run's folder.
-fn made(run: &Path) -> Result<()> {
-    let parents = run.parent().map_or(Ok(()), fs::create_dir_all);
-    parents.and_then(|()| fs::create_dir(run)).map_err(|error| {
-        let problem = match error.kind() {
-            io::ErrorKind::AlreadyExists => "exists; give one that does not".into(),
-            _ => format!("cannot be made: {error}"),
-        };
-        Error::RunFolder { path: run.into(), problem }
-    })
+    let checkpoint = write(source, &DirectoryStore::new(folder.join(CHECKPOINTS), 0), &about)?;
+    run_folder::save(folder, &config)?;
+    Ok(checkpoint)
 }
 
 /// Writes the model, or its adapters alone, in the kind that it has, a few rows at a time.
@@ -93,4 +104,57 @@ pub(super) fn runs(shape: &[usize], width: usize) -> impl Iterator<Item = std::o
     let row: usize = shape[1..].iter().product::<usize>() * width;
     let (rows, step) = (shape[0], (RUN_BYTES / row.max(1)).max(1));
     (0..rows).step_by(step).map(move |start| start..(start + step).min(rows))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checkpoint::{Dtype, Entry};
+    use std::ops::Range;
+    use tempfile::tempdir;
+
+    /// Two tensors, of which the second may be one that cannot be read.
+    #[derive(Debug)]
+    struct Source {
+        broken: bool,
+    }
+
+    impl WeightSource for Source {
+        fn names(&self) -> Vec<String> {
+            vec!["a".into(), "b".into()]
+        }
+
+        fn entry(&self, name: &str) -> Option<Entry> {
+            Some(Entry::new(name, Dtype::F32, &[1, 2]))
+        }
+
+        fn read(&self, name: &str, _: &[Range<usize>]) -> Result<Vec<u8>> {
+            match self.broken && name == "b" {
+                true => Err(Error::Read { path: name.into(), source: io::ErrorKind::UnexpectedEof.into() }),
+                false => Ok(vec![0; 8]),
+            }
+        }
+
+        fn origin(&self) -> &Path {
+            Path::new("nowhere")
+        }
+    }
+
+    #[test]
+    fn what_fails_leaves_nothing_and_can_be_tried_again() {
+        let folder = tempdir().unwrap();
+        let run = folder.path().join("new/run");
+        let import = |broken| into_run(&Source { broken }, Path::new("nowhere"), &Config::default(), &run);
+        assert!(matches!(import(true), Err(Error::Read { .. })));
+        assert_eq!(fs::read_dir(folder.path().join("new")).unwrap().count(), 0);
+        // As a killed one leaves it.
+        fs::create_dir(folder.path().join("new/.run.partial")).unwrap();
+        fs::write(folder.path().join("new/.run.partial/old"), "").unwrap();
+        let checkpoint = import(false).unwrap();
+        assert_eq!(checkpoint, run.join(CHECKPOINTS).join("step-00000000"));
+        assert!(checkpoint.is_dir() && run.join(run_folder::CONFIG).is_file() && !run.join("old").exists());
+        assert_eq!(fs::read_dir(folder.path().join("new")).unwrap().count(), 1);
+        let error = import(false).unwrap_err();
+        assert!(error.is_input() && error.to_string().contains("exists; give one that does not"), "{error}");
+    }
 }

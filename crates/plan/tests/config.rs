@@ -78,7 +78,7 @@ fn schedules_have_their_names() {
 fn unknown_keys_are_named_with_the_known_ones() {
     let error = toml::from_str::<ModelConfig>("hiden = 64").unwrap_err();
     assert!(
-        error.message().starts_with("unknown field `hiden`, expected one of `from`, `architecture`, `hidden`"),
+        error.message().starts_with("unknown field `hiden`, expected one of `from`, `base`, `architecture`"),
         "{error}"
     );
     let error = toml::from_str::<ParallelConfig>("tensor = 2").unwrap_err();

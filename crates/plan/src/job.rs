@@ -60,7 +60,6 @@ impl Executor {
 
 /// One way of laying a job out over ranks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Candidate {
     /// Tensor degree.
     pub tp: usize,

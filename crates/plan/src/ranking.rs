@@ -7,10 +7,7 @@ use std::fmt::Write;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{
-    Architecture, Candidate, Cluster, Estimate, Found, Job, RankMemory, RecomputeName, ScheduleName, StepTime, Terms,
-    Zero,
-};
+use crate::{Architecture, Candidate, Cluster, Estimate, Found, Job, RankMemory, RecomputeName, StepTime, Terms};
 
 /// More ranks of a pipeline than this are not shown one by one.
 const MOST_RANKS: usize = 8;
@@ -58,32 +55,10 @@ pub struct Ranking {
 
 /// One layout. What has no number without the device's peak is `None`.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Ranked {
-    /// Tensor degree.
-    pub tp: usize,
-    /// Pipeline degree.
-    pub pp: usize,
-    /// Data degree.
-    pub dp: usize,
-    /// Context degree.
-    pub cp: usize,
-    /// Expert degree.
-    pub ep: usize,
-    /// Virtual stages of each pipeline rank.
-    pub chunks: usize,
-    /// The order of forwards and backwards.
-    pub schedule: ScheduleName,
-    /// Sequences of a micro-batch.
-    pub micro_batch: usize,
-    /// What the data ranks share out.
-    pub zero: Zero,
-    /// What the backward computes again.
-    pub recompute: RecomputeName,
-    /// With full recompute: every how many-th layer; else 0.
-    pub recompute_every: usize,
-    /// Whether activations between tensor-parallel regions are cut along the sequence.
-    pub sequence_parallel: bool,
+    /// The layout, whose keys stand beside these.
+    #[serde(flatten)]
+    pub candidate: Candidate,
     /// Whether every rank has room.
     pub fits: bool,
     /// The time of a step, in seconds.
@@ -105,22 +80,9 @@ pub struct Ranked {
 impl Ranked {
     /// Takes the numbers of an estimate.
     pub fn new(estimate: &Estimate) -> Self {
-        let Candidate { tp, pp, dp, cp, ep, chunks, schedule, micro_batch, zero, .. } = estimate.candidate;
-        let Candidate { recompute, recompute_every, sequence_parallel, .. } = estimate.candidate;
         let number = |of: fn(&StepTime) -> f64| estimate.time.as_ref().map(of);
         Self {
-            tp,
-            pp,
-            dp,
-            cp,
-            ep,
-            chunks,
-            schedule,
-            micro_batch,
-            zero,
-            recompute,
-            recompute_every,
-            sequence_parallel,
+            candidate: estimate.candidate,
             fits: estimate.fits(),
             step_seconds: number(|time| time.seconds),
             tokens_per_second_per_device: number(|time| time.tokens),

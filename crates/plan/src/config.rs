@@ -184,6 +184,15 @@ impl<T> Switch<T> {
             Switch::Auto => default,
         }
     }
+
+    /// Returns the user's choice, or `other`.
+    #[must_use]
+    pub fn or(self, other: Self) -> Self {
+        match self {
+            Switch::Set(_) => self,
+            Switch::Auto => other,
+        }
+    }
 }
 
 /// What the backward computes again instead of keeping it.

@@ -351,7 +351,7 @@ pub enum Error {
     NoLayout {
         /// The number of ranks.
         ranks: usize,
-        /// What stands in the way of the first that was tried.
+        /// What stands in the way of one of those that were tried.
         why: String,
     },
 

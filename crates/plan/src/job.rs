@@ -209,11 +209,30 @@ impl Candidate {
     /// # Errors
     /// As [`check_effect`].
     pub fn check_effect(&self, job: &Job) -> Result<()> {
+        self.check_effect_in(job, &ParallelConfig::default())
+    }
+
+    /// The same of the layout as it stands in a configuration that fixes some options.
+    pub(crate) fn check_effect_in(&self, job: &Job, asked: &ParallelConfig) -> Result<()> {
         let sequences = Sequences { seq: job.seq, within_documents: job.within_documents };
-        // Between one context rank there is no way to choose.
-        let context = if self.cp > 1 { job.context } else { ContextForm::Ring };
-        let parallel = ParallelConfig { context, ..self.parallel(job) };
-        check_effect(&parallel, &self.mesh()?, &job.architecture, sequences)
+        check_effect(&self.complete(job, asked), &self.mesh()?, &job.architecture, sequences)
+    }
+
+    /// Completes a configuration: what it leaves to choose is as this layout has it.
+    pub fn complete(&self, job: &Job, asked: &ParallelConfig) -> ParallelConfig {
+        let own = self.parallel(job);
+        let set = |asked: usize, own: usize| if asked > 0 { asked } else { own };
+        ParallelConfig {
+            sequence_parallel: asked.sequence_parallel.or(own.sequence_parallel),
+            recompute: asked.recompute.or(own.recompute),
+            recompute_every: set(asked.recompute_every, own.recompute_every),
+            zero: asked.zero.or(own.zero),
+            bucket_bytes: asked.bucket_bytes,
+            chunks: set(asked.chunks, own.chunks),
+            schedule: asked.schedule.or(own.schedule),
+            split: asked.split.clone(),
+            ..own
+        }
     }
 
     /// Writes the layout as a run's configuration has it. What has no effect is left to its default.

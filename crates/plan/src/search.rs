@@ -14,8 +14,8 @@ use crate::{
     cost::layer::Parts,
     memory::Kept,
     space::{Cut, Shape},
-    Candidate, Cluster, CostModel, Error, Estimate, Estimator, Job, RecomputeName, Result, Schedule, ScheduleName,
-    Space, Stages, Step,
+    Candidate, Cluster, CostModel, Estimate, Estimator, Job, RecomputeName, Result, Schedule, ScheduleName, Space,
+    Stages, Step,
 };
 
 /// What a search has found.
@@ -68,7 +68,7 @@ pub enum Each {
 /// Finds the `most` best layouts of a space: of each set of degrees the best, or where there is a single set, all of it.
 ///
 /// # Errors
-/// [`Error::NoLayout`] if the engine can run none, whatever its memory.
+/// [`Error::NoLayout`](crate::Error::NoLayout) if the engine can run none, whatever its memory.
 pub fn search(
     job: &Job,
     cluster: &Cluster,
@@ -78,8 +78,9 @@ pub fn search(
     most: usize,
 ) -> Result<Found> {
     let shapes = space.shapes(job, ranks);
-    if shapes.is_empty() {
-        return Err(refusal(job, space, ranks));
+    let considered = shapes.iter().map(|&shape| space.variants(job, shape).count()).sum();
+    if considered == 0 {
+        return Err(space.refusal(job, ranks));
     }
     let alone = shapes.iter().all(|shape| shape.degrees() == shapes[0].degrees());
     let each = if alone { Each::Layout } else { Each::Degrees };
@@ -100,7 +101,6 @@ pub fn search(
         }
         None => leanest(job, space, &shapes, &mut Estimator::new(job, cluster, costs))?,
     };
-    let considered = shapes.iter().map(|&shape| space.variants(job, shape).count()).sum();
     Ok(Found { layouts, misses, considered, estimated: estimated + more })
 }
 
@@ -146,21 +146,6 @@ pub fn order(one: &Estimate, other: &Estimate) -> Ordering {
         .total_cmp(&seconds(other))
         .then_with(|| one.largest().total().cmp(&other.largest().total()))
         .then_with(|| key(one).cmp(&key(other)))
-}
-
-/// Says why there is no layout: what stands in the way of the first combination.
-fn refusal(job: &Job, space: &Space, ranks: usize) -> Error {
-    let first = |choices: &[usize]| choices.first().copied().unwrap_or(1);
-    let (tp, pp, cp) = (first(&space.tp), first(&space.pp), first(&space.cp));
-    let inner = tp * pp * cp;
-    let dp = if space.dp.is_empty() { (ranks / inner.max(1)).max(1) } else { first(&space.dp) };
-    let micro_batch = first(&space.micro_batches);
-    let candidate = Candidate { tp, pp, cp, dp, micro_batch, ..Candidate::default() };
-    let why = match candidate.check(job) {
-        Err(error) => error.to_string(),
-        Ok(()) => format!("tp {tp} × pp {pp} × cp {cp} × dp {dp} are {} ranks", candidate.ranks()),
-    };
-    Error::NoLayout { ranks, why }
 }
 
 impl Search<'_> {

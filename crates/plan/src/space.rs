@@ -1,7 +1,8 @@
 //! Which layouts are looked at: the choices along each axis, and all that the engine can run of their combinations.
 
 use crate::{
-    check_sequence, degrees::can_cut, Candidate, Job, ParallelConfig, RecomputeName, ScheduleName, Switch, Zero,
+    check_sequence, degrees::can_cut, Candidate, Error, Job, ParallelConfig, RecomputeName, Result, ScheduleName,
+    Switch, Zero,
 };
 
 /// The most sequences of a micro-batch that are tried: beyond, products grow no faster.
@@ -44,6 +45,8 @@ pub struct Space {
     pub recompute: Vec<(RecomputeName, usize)>,
     /// Whether activations are cut along the sequence, where there is more than one tensor rank.
     pub sequence_parallel: Vec<bool>,
+    /// What a configuration fixes: each layout is checked as the engine will find it, with these options set.
+    pub asked: ParallelConfig,
 }
 
 /// What decides the time of a layer: everything but the order of work and what is stored.
@@ -62,7 +65,8 @@ impl Space {
     /// micro-batches by powers of two; up to four chunks that share the layers evenly, and two; all schedules, ZeRO stages and
     /// forms of recompute, of whole layers each, every second, fourth or eighth.
     pub fn of(job: &Job, ranks: usize) -> Self {
-        let divisors = || (1..=ranks).filter(|degree| ranks.is_multiple_of(*degree));
+        let divisors = divisors(ranks);
+        let divisors = || divisors.iter().copied();
         let architecture = &job.architecture;
         let largest = job.global_batch.clamp(1, MOST_SEQUENCES);
         let whole = RecomputeName::Full;
@@ -82,6 +86,7 @@ impl Space {
                 .chain([1, 2, 4, 8].map(|every| (whole, every)))
                 .collect(),
             sequence_parallel: vec![false, true],
+            asked: ParallelConfig::default(),
         }
     }
 
@@ -115,50 +120,99 @@ impl Space {
         if let Switch::Set(sequence_parallel) = config.sequence_parallel {
             self.sequence_parallel = vec![sequence_parallel];
         }
+        self.asked = config.clone();
         self
     }
 
-    /// Lists every layout that the engine runs, in a fixed order. Options that would have no effect are left out.
+    /// Lists every layout that the engine runs, in a fixed order. Options that would have no effect are left out, and where one
+    /// of those that are fixed has none, the whole layout is.
     pub fn candidates<'a>(&'a self, job: &'a Job, ranks: usize) -> impl Iterator<Item = Candidate> + 'a {
         self.shapes(job, ranks).into_iter().flat_map(move |shape| self.variants(job, shape))
     }
 
+    /// Refuses what the engine refuses of a layout: what cannot run, and options without effect, the fixed ones among them.
+    fn check(&self, job: &Job, candidate: &Candidate) -> Result<()> {
+        candidate.check(job)?;
+        candidate.check_effect_in(job, &self.asked)
+    }
+
     /// Lists the shapes.
     pub(crate) fn shapes(&self, job: &Job, ranks: usize) -> Vec<Shape> {
-        let mut shapes = Vec::new();
-        for &pp in &self.pp {
-            for &cp in &self.cp {
-                for &tp in &self.tp {
-                    let inner = pp.saturating_mul(cp).saturating_mul(tp);
-                    let dp = ranks / inner.max(1);
-                    let wanted = self.dp.is_empty() || self.dp.contains(&dp);
-                    if inner == 0 || inner * dp != ranks || !wanted || dp == 0 {
-                        continue;
-                    }
-                    for &micro_batch in &self.micro_batches {
-                        let flags = self.sequence_parallel.iter().filter(|&&cut| !cut || tp > 1);
-                        let made = flags.map(|&cut| Shape { tp, pp, dp, cp, micro_batch, sequence_parallel: cut });
-                        shapes.extend(made.filter(|shape| shape.candidate().check(job).is_ok()));
-                    }
-                }
-            }
+        let runs = |shape: &Shape| (shape.tp > 1 || !shape.sequence_parallel) && shape.candidate().check(job).is_ok();
+        self.combinations(ranks).filter(runs).collect()
+    }
+
+    /// Lists what can be made of the choices with so many ranks, whether or not the engine runs it.
+    fn combinations(&self, ranks: usize) -> impl Iterator<Item = Shape> + '_ {
+        let degrees = self
+            .pp
+            .iter()
+            .flat_map(move |&pp| self.cp.iter().flat_map(move |&cp| self.tp.iter().map(move |&tp| (pp, cp, tp))));
+        let meshes = degrees.filter_map(move |(pp, cp, tp)| {
+            let inner = pp.checked_mul(cp)?.checked_mul(tp)?;
+            let dp = ranks.checked_div(inner)?;
+            let wanted = self.dp.is_empty() || self.dp.contains(&dp);
+            (wanted && dp > 0 && inner * dp == ranks).then_some((pp, dp, cp, tp))
+        });
+        meshes.flat_map(move |(pp, dp, cp, tp)| {
+            self.micro_batches.iter().flat_map(move |&micro_batch| {
+                let shape = move |&cut: &bool| Shape { tp, pp, dp, cp, micro_batch, sequence_parallel: cut };
+                self.sequence_parallel.iter().map(shape)
+            })
+        })
+    }
+
+    /// Says why the engine runs no layout of so many ranks: what it says of one that carries every fixed option, of those
+    /// whose degrees and micro-batch it would run where there are any. Options without effect are named last: with other
+    /// degrees they might have one.
+    pub(crate) fn refusal(&self, job: &Job, ranks: usize) -> Error {
+        let refused = |shape: Shape| self.check(job, &self.carrier(shape)).err();
+        let runs = |shape: &Shape| Shape { sequence_parallel: false, ..*shape }.candidate().check(job).is_ok();
+        let mut reasons: Vec<Error> = self.combinations(ranks).filter(runs).filter_map(refused).collect();
+        if reasons.is_empty() {
+            reasons.extend(self.combinations(ranks).find_map(refused));
         }
-        shapes
+        let telling = reasons.iter().position(|error| !matches!(error, Error::Idle { .. })).unwrap_or(0);
+        let why = match reasons.get(telling) {
+            Some(error) => error.to_string(),
+            None => format!(
+                "parallel.tp {:?}, pp {:?}, cp {:?} and dp {:?} (empty: any) do not make {ranks} ranks",
+                self.tp, self.pp, self.cp, self.dp
+            ),
+        };
+        Error::NoLayout { ranks, why }
+    }
+
+    /// Returns a layout of a shape with every option that is fixed, and of the others the first.
+    fn carrier(&self, shape: Shape) -> Candidate {
+        let plain = shape.candidate();
+        let first = |choices: &[usize]| choices.first().copied().unwrap_or(1);
+        let chunks = if self.asked.chunks > 0 { self.asked.chunks } else { first(&self.chunks) };
+        let takes = |schedule: &&ScheduleName| schedule.check_chunks(chunks).is_ok();
+        let schedule = self.schedules.iter().find(takes).or(self.schedules.first()).copied().unwrap_or(plain.schedule);
+        let chunks = if self.asked.chunks > 0 { chunks } else { schedule.default_chunks() };
+        let (schedule, chunks) = if shape.pp > 1 { (schedule, chunks) } else { (plain.schedule, plain.chunks) };
+        let (recompute, recompute_every) = self.recompute.first().copied().unwrap_or_default();
+        let zero = self.zero.first().copied().unwrap_or(plain.zero);
+        Candidate { schedule, chunks, recompute, recompute_every, zero, ..plain }
     }
 
     /// Lists the layouts of a shape.
     pub(crate) fn variants(&self, job: &Job, shape: Shape) -> impl Iterator<Item = Candidate> {
-        let (orders, forms, stored) = (self.orders(job, shape), self.forms(job, shape), self.stored(shape));
+        let (orders, forms, stored) = (self.orders(job, shape), self.forms(job), self.stored(shape));
+        // The order decides the effect of nothing else: one stage has a single one. Nor does what is stored.
+        let (schedule, chunks) = orders.first().copied().unwrap_or((ScheduleName::OneFOneB, 1));
+        let effective = |&(recompute, recompute_every): &(RecomputeName, usize)| {
+            let form = Candidate { schedule, chunks, recompute, recompute_every, ..shape.candidate() };
+            form.check_effect_in(job, &self.asked).is_ok()
+        };
+        let forms: Vec<_> = forms.into_iter().filter(effective).collect();
         let mut made = Vec::with_capacity(orders.len() * forms.len() * stored.len());
         for &(schedule, chunks) in &orders {
             for &(recompute, recompute_every) in &forms {
-                for &zero in &stored {
-                    let candidate =
-                        Candidate { schedule, chunks, recompute, recompute_every, zero, ..shape.candidate() };
-                    if candidate.check(job).is_ok() {
-                        made.push(candidate);
-                    }
-                }
+                let form = Candidate { schedule, chunks, recompute, recompute_every, ..shape.candidate() };
+                let all = stored.iter().map(|&zero| Candidate { zero, ..form });
+                made.extend(all.filter(|candidate| candidate.check(job).is_ok()));
             }
         }
         made.into_iter()
@@ -184,14 +238,11 @@ impl Space {
         orders
     }
 
-    /// Lists forms of recompute that have an effect; a single one is taken as it is.
-    pub(crate) fn forms(&self, job: &Job, shape: Shape) -> Vec<(RecomputeName, usize)> {
-        let helps = |&(recompute, recompute_every): &(RecomputeName, usize)| {
-            let candidate = Candidate { recompute, recompute_every, ..shape.candidate() };
-            recompute_every <= job.architecture.layers && candidate.check_effect(job).is_ok()
-        };
+    /// Lists forms of recompute, of layers that there are; a single one is taken as it is.
+    pub(crate) fn forms(&self, job: &Job) -> Vec<(RecomputeName, usize)> {
         let alone = self.recompute.len() == 1;
-        self.recompute.iter().copied().filter(|form| alone || helps(form)).collect()
+        let fits = |&(_, every): &(RecomputeName, usize)| alone || every <= job.architecture.layers;
+        self.recompute.iter().copied().filter(fits).collect()
     }
 
     /// Lists ZeRO stages that can be.
@@ -200,6 +251,15 @@ impl Space {
         let can = |zero: &Zero| mesh.as_ref().is_ok_and(|mesh| crate::check_zero(*zero, mesh).is_ok());
         self.zero.iter().copied().filter(can).collect()
     }
+}
+
+/// Lists what divides a number, ascending.
+fn divisors(number: usize) -> Vec<usize> {
+    let small = (1..=number.isqrt()).filter(|degree| number.is_multiple_of(*degree));
+    let mut all: Vec<usize> = small.flat_map(|degree| [degree, number / degree]).collect();
+    all.sort_unstable();
+    all.dedup();
+    all
 }
 
 impl Shape {

@@ -4,8 +4,9 @@ use std::cmp::Ordering;
 
 use mp_plan::search::order;
 use mp_plan::{
-    search, Analytic, Architecture, Cluster, ContextForm, Degrees, Estimate, Estimator, Executor, Job, ModelConfig,
-    ParallelConfig, Partition, Precision, Ranking, RecomputeName, Schedule, Space, Stages, Switch,
+    check_all_to_all, check_effect, check_zero, search, Analytic, Architecture, Candidate, Cluster, ContextForm,
+    Degrees, Error, Estimate, Estimator, Executor, Job, Mesh, ModelConfig, ParallelConfig, Partition, Precision,
+    Ranking, RecomputeName, Schedule, ScheduleName, Sequences, Space, Stages, Switch, Zero,
 };
 use proptest::prelude::*;
 
@@ -134,6 +135,137 @@ proptest! {
         prop_assert!(found.layouts.iter().all(Estimate::fits));
         prop_assert!(!found.misses.iter().any(Estimate::fits));
     }
+}
+
+/// One option, or two that belong together, set by a user.
+fn any_asked() -> impl Strategy<Value = ParallelConfig> {
+    let set: [fn(&mut ParallelConfig); 18] = [
+        |asked| asked.tp = 2,
+        |asked| asked.pp = 2,
+        |asked| asked.cp = 2,
+        |asked| asked.dp = 2,
+        |asked| asked.micro_batch = 2,
+        |asked| asked.chunks = 1,
+        |asked| asked.chunks = 2,
+        |asked| asked.schedule = Switch::Set(ScheduleName::OneFOneB),
+        |asked| asked.schedule = Switch::Set(ScheduleName::ZbH1),
+        |asked| asked.schedule = Switch::Set(ScheduleName::Gpipe),
+        |asked| asked.zero = Switch::Set(Zero::Replicated),
+        |asked| asked.zero = Switch::Set(Zero::Optimizer),
+        |asked| asked.zero = Switch::Set(Zero::Parameters),
+        |asked| asked.recompute = Switch::Set(RecomputeName::None),
+        |asked| asked.recompute = Switch::Set(RecomputeName::Selective),
+        |asked| asked.recompute_every = 2,
+        |asked| asked.context = ContextForm::AllToAll,
+        |asked| asked.sequence_parallel = Switch::Set(true),
+    ];
+    prop::collection::vec(prop::sample::select(set.to_vec()), 1..3).prop_map(|set| {
+        let mut asked = ParallelConfig::default();
+        set.into_iter().for_each(|set| set(&mut asked));
+        asked
+    })
+}
+
+/// Checks a configuration as training does.
+fn trains(job: &Job, parallel: &ParallelConfig, ranks: usize) -> mp_plan::Result<()> {
+    let mesh = Mesh::resolve(parallel, ranks, &job.architecture)?;
+    let Degrees { pp, dp, cp, tp, .. } = mesh.degrees();
+    let sequences = Sequences { seq: job.seq, within_documents: job.within_documents };
+    check_effect(parallel, &mesh, &job.architecture, sequences)?;
+    check_zero(parallel.zero.unwrap_or(Zero::Replicated), &mesh)?;
+    mp_plan::sequence_parallel(parallel.sequence_parallel, job.seq, cp, tp)?;
+    if parallel.context == ContextForm::AllToAll {
+        check_all_to_all(job.architecture.heads, job.architecture.kv_heads, tp, cp)?;
+    }
+    let micro_batches = job.global_batch / (dp * parallel.micro_batch);
+    Schedule::resolve(parallel, &job.architecture, pp, micro_batches, false).map(drop)
+}
+
+/// Says whether a layout, as it is reported, has what was asked for.
+fn keeps(candidate: &Candidate, asked: &ParallelConfig) -> bool {
+    let number = |asked: usize, own: usize| asked == 0 || asked == own;
+    let every = candidate.recompute_every;
+    number(asked.tp, candidate.tp)
+        && number(asked.pp, candidate.pp)
+        && number(asked.cp, candidate.cp)
+        && number(asked.dp, candidate.dp)
+        && number(asked.micro_batch, candidate.micro_batch)
+        && number(asked.chunks, candidate.chunks)
+        && number(asked.recompute_every, every)
+        && asked.schedule.unwrap_or(candidate.schedule) == candidate.schedule
+        && asked.zero.unwrap_or(candidate.zero) == candidate.zero
+        && asked.recompute.unwrap_or(candidate.recompute) == candidate.recompute
+        && asked.sequence_parallel.unwrap_or(candidate.sequence_parallel) == candidate.sequence_parallel
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(96))]
+
+    #[test]
+    fn what_is_fixed_runs_and_stays_or_is_refused(
+        job in any_job(), (devices, ranks, memory) in any_machine(), asked in any_asked(),
+    ) {
+        let job = Job { context: asked.context, ..job };
+        let cluster = cluster(devices, memory, 1.0).with_ranks(ranks);
+        let space = Space::of(&job, ranks).fixed(&asked);
+        match search(&job, &cluster, &Analytic::new(&cluster), &space, ranks, 8) {
+            Ok(found) => {
+                prop_assert!(found.considered > 0);
+                for estimate in found.layouts.iter().chain(&found.misses) {
+                    let candidate = estimate.candidate;
+                    prop_assert!(keeps(&candidate, &asked), "{:?}", candidate);
+                    prop_assert_eq!(trains(&job, &candidate.complete(&job, &asked), ranks), Ok(()));
+                }
+            }
+            Err(error) => {
+                prop_assert_eq!(space.candidates(&job, ranks).count(), 0);
+                prop_assert!(matches!(error, Error::NoLayout { .. }), "{}", error);
+            }
+        }
+    }
+}
+
+#[test]
+fn what_the_engine_refuses_is_refused_in_its_words() {
+    type Set = fn(&mut ParallelConfig);
+    let cases: [(usize, Set, &str); 7] = [
+        (8, |asked| (asked.pp, asked.zero) = (2, Switch::Set(Zero::Parameters)), "parallel.zero 3 with parallel.pp 2"),
+        (
+            1,
+            |asked| asked.sequence_parallel = Switch::Set(true),
+            "parallel.sequence_parallel true changes nothing: it cuts",
+        ),
+        (1, |asked| asked.zero = Switch::Set(Zero::Optimizer), "parallel.zero 1"),
+        (
+            1,
+            |asked| asked.schedule = Switch::Set(ScheduleName::ZbH1),
+            "parallel.schedule zb-h1 changes nothing: it orders",
+        ),
+        (1, |asked| asked.chunks = 2, "parallel.chunks 2 changes nothing: it counts"),
+        (
+            8,
+            |asked| asked.recompute = Switch::Set(RecomputeName::Selective),
+            "parallel.recompute selective changes nothing:",
+        ),
+        (8, |asked| asked.tp = 3, "parallel.tp [3], pp ["),
+    ];
+    let job = job(4, 8, 0.0, 16);
+    for (ranks, set, reason) in cases {
+        let mut asked = ParallelConfig::default();
+        set(&mut asked);
+        let cluster = cluster(4, 3_000_000_000, 1.0).with_ranks(ranks);
+        let space = Space::of(&job, ranks).fixed(&asked);
+        let error = search(&job, &cluster, &Analytic::new(&cluster), &space, ranks, 1).unwrap_err().to_string();
+        let head = format!("no layout of {ranks} ranks can cut this model as asked; {reason}");
+        assert!(error.starts_with(&head), "{error}");
+    }
+}
+
+/// All numbers up to the root are tried, and no more.
+#[test]
+fn choices_for_a_trillion_ranks_are_listed_at_once() {
+    let space = Space::of(&job(4, 8, 0.0, 16), 1_000_000_000_000);
+    assert_eq!((space.pp, space.tp), (vec![1, 2, 4], vec![1, 2, 4, 8]));
 }
 
 #[test]

@@ -53,6 +53,8 @@ fn choose(args: &Plan, config: &Config, vocab: usize, cluster: &str) -> Result<(
     let cluster = cluster::load(cluster)?;
     let ranks = args.ranks.unwrap_or(cluster.ranks());
     let cluster = cluster.with_ranks(ranks);
+    // Of so many ranks it may be none.
+    cluster.check().map_err(Error::from)?;
     let job = Layout::job(config, vocab)?;
     let space = Space::of(&job, ranks).fixed(&config.parallel);
     let costs = Analytic::new(&cluster);

@@ -206,6 +206,12 @@ fn a_layout_is_chosen_for_a_machine() {
         plan(&refused).input_error();
     }
     alone(folder.path(), &["plan", "--cluster", "abacus"]).input_error();
+    alone(folder.path(), &["plan", "--cluster", "h100", "--ranks", "1000000000000"]).input_error();
+    alone(
+        folder.path(),
+        &["plan", "--cluster", "h100", "--ranks", "8", "--set", "parallel.pp=2", "--set", "parallel.zero=3"],
+    )
+    .input_error();
     alone(folder.path(), &["plan", "--cluster", "nowhere.toml"]).input_error();
 }
 

@@ -258,7 +258,8 @@ impl Candidate {
         }
     }
 
-    /// Returns how many neighbours on an axis share a node of `devices`, of a group of its degree.
+    /// Returns the degree of an axis, and how many ranks of each of its groups surely share a node of `devices`: all, where
+    /// no group can lie across a boundary; else the fewest that one leaves on a side of it.
     pub(crate) fn neighbours(&self, axis: Axis, devices: usize) -> (usize, usize) {
         let (stride, degree) = match axis {
             Axis::Tp => (1, self.tp),
@@ -267,6 +268,68 @@ impl Candidate {
             Axis::Dp => (self.tp, self.dp * self.cp),
             Axis::Pp => (self.tp * self.cp * self.dp, self.pp),
         };
-        (degree, (devices / stride).clamp(1, degree))
+        let neighbours = match devices.is_multiple_of(stride) {
+            _ if self.ranks() <= devices => degree,
+            // Groups start at multiples of their extent, nodes at multiples of theirs.
+            true => common_divisor(degree, devices / stride),
+            false => 1,
+        };
+        (degree, neighbours)
+    }
+}
+
+/// Returns the greatest number that divides both.
+fn common_divisor(one: usize, other: usize) -> usize {
+    match other {
+        0 => one,
+        _ => common_divisor(other, one % other),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Counts, group by group and node by node, the fewest ranks of a group that share a node.
+    fn counted(candidate: &Candidate, axis: Axis, devices: usize) -> usize {
+        let (tp, cp, dp, pp) = (candidate.tp, candidate.cp, candidate.dp, candidate.pp);
+        let (stride, degree) = match axis {
+            Axis::Tp => (1, tp),
+            Axis::Cp | Axis::Ep => (tp, cp),
+            Axis::Dp => (tp, cp * dp),
+            Axis::Pp => (tp * cp * dp, pp),
+        };
+        let starts = (0..candidate.ranks()).filter(|rank| rank / stride % degree == 0);
+        let fewest = |start: usize| {
+            let nodes: Vec<usize> = (0..degree).map(|place| (start + place * stride) / devices).collect();
+            nodes.iter().map(|node| nodes.iter().filter(|other| *other == node).count()).min().unwrap()
+        };
+        starts.map(fewest).min().unwrap()
+    }
+
+    #[test]
+    fn neighbours_are_the_fewest_of_any_group() {
+        for (tp, cp, dp, pp) in [
+            (3, 1, 8, 1),
+            (1, 1, 12, 2),
+            (2, 2, 3, 2),
+            (4, 2, 2, 2),
+            (8, 1, 3, 1),
+            (1, 3, 1, 8),
+            (16, 1, 2, 1),
+            (6, 1, 1, 1),
+        ] {
+            let candidate = Candidate { tp, cp, dp, pp, ..Candidate::default() };
+            for axis in [Axis::Tp, Axis::Cp, Axis::Dp, Axis::Pp] {
+                let (degree, neighbours) = candidate.neighbours(axis, 8);
+                let counted = counted(&candidate, axis, 8);
+                // Never more than there are; and all only where no group is cut.
+                assert!(neighbours <= counted, "{candidate:?} {axis:?}: {neighbours}, {counted}");
+                assert_eq!(neighbours == degree, counted == degree, "{candidate:?} {axis:?}");
+            }
+        }
+        let whole = Candidate { tp: 3, dp: 8, ..Candidate::default() };
+        assert_eq!(whole.neighbours(Axis::Tp, 8), (3, 1), "6 and 7 are on one node, 8 is on the next");
+        assert_eq!(Candidate { dp: 12, pp: 2, ..Candidate::default() }.neighbours(Axis::Dp, 8), (12, 4));
     }
 }

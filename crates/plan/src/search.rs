@@ -40,6 +40,13 @@ const MISSES: usize = 3;
 /// What each rank computes, in order.
 type Orders = Vec<Vec<Step>>;
 
+/// What decides the times of a shape's parts: what is computed again, and whether products for weights are put off.
+type Form = (RecomputeName, bool);
+
+fn form(candidate: &Candidate) -> Form {
+    (candidate.recompute, candidate.schedule.splits_backward())
+}
+
 /// A search under way.
 struct Search<'a> {
     job: &'a Job,
@@ -203,11 +210,11 @@ impl Search<'_> {
 
     /// Looks at the layouts of a shape, the most promising first.
     fn shape(&mut self, shape: Shape) -> Result<()> {
-        let mut forms: HashMap<RecomputeName, Parts> = HashMap::new();
+        let mut forms: HashMap<Form, Parts> = HashMap::new();
         let mut orders = HashMap::new();
         let mut bounded = Vec::new();
         for candidate in self.space.variants(self.job, shape) {
-            let parts = *forms.entry(candidate.recompute).or_insert_with(|| self.estimator.parts(&candidate));
+            let parts = *forms.entry(form(&candidate)).or_insert_with(|| self.estimator.parts(&candidate));
             let stages = self.stages(&candidate)?;
             let bound = self.estimator.bound(&candidate, &stages, &parts);
             if !self.beaten(bound, &candidate) {
@@ -223,7 +230,7 @@ impl Search<'_> {
             if self.certainly_too_large(&candidate, &stages)? {
                 continue;
             }
-            let bound = self.estimator.close_bound(&candidate, &stages, &forms[&candidate.recompute])?;
+            let bound = self.estimator.close_bound(&candidate, &stages, &forms[&form(&candidate)])?;
             if !self.beaten(bound, &candidate) {
                 self.look(&candidate, &stages, &mut orders)?;
             }

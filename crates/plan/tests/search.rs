@@ -84,7 +84,7 @@ proptest! {
     }
 
     #[test]
-    fn more_memory_and_more_bandwidth_never_make_the_best_slower(
+    fn a_better_machine_never_makes_the_best_slower(
         job in any_job(), (devices, ranks, memory) in any_machine(), more in 1.0..4.0_f64,
     ) {
         let best = |cluster: Cluster| {
@@ -96,6 +96,14 @@ proptest! {
         let plain = best(cluster(devices, memory, 1.0));
         prop_assert!(best(cluster(devices, (memory as f64 * more) as usize, 1.0)) <= plain);
         prop_assert!(best(cluster(devices, memory, more)) <= plain);
+        let faster = |change: &dyn Fn(&mut Cluster)| {
+            let mut faster = cluster(devices, memory, 1.0);
+            change(&mut faster);
+            best(faster)
+        };
+        prop_assert!(faster(&|cluster| cluster.device.memory_bandwidth *= more) <= plain);
+        prop_assert!(faster(&|cluster| cluster.device.peak.bf16 = Some(989e12 * more)) <= plain);
+        prop_assert!(faster(&|cluster| cluster.node.latency /= more) <= plain);
     }
 
     #[test]
@@ -396,6 +404,39 @@ fn ten_thousand_devices_and_a_trillion_parameters_are_few_estimates() {
     assert_eq!(found.layouts.len(), 5);
     // A twentieth, and those that fit badly are left before their time is asked for.
     assert!(20 * found.estimated < found.considered, "{} of {}", found.estimated, found.considered);
+}
+
+/// Every layout's time falls with the memory's bandwidth, whatever hides behind what.
+#[test]
+fn no_layout_is_slower_on_faster_memory() {
+    let job = job(4, 8, 0.0, 16);
+    let plain = cluster(4, 3_000_000_000, 0.02).with_ranks(8);
+    let mut faster = plain.clone();
+    faster.device.memory_bandwidth *= 1.5;
+    let (costs, faster_costs) = (Analytic::new(&plain), Analytic::new(&faster));
+    let (mut one, mut other) = (Estimator::new(&job, &plain, &costs), Estimator::new(&job, &faster, &faster_costs));
+    for candidate in Space::of(&job, 8).candidates(&job, 8) {
+        let (before, after) =
+            (seconds(&one.estimate(&candidate).unwrap()), seconds(&other.estimate(&candidate).unwrap()));
+        assert!(after <= before * (1.0 + 1e-12), "{candidate:?}: {before} to {after}");
+    }
+}
+
+/// The sum over tensor ranks travels behind the product for the weights, unless that is put off.
+#[test]
+fn nothing_hides_behind_products_that_are_put_off() {
+    let job = job(4, 8, 0.0, 16);
+    let cluster = cluster(4, 3_000_000_000, 1.0).with_ranks(4);
+    let costs = Analytic::new(&cluster);
+    let mut estimator = Estimator::new(&job, &cluster, &costs);
+    let mut tensor = |schedule: ScheduleName, sequence_parallel: bool| {
+        let plain = Candidate { tp: 2, pp: 2, micro_batch: 1, ..Candidate::default() };
+        let estimate = estimator.estimate(&Candidate { schedule, sequence_parallel, ..plain }).unwrap();
+        estimate.time.unwrap().terms.tensor
+    };
+    for cut in [false, true] {
+        assert!(tensor(ScheduleName::ZbH1, cut) > tensor(ScheduleName::OneFOneB, cut), "sequence cut: {cut}");
+    }
 }
 
 /// What a rank stores is what the engine's own arrangement of its parameters allocates.

@@ -153,10 +153,11 @@ impl<'a> Shapes<'a> {
         for (index, matrix) in self.matrices().into_iter().enumerate() {
             let [out, into] = matrix;
             passes.forward.products += self.product([self.tokens, out, into]);
-            passes.input.products += self.product([self.tokens, into, out]);
+            let input = self.product([self.tokens, into, out]);
+            passes.input.products += input;
             let weight = self.weight(matrix);
             passes.weight += weight;
-            passes.add_collectives(self, index.is_multiple_of(2), weight.total());
+            passes.add_collectives(self, index.is_multiple_of(2), [input, weight.total()]);
         }
         let (forward, backward) = self.core();
         passes.forward.attention += forward;
@@ -277,7 +278,7 @@ impl<'a> Shapes<'a> {
         passes.input.products = self.product([n, d, self.vocab]);
         let weight = self.weight([self.vocab, d]);
         passes.weight = weight;
-        passes.add_collectives(self, true, weight.total());
+        passes.add_collectives(self, true, [passes.input.products, weight.total()]);
         let state = self.job.precision.state_bytes() as f64;
         let (logits, wide) = ((n * self.vocab) as f64 * self.bytes, (n * self.vocab) as f64 * state);
         // Converted; largest found, taken off, exponentials, summed, divided.
@@ -292,20 +293,23 @@ impl<'a> Shapes<'a> {
 
 impl Passes {
     /// Adds what a linear layer waits for the tensor group: a column-parallel one where its input enters, and backward for
-    /// the sum that travels behind the product for the weights; a row-parallel one where its output leaves.
+    /// the sum that travels behind the product for the weights; a row-parallel one where its output leaves. `behind` is what
+    /// the gradients of input and weights take.
     ///
-    /// Where a schedule puts that product off, nothing is hidden; what then is waited for longer is left out.
-    fn add_collectives(&mut self, shapes: &Shapes<'_>, column: bool, behind: f64) {
+    /// Where a schedule puts the product for the weights off, nothing travels behind it.
+    fn add_collectives(&mut self, shapes: &Shapes<'_>, column: bool, behind: [f64; 2]) {
         let boundary = shapes.boundary();
-        let behind = if shapes.job.executor.hides_tensor { behind } else { 0.0 };
+        let waits = |behind: f64, hides: bool| if hides { (boundary - behind).max(0.0) } else { boundary };
+        let hides = shapes.job.executor.hides_tensor;
+        let [input, weight] = behind;
+        let reduced = waits(weight, hides && !shapes.candidate.schedule.splits_backward());
         match (column, shapes.candidate.sequence_parallel) {
             (true, true) => {
                 self.forward.tensor += boundary;
-                // Gathered again behind the product for the input, and then that is scattered behind the one for the weights,
-                // which takes as long.
-                self.input.tensor += 2.0 * (boundary - behind).max(0.0);
+                // Gathered again behind the product for the input, and then that is scattered, which takes as long.
+                self.input.tensor += waits(input, hides) + reduced;
             }
-            (true, false) => self.input.tensor += (boundary - behind).max(0.0),
+            (true, false) => self.input.tensor += reduced,
             (false, true) => {
                 self.forward.tensor += boundary;
                 self.input.tensor += boundary;

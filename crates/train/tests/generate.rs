@@ -199,7 +199,8 @@ fn any_layout_writes_what_one_rank_writes_without_a_cache() {
 #[test]
 fn single_precision_writes_long_texts_alike_on_any_tensor_ranks() {
     let (sets, texts) = (&["train.precision=fp32", "train.seq=256"][..], prompts(&TEXTS[..2]));
-    for temperature in [0.0, 0.8] {
+    // The scores of these weights are far apart: only heat makes draws of them that a small error would change.
+    for temperature in [0.0, 0.8, 8.0] {
         let wish = wish(Sampling { temperature, seed: 9, ..Sampling::default() }, 220);
         let expected = written(&[FAMILIES[1], sets, &["parallel.tp=1"]], 1, &texts, &wish);
         assert!(expected.iter().all(|written| written.tokens.len() == 220), "{expected:?}");

@@ -2,7 +2,7 @@
 //!
 //! Which examples share a sample is a function of the examples' lengths alone: longest first, each goes where it leaves the
 //! least room, and into a new sample where it fits into none. So samples are the same in every epoch, for every seed and on
-//! every rank; what the seed shuffles is their order.
+//! every rank, in the order of their first examples; what the seed shuffles is their order.
 //!
 //! # Source
 //! "Best fit decreasing": D. Johnson, "Near-optimal bin packing algorithms", MIT 1973: at most 11/9 of the fewest samples, and
@@ -94,6 +94,8 @@ fn pack(examples: &Examples, seq: usize) -> Vec<Vec<u64>> {
         open.insert((left - length, row));
     }
     rows.iter_mut().for_each(|row| row.sort_unstable());
+    // By their first examples, and not by length: who walks some rows alone sees examples of all lengths.
+    rows.sort_unstable_by_key(|row| row[0]);
     rows
 }
 

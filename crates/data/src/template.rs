@@ -141,7 +141,15 @@ impl Template {
         let text = self.render(messages, false)?;
         let mut answers: Vec<Range<usize>> = Vec::new();
         for (at, _) in messages.iter().enumerate().filter(|(_, message)| message["role"] == ASSISTANT) {
-            let before = self.render(&messages[..at], true)?;
+            let before = self.render(&messages[..at], true).map_err(|refusal| match at {
+                // Templates may well ask for a first message.
+                0 => format!(
+                    "the conversation begins with the assistant, and what comes before its words cannot be told: {refusal} \
+                     without messages; put a message before it, or mark what the assistant says with `{{% generation %}}` \
+                     in the template"
+                ),
+                _ => refusal,
+            })?;
             let after = self.render(&messages[..=at], false)?;
             let follows = answers.last().is_none_or(|last| last.end <= before.len());
             if !(follows && after.starts_with(&before) && text.starts_with(&after)) {

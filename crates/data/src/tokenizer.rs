@@ -1,5 +1,8 @@
 //! Text to token ids and back: bytes, or a Hugging Face `tokenizer.json`.
 
+#[cfg(feature = "huggingface")]
+mod continued;
+
 use std::ops::Range;
 
 use crate::{Error, Result};
@@ -154,12 +157,18 @@ impl Tokenizer {
     }
 
     /// Turns text into token ids, each with the bytes that it stands for, of which none reaches over one of `borders`: where a
-    /// token would, the text is cut there, and its parts are encoded each on its own.
+    /// token would, the text is cut there, and its parts are encoded each on its own. What a tokenizer puts before a text, a
+    /// blank say, comes before the first part alone.
     ///
     /// # Errors
     /// As [`encode`](Self::encode).
     pub fn encode_between(&self, text: &str, borders: &[usize]) -> Result<Vec<(u32, Range<usize>)>> {
-        let ids = self.encode_placed(text)?;
+        self.encode_part(text, borders, false)
+    }
+
+    /// Encodes a text, or what goes on after another.
+    fn encode_part(&self, text: &str, borders: &[usize], goes_on: bool) -> Result<Vec<(u32, Range<usize>)>> {
+        let ids = self.encode_placed(text, goes_on)?;
         let crosses = |border: usize| ids.iter().any(|(_, bytes)| bytes.start < border && border < bytes.end);
         let crossed: Vec<usize> = borders.iter().copied().filter(|&border| crosses(border)).collect();
         if crossed.is_empty() {
@@ -170,18 +179,22 @@ impl Tokenizer {
         for end in ends {
             let inner: Vec<usize> =
                 borders.iter().filter(|&&border| start < border && border < end).map(|border| border - start).collect();
-            let part = self.encode_between(&text[start..end], &inner)?;
+            let part = self.encode_part(&text[start..end], &inner, goes_on || start > 0)?;
             all.extend(part.into_iter().map(|(id, bytes)| (id, bytes.start + start..bytes.end + start)));
             start = end;
         }
         Ok(all)
     }
 
-    fn encode_placed(&self, text: &str) -> Result<Vec<(u32, Range<usize>)>> {
+    fn encode_placed(
+        &self,
+        text: &str,
+        #[cfg_attr(not(feature = "huggingface"), expect(unused))] goes_on: bool,
+    ) -> Result<Vec<(u32, Range<usize>)>> {
         match &self.kind {
             Kind::Bytes => Ok(text.bytes().enumerate().map(|(at, byte)| (u32::from(byte), at..at + 1)).collect()),
             #[cfg(feature = "huggingface")]
-            Kind::HuggingFace(model) => model.encode_placed(text).map_err(|cause| Error::Encode {
+            Kind::HuggingFace(model) => model.encode_placed(text, goes_on).map_err(|cause| Error::Encode {
                 spec: self.spec.clone(),
                 bytes: text.len(),
                 cause,
@@ -218,10 +231,11 @@ mod huggingface {
     use std::cell::Cell;
     use std::ops::Range;
     use std::panic::{self, AssertUnwindSafe};
-    use std::sync::Once;
+    use std::sync::{Once, OnceLock};
 
     use tokenizers::{Model as _, ModelWrapper};
 
+    use super::continued;
     use crate::error::Cause;
 
     /// Text in which a missing character is looked for at a time; long texts are not encoded again as a whole.
@@ -231,6 +245,8 @@ mod huggingface {
     #[derive(Debug, Clone)]
     pub struct Model {
         inner: tokenizers::Tokenizer,
+        /// The same without what it puts before a text, made when it is first needed.
+        plain: OnceLock<tokenizers::Tokenizer>,
         vocab_size: usize,
     }
 
@@ -252,7 +268,7 @@ mod huggingface {
             if vocab_size == 0 {
                 return Err("its vocabulary is empty".into());
             }
-            Ok(Self { inner, vocab_size })
+            Ok(Self { inner, plain: OnceLock::new(), vocab_size })
         }
 
         pub fn vocab_size(&self) -> usize {
@@ -293,11 +309,28 @@ mod huggingface {
             self.try_encode(text).map_err(|cause| self.explain(text, cause))
         }
 
-        /// Encodes, with the bytes that each token stands for.
-        pub fn encode_placed(&self, text: &str) -> Result<Vec<(u32, Range<usize>)>, Cause> {
-            let encoded = guarded(|| self.inner.encode(text, false)).map_err(|cause| self.explain(text, cause))?;
-            let places = encoded.get_offsets().iter().map(|&(start, end)| start..end);
-            Ok(encoded.get_ids().iter().copied().zip(places).collect())
+        /// Encodes, with the bytes that each token stands for. Before what goes on after another text nothing is put;
+        /// behind an added token in it all is as ever.
+        pub fn encode_placed(&self, text: &str, goes_on: bool) -> Result<Vec<(u32, Range<usize>)>, Cause> {
+            let own = placed(&self.inner, text).map_err(|cause| self.explain(text, cause))?;
+            if !goes_on {
+                return Ok(own);
+            }
+            let plain = match self.plain.get() {
+                Some(plain) => plain,
+                None => {
+                    let made = guarded(|| continued::without_prefix(&self.inner))?;
+                    self.plain.get_or_init(|| made)
+                }
+            };
+            let mut first = placed(plain, text).map_err(|cause| self.explain(text, cause))?;
+            let added = self.inner.get_added_tokens_decoder();
+            let to_added = |ids: &[(u32, Range<usize>)]| ids.iter().position(|(id, _)| added.contains_key(id));
+            if let (Some(plain), Some(with)) = (to_added(&first), to_added(&own)) {
+                first.truncate(plain);
+                first.extend_from_slice(&own[with..]);
+            }
+            Ok(first)
         }
 
         fn explain(&self, text: &str, cause: Cause) -> Cause {
@@ -355,6 +388,12 @@ mod huggingface {
         let config: serde_json::Value = serde_json::from_slice(&text).ok()?;
         let token = &config["eos_token"];
         token.as_str().or_else(|| token["content"].as_str()).map(String::from)
+    }
+
+    fn placed(tokenizer: &tokenizers::Tokenizer, text: &str) -> Result<Vec<(u32, Range<usize>)>, Cause> {
+        let encoded = guarded(|| tokenizer.encode(text, false))?;
+        let places = encoded.get_offsets().iter().map(|&(start, end)| start..end);
+        Ok(encoded.get_ids().iter().copied().zip(places).collect())
     }
 
     /// A boundary between characters near the middle of two others, if there is one.

@@ -211,6 +211,14 @@ fn the_last_examples_are_held_out() {
 }
 
 #[test]
+fn the_first_rows_are_not_those_of_the_longest_examples() {
+    // Inputs: 3, 8, 4, 9, 8 into rows of ten: 3+4 | 8 | 9 | 8, and longest first the third row would be the first.
+    let rows = PackedRows::new(vec![of_lengths(&[4, 9, 5, 10, 9])], 10).unwrap();
+    let inputs = |row: usize| rows.batch(row..row + 1).unwrap().target_count();
+    assert_eq!((0..rows.count()).map(inputs).collect::<Vec<_>>(), [7, 8, 9, 8]);
+}
+
+#[test]
 fn held_out_examples_are_walked_once() {
     let examples = of_lengths(&[4, 7, 5, 3, 8]);
     let (train, held_out) = examples.split(0.4, 10).unwrap();

@@ -85,6 +85,9 @@ fn what_templates_refuse_and_what_cannot_be_told_is_said_with_its_line() {
     let error = refused("{{ messages | length }}{% for m in messages %}{{ m.content }}{% endfor %}", talk);
     assert!(error.contains("writes what comes before message 2 (assistant) otherwise when more follows"), "{error}");
     assert!(error.contains("mark that with `{% generation %}`"), "{error}");
+    let error = refused("{{ messages[0].content.strip() }}", r#"{"role": "assistant", "content": "b"}"#);
+    assert!(error.contains("line 2: the conversation begins with the assistant"), "{error}");
+    assert!(error.contains("the template of `t` refuses it: ") && error.contains("`{% generation %}`"), "{error}");
     // Marks, but around the wrong role.
     let wrong =
         "{% for m in messages %}{% if m.role == 'user' %}{% generation %}{{ m.content }}{% endgeneration %}{% else %}\

@@ -13,7 +13,7 @@ use tokenizers::decoders::strip::Strip;
 use tokenizers::decoders::DecoderWrapper;
 use tokenizers::models::bpe::BPE;
 use tokenizers::models::wordlevel::WordLevel;
-use tokenizers::normalizers::Replace;
+use tokenizers::normalizers::{self, Prepend, Replace};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::pre_tokenizers::metaspace::{Metaspace, PrependScheme};
 use tokenizers::pre_tokenizers::whitespace::Whitespace;
@@ -172,6 +172,51 @@ fn the_bytes_of_a_texts_tokens_are_the_bytes_of_the_text() {
         let between = tokenizer.end_of_document().unwrap();
         assert_eq!((Some(between), tokenizer.byte_lengths().unwrap()[between as usize]), (tokenizer.id(end), 0));
     }
+}
+
+#[test]
+fn what_goes_on_after_a_border_has_no_blank_put_before_it() {
+    let first = || {
+        let mut tokenizer = falls_back();
+        tokenizer.with_pre_tokenizer(Some(Metaspace::new('▁', PrependScheme::First, false)));
+        tokenizer
+    };
+    let prepends = || {
+        let mut tokenizer = falls_back();
+        let steps = vec![Prepend::new("▁".into()).into(), Replace::new(" ", "▁").unwrap().into()];
+        tokenizer
+            .with_pre_tokenizer(None::<Metaspace>)
+            .with_normalizer(Some(normalizers::Sequence::new(steps)))
+            .unwrap();
+        tokenizer
+    };
+    let byte_level = || {
+        let mut tokenizer = byte_pairs();
+        tokenizer.with_pre_tokenizer(Some(ByteLevel::default().add_prefix_space(true).use_regex(false)));
+        tokenizer
+    };
+    for (name, inner) in
+        [("always", falls_back()), ("first", first()), ("prepend", prepends()), ("bytes", byte_level())]
+    {
+        let (_folder, path) = save(&inner);
+        let tokenizer = Tokenizer::load(&path).unwrap();
+        // The second word is a token with the blank before it, and the third of each border's two sides.
+        for (text, borders) in [("the the", vec![4]), ("the thethe", vec![4, 7]), ("the the", vec![4, 5, 6])] {
+            let placed = tokenizer.encode_between(text, &borders).unwrap();
+            let ids: Vec<u32> = placed.iter().map(|(id, _)| *id).collect();
+            let decoded = tokenizer.decode(&ids).unwrap();
+            assert_eq!(decoded.strip_prefix(' ').unwrap_or(&decoded), text, "{name}: {placed:?}");
+            let over = |border: &usize| placed.iter().any(|(_, bytes)| bytes.start < *border && *border < bytes.end);
+            assert!(!borders.iter().any(over), "{name}: {placed:?}");
+        }
+    }
+    // Behind a mark a blank is put as it is in a whole text.
+    let (_folder, path) = save(&falls_back());
+    let tokenizer = Tokenizer::load(&path).unwrap();
+    let placed = tokenizer.encode_between("the the<mark>the", &[4]).unwrap();
+    let ids: Vec<u32> = placed.iter().map(|(id, _)| *id).collect();
+    let words = ["▁the", "▁", "t", "h", "e", "<mark>", "▁the"].map(|word| tokenizer.id(word).unwrap());
+    assert_eq!(ids, words);
 }
 
 #[test]

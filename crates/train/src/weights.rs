@@ -208,6 +208,12 @@ pub(crate) fn changed(base: &Path) -> String {
     )
 }
 
+/// Refuses adapters where the model under adapters is looked for.
+pub(crate) fn adapters_under(path: PathBuf) -> Error {
+    let problem = "it holds adapters itself; name the folder of the model under them as `model.base`";
+    Error::Checkpoint { path, problem: problem.into() }
+}
+
 /// The model under adapters, still to be found.
 pub(crate) struct Under<'a> {
     /// Where the adapters lie.
@@ -230,7 +236,8 @@ impl Under<'_> {
         let way_out = "name its folder as `model.base`";
         let refused = |problem: String| Error::Checkpoint { path: adapters.to_path_buf(), problem };
         let none = || refused(format!("its adapters stand on a model that lies in no folder known here; {way_out}"));
-        let named = base.or(*said).ok_or_else(none)?;
+        // Beside an empty name lie the adapters themselves.
+        let named = base.or(*said).filter(|named| !named.as_os_str().is_empty()).ok_or_else(none)?;
         let places = [std::path::absolute(named).unwrap_or_else(|_| named.into()), adapters.join(named)];
         let found = places.into_iter().find(|place| place.is_dir());
         found.ok_or_else(|| {
@@ -252,10 +259,7 @@ impl Under<'_> {
                 let base = adapted.adapters().map_or(path, |adapters| adapters.base.clone());
                 Ok((base, adapted.into_base()))
             }
-            Opened::Adapted(_) => {
-                let problem = "it holds adapters itself; name the folder of the model under them as `model.base`";
-                Err(Error::Checkpoint { path, problem: problem.into() })
-            }
+            Opened::Adapted(_) => Err(adapters_under(path)),
         }
     }
 }

@@ -113,6 +113,54 @@ fn what_went_through_a_run_folder_is_the_same() {
     }
 }
 
+#[test]
+fn adapters_of_whole_modules_go_out_as_peft_wrote_them() {
+    let folder = tempdir().unwrap();
+    for name in ["adapter_llama3", "adapter_qwen2", "adapter_bert"] {
+        let run = imported(name, folder.path());
+        let out = folder.path().join(name);
+        export_adapter(&run, None, &out).unwrap();
+        let [own, written] =
+            [fixture(name), out].map(|folder| fs::read(folder.join("adapter_model.safetensors")).unwrap());
+        let [own, written] = [&own, &written].map(|file| SafeTensors::deserialize(file).unwrap());
+        let sorted = |file: &SafeTensors<'_>| {
+            let mut names: Vec<String> = file.names().into_iter().map(|name| name.to_string()).collect();
+            names.sort();
+            names
+        };
+        assert_eq!(sorted(&written), sorted(&own), "{name}");
+        for tensor in sorted(&own) {
+            let [a, b] = [&own, &written].map(|file| file.tensor(&tensor).unwrap());
+            assert_eq!((a.dtype(), a.shape()), (b.dtype(), b.shape()), "{name}: {tensor}");
+            assert!(a.data() == b.data(), "{name}: {tensor}");
+        }
+    }
+}
+
+#[test]
+fn of_dropout_an_exports_configuration_decides_though_it_was_edited() {
+    let folder = tempdir().unwrap();
+    let (run, out) = (imported("adapter_gpt2", folder.path()), folder.path().join("out"));
+    export_adapter(&run, None, &out).unwrap();
+    let before = Adapter::open(&out, None).unwrap().lora().clone();
+    with_key(&out, "lora_dropout", json!(0.375));
+    let after = Adapter::open(&out, None).unwrap().lora().clone();
+    assert_eq!(after, mp_plan::LoraConfig { dropout: 0.375, ..before });
+}
+
+#[test]
+fn a_note_of_ranks_that_cannot_be_is_passed_over() {
+    let said = Adapter::open(&fixture("adapter_gpt2"), None).unwrap().lora().clone();
+    let (_parent, folder) = changed("adapter_gpt2", |_| ());
+    let path = folder.join("adapter_model.safetensors");
+    let bytes = fs::read(&path).unwrap();
+    let note = json!({ "rank": 1u64 << 63, "alpha": 6.0, "dropout": 0.0, "targets": said.targets });
+    let notes = [("mp_lora".to_string(), note.to_string())].into();
+    let tensors = SafeTensors::deserialize(&bytes).unwrap().tensors();
+    fs::write(&path, safetensors::serialize(tensors, Some(notes)).unwrap()).unwrap();
+    assert_eq!(Adapter::open(&folder, None).unwrap().lora(), &said);
+}
+
 fn train(ranks: usize, config: &Config) -> mp_train::records::Report {
     let one = |world| run::train(config, world, Device::Cpu, &AtomicBool::new(false), &mut ());
     threads::run(ranks, one).remove(0)
@@ -308,6 +356,7 @@ fn refused(change: impl FnOnce(&Path)) -> String {
 #[case("lora_dropout", json!(1), "`lora_dropout` = 1")]
 #[case("a_new_key", json!("x"), "`a_new_key` = \"x\", and what that changes")]
 #[case("base_model_name_or_path", json!("gpt2-xl"), "stand on the model `gpt2-xl`, which is no folder here")]
+#[case("base_model_name_or_path", json!(""), "on a model that lies in no folder known here; name its folder as `model.base`")]
 #[case("base_model_name_or_path", json!(null), "on a model that lies in no folder known here; name its folder as `model.base`")]
 fn what_is_not_computed_is_refused_by_name(#[case] key: &str, #[case] value: Value, #[case] shown: &str) {
     let told = refused(|folder| with_key(folder, key, value));
@@ -363,7 +412,8 @@ fn another_model_may_be_named_and_must_fit() {
     let narrow = at("gpt2_odd").unwrap_err().to_string();
     assert!(narrow.contains("make it [2, 12]"), "{narrow}");
     let itself = at("adapter_gpt2").unwrap_err().to_string();
-    assert!(itself.contains("must be a folder with") || itself.contains("adapters itself"), "{itself}");
+    let other = format!("`{}` cannot be used: it holds adapters itself", fixture("adapter_gpt2").display());
+    assert!(itself.contains(&other) && !itself.contains("model.from"), "{itself}");
     // Names of a bare model.
     let bare = "base_model.model.";
     let (_parent, folder) = changed("adapter_gpt2", |folder| {

@@ -26,6 +26,8 @@ use modules::Modules;
 
 /// The name under which a file of tensors keeps the adapters that it was written from, as JSON, among its metadata.
 pub const NOTE: &str = "mp_lora";
+/// No module is as wide as this.
+const MOST_RANK: usize = 1 << 31;
 /// The file that describes adapters.
 const FILE: &str = "adapter_config.json";
 
@@ -54,9 +56,12 @@ impl Adapters {
         let modules = Modules::new(family, architecture);
         let targets = modules.targets(config)?;
         let noted = note.and_then(|note| serde_json::from_str::<LoraConfig>(note).ok());
-        let own = noted.filter(|lora| config.is_written_as(&modules.keys(lora)));
+        // No rank is wider than the module's; one that no machine holds would be multiplied below.
+        let possible = noted.filter(|lora| lora.rank <= config.rank.min(MOST_RANK));
+        let own = possible.filter(|lora| config.is_written_as(&modules.keys(lora)));
         let (lora, form) = match own {
-            Some(lora) => (lora, Form::Blocks),
+            // Dropout is no part of the file of tensors: who edits the configuration decides.
+            Some(lora) => (LoraConfig { dropout: config.dropout, ..lora }, Form::Blocks),
             None => (config.plain(targets)?, Form::Shared),
         };
         let mut factors = factors::factors(&modules, &lora, form);

@@ -16,7 +16,7 @@ use crate::adapted::{Adapted, Adapters};
 use crate::checkpoint::{Entry, Verify};
 use crate::config::described;
 use crate::region;
-use crate::weights::{Under, WeightSource};
+use crate::weights::{adapters_under, Under, WeightSource};
 use crate::{Error, Result};
 
 /// The adapters of a folder, without the model under them.
@@ -64,6 +64,9 @@ impl Adapter {
         let under =
             Under { adapters: path, said: config.base.as_deref().map(Path::new), base, verify: Verify::Lengths };
         let base = under.path()?;
+        if Self::is(&base) {
+            return Err(adapters_under(base));
+        }
         let architecture = described(&base)?;
         let file = Mapping::open(&path.join(ADAPTER))?;
         let unread =

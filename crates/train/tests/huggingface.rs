@@ -38,7 +38,7 @@ const EVEN: [&str; 12] = [
     "qwen2_window",
     "bert",
 ];
-const ODD: [&str; 3] = ["gpt2_odd", "llama_odd", "bert_odd"];
+const ODD: [&str; 5] = ["gpt2_odd", "llama_odd", "mistral_odd", "qwen2_odd", "bert_odd"];
 
 fn fixtures() -> Vec<&'static str> {
     EVEN.into_iter().chain(ODD).collect()

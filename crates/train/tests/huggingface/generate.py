@@ -80,6 +80,14 @@ CASES = {
     "llama_mlp_bias_bf16": (llama(mlp_bias=True), {"dtype": torch.bfloat16}),
     "mistral": (llama("Mistral", sliding_window=5, head_dim=8), {}),
     "mistral_fp16": (llama("Mistral", sliding_window=None), {"dtype": torch.float16}),
+    "mistral_odd": (
+        llama("Mistral", num_attention_heads=3, num_key_value_heads=1, hidden_size=18, sliding_window=5, head_dim=6),
+        {"max_shard_size": "6KB"},
+    ),
+    "qwen2_odd": (
+        llama("Qwen2", num_attention_heads=3, num_key_value_heads=3, hidden_size=18),
+        {"max_shard_size": "6KB"},
+    ),
     "qwen2": (llama("Qwen2", tie_word_embeddings=True), {}),
     "qwen2_window": (llama("Qwen2", use_sliding_window=True, sliding_window=4, max_window_layers=0), {}),
     "bert": (bert(), {}),

@@ -5,6 +5,9 @@
 //! the first of them all that follow; inside a shape, layouts are left out by the bound of their busiest rank and by a bound
 //! of their memory. What is left is estimated in full. So the result is that of estimating everything, and tests see to it.
 //!
+//! Where the device's peak is unknown, or nothing fits, layouts are ordered by the memory of their fullest rank, and the bounds
+//! are those of memory: an average rank's states, then what the first rank surely keeps.
+//!
 //! Layouts are ordered by time, then by the memory of their fullest rank, then by their degrees: two searches find the same.
 
 use std::cmp::Ordering;
@@ -23,8 +26,8 @@ use crate::{
 pub struct Found {
     /// The best layouts that fit, best first.
     pub layouts: Vec<Estimate>,
-    /// Layouts that would be better than the best of those, and do not fit, best first; where nothing fits, those of the shapes'
-    /// leanest layouts that lack least.
+    /// Layouts that would be faster than the best of those, and do not fit, best first; where nothing fits, those that lack
+    /// least.
     pub misses: Vec<Estimate>,
     /// How many layouts there are.
     pub considered: usize,
@@ -56,6 +59,7 @@ struct Search<'a> {
     /// Stages that were cut before.
     stages: HashMap<Cut, Stages>,
     each: Each,
+    goal: Goal,
     most: usize,
     /// Elements of the whole model.
     elements: usize,
@@ -70,6 +74,30 @@ pub enum Each {
     Degrees,
     /// Every layout.
     Layout,
+}
+
+/// What makes a layout better than another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Goal {
+    /// Less time.
+    Time,
+    /// A fullest rank that keeps less.
+    Memory,
+}
+
+impl Goal {
+    /// Returns what is to be small: seconds or bytes.
+    fn of(self, estimate: &Estimate) -> f64 {
+        match (self, estimate.time) {
+            (Self::Time, Some(time)) => time.seconds,
+            _ => estimate.largest().total() as f64,
+        }
+    }
+
+    /// Orders two estimates: the better one is less.
+    fn order(self, one: &Estimate, other: &Estimate) -> Ordering {
+        self.of(one).total_cmp(&self.of(other)).then_with(|| order(one, other))
+    }
 }
 
 /// Finds the `most` best layouts of a space: of each set of degrees the best, or where there is a single set, all of it.
@@ -92,51 +120,36 @@ pub fn search(
     let alone = shapes.iter().all(|shape| shape.degrees() == shapes[0].degrees());
     let each = if alone { Each::Layout } else { Each::Degrees };
     let elements = job.architecture.parameter_count();
-    let run = |limit: usize, most: usize| -> Result<(Vec<Estimate>, usize)> {
+    let run = |goal: Goal, limit: usize, most: usize| -> Result<(Vec<Estimate>, usize)> {
         let (estimator, stages) = (Estimator::new(job, cluster, costs), HashMap::new());
         let (best, estimated) = (Vec::new(), 0);
-        let mut search = Search { job, space, limit, estimator, stages, each, most, elements, best, estimated };
+        let mut search = Search { job, space, limit, estimator, stages, each, goal, most, elements, best, estimated };
         search.run(&shapes)?;
         Ok((search.best, search.estimated))
     };
-    let (layouts, estimated) = run(cluster.rank_memory(), most.max(1))?;
-    let (misses, more) = match layouts.first() {
-        Some(best) => {
-            let (mut free, more) = run(usize::MAX, MISSES)?;
+    let goal = if costs.peak(job.precision).is_some() { Goal::Time } else { Goal::Memory };
+    let (layouts, estimated) = run(goal, cluster.rank_memory(), most.max(1))?;
+    let (misses, more) = match (layouts.first(), goal) {
+        (Some(best), Goal::Time) => {
+            let (mut free, more) = run(goal, usize::MAX, MISSES)?;
             free.retain(|estimate| !estimate.fits() && order(estimate, best) == Ordering::Less);
             (free, more)
         }
-        None => leanest(job, space, &shapes, &mut Estimator::new(job, cluster, costs))?,
+        // What does not fit keeps more, and is no better.
+        (Some(_), Goal::Memory) => (Vec::new(), 0),
+        (None, _) => {
+            let (nearest, more) = run(Goal::Memory, usize::MAX, MISSES)?;
+            let mut estimator = Estimator::new(job, cluster, costs);
+            let timed = nearest.iter().map(|estimate| estimator.estimate(&estimate.candidate));
+            (timed.collect::<Result<_>>()?, more)
+        }
     };
     Ok(Found { layouts, misses, considered, estimated: estimated + more })
 }
 
-/// Estimates of each shape of the smallest micro-batches the layout that keeps least by rule of thumb, and returns those that
-/// keep least.
-fn leanest(
-    job: &Job,
-    space: &Space,
-    shapes: &[Shape],
-    estimator: &mut Estimator<'_>,
-) -> Result<(Vec<Estimate>, usize)> {
-    let smallest = shapes.iter().map(|shape| shape.micro_batch).min();
-    let saving = |candidate: &Candidate| {
-        let again = usize::from(candidate.recompute == RecomputeName::Full) * job.architecture.layers
-            / candidate.recompute_every.max(1);
-        (u8::from(candidate.zero), again, candidate.recompute != RecomputeName::None, candidate.chunks == 1)
-    };
-    let lean = shapes.iter().filter(|shape| Some(shape.micro_batch) == smallest);
-    let lean = lean.filter_map(|&shape| space.variants(job, shape).max_by_key(saving));
-    let mut estimates = lean.map(|candidate| estimator.estimate(&candidate)).collect::<Result<Vec<_>>>()?;
-    let looked = estimates.len();
-    estimates.sort_by(|one, other| one.largest().total().cmp(&other.largest().total()).then_with(|| order(one, other)));
-    estimates.truncate(MISSES);
-    Ok((estimates, looked))
-}
-
-/// Says whether a bound is beyond a time, rounding left aside.
-fn slower(bound: f64, seconds: f64) -> bool {
-    bound * (1.0 - ROUNDING) > seconds
+/// Says whether a bound is beyond a value, rounding left aside.
+fn beyond(bound: f64, value: f64) -> bool {
+    bound * (1.0 - ROUNDING) > value
 }
 
 /// Orders two estimates: the better one is less.
@@ -172,17 +185,17 @@ impl Search<'_> {
         Ok(())
     }
 
-    /// Says whether nothing so slow can be among the best any more. Where the best of each degrees counts, one that does better
+    /// Says whether nothing so far off can be among the best any more. Where the best of each degrees counts, one that does better
     /// than its own degrees' best also does better than the last of those listed.
     fn exceeds(&self, bound: f64) -> bool {
-        let worst = self.best.get(self.most - 1).and_then(|estimate| estimate.time);
-        worst.is_some_and(|time| slower(bound, time.seconds))
+        let worst = self.best.get(self.most - 1);
+        worst.is_some_and(|estimate| beyond(bound, self.goal.of(estimate)))
     }
 
-    /// Says whether layouts of the same degrees are known that are better than anything so slow.
+    /// Says whether layouts of the same degrees are known that are better than anything so far off.
     fn trails(&self, bound: f64, candidate: &Candidate) -> bool {
-        let alike = self.place(candidate).and_then(|place| self.best[place].time);
-        alike.is_some_and(|time| slower(bound, time.seconds))
+        let alike = self.place(candidate);
+        alike.is_some_and(|place| beyond(bound, self.goal.of(&self.best[place])))
     }
 
     /// Finds the listed layout that another of these degrees would replace.
@@ -191,9 +204,13 @@ impl Search<'_> {
         self.best.iter().position(alike).filter(|_| self.each == Each::Degrees)
     }
 
-    /// Bounds the time of all layouts of a shape: what an average rank computes where nothing is computed again.
+    /// Bounds all layouts of a shape from below: what an average rank computes where nothing is computed again, or the states
+    /// that it keeps.
     fn shape_bound(&self, shape: Shape) -> f64 {
         let candidate = shape.candidate();
+        if self.goal == Goal::Memory {
+            return self.least_stored(shape).map_or(f64::INFINITY, |bytes| bytes as f64);
+        }
         let parts = self.estimator.parts(&candidate);
         let all =
             self.job.architecture.layers as f64 * parts.layer.total() + parts.entrance.total() + parts.exit.total();
@@ -202,10 +219,15 @@ impl Search<'_> {
 
     /// Says whether no layout of a shape can fit: an average rank's share of the matrices alone is too large.
     fn too_large(&self, shape: Shape) -> bool {
+        self.least_stored(shape).is_none_or(|least| least > self.limit)
+    }
+
+    /// Counts the bytes of an average rank's share of the matrices, where most of it is shared out.
+    fn least_stored(&self, shape: Shape) -> Option<usize> {
         let candidate = shape.candidate();
         let elements = self.elements / (shape.tp * shape.pp);
         let least = |zero: crate::Zero| self.job.storage().bytes(elements).shared(zero, candidate.data()).total();
-        self.space.stored(shape).into_iter().map(least).min().is_none_or(|least| least > self.limit)
+        self.space.stored(shape).into_iter().map(least).min()
     }
 
     /// Looks at the layouts of a shape, the most promising first.
@@ -214,9 +236,14 @@ impl Search<'_> {
         let mut orders = HashMap::new();
         let mut bounded = Vec::new();
         for candidate in self.space.variants(self.job, shape) {
-            let parts = *forms.entry(form(&candidate)).or_insert_with(|| self.estimator.parts(&candidate));
             let stages = self.stages(&candidate)?;
-            let bound = self.estimator.bound(&candidate, &stages, &parts);
+            let bound = match self.goal {
+                Goal::Time => {
+                    let parts = forms.entry(form(&candidate)).or_insert_with(|| self.estimator.parts(&candidate));
+                    self.estimator.bound(&candidate, &stages, parts)
+                }
+                Goal::Memory => self.surely_kept(&candidate, &stages)? as f64,
+            };
             if !self.beaten(bound, &candidate) {
                 bounded.push((bound, candidate));
             }
@@ -227,10 +254,13 @@ impl Search<'_> {
                 break;
             }
             let stages = self.stages(&candidate)?;
-            if self.certainly_too_large(&candidate, &stages)? {
+            if self.surely_kept(&candidate, &stages)? > self.limit {
                 continue;
             }
-            let bound = self.estimator.close_bound(&candidate, &stages, &forms[&form(&candidate)])?;
+            let bound = match self.goal {
+                Goal::Time => self.estimator.close_bound(&candidate, &stages, &forms[&form(&candidate)])?,
+                Goal::Memory => bound,
+            };
             if !self.beaten(bound, &candidate) {
                 self.look(&candidate, &stages, &mut orders)?;
             }
@@ -238,7 +268,7 @@ impl Search<'_> {
         Ok(())
     }
 
-    /// Says whether no layout of these degrees that is so slow can be among the best.
+    /// Says whether no layout of these degrees that is so far off can be among the best.
     fn beaten(&self, bound: f64, candidate: &Candidate) -> bool {
         self.exceeds(bound) || self.trails(bound, candidate)
     }
@@ -252,12 +282,15 @@ impl Search<'_> {
         Ok(stages)
     }
 
-    /// Says whether the first rank has no room for what it stores and for the micro-batches that surely are alive: those
-    /// that it takes in before the first gradient comes back.
-    fn certainly_too_large(&mut self, candidate: &Candidate, stages: &Stages) -> Result<bool> {
-        let (stored, _) = self.estimator.stored(candidate, stages, 0)?;
+    /// Counts the bytes of what the first rank stores, of the micro-batches that surely are alive, those that it takes in
+    /// before the first gradient comes back, and of what it needs beside them.
+    fn surely_kept(&mut self, candidate: &Candidate, stages: &Stages) -> Result<usize> {
+        let (stored, elements) = self.estimator.stored(candidate, stages, 0)?;
         let kept = Kept::of(self.job, candidate);
         let (pp, micro_batches) = (candidate.pp, candidate.micro_batches(self.job));
+        let beside = kept.batch(micro_batches)
+            + kept.workspace(stages.rank_of(stages.count() - 1) == 0)
+            + kept.buffers(candidate, stages, 0, elements.all);
         let alive = |chunk: usize| match (candidate.schedule, chunk) {
             (ScheduleName::Gpipe, _) => micro_batches,
             (ScheduleName::OneFOneB | ScheduleName::ZbH1, _) => micro_batches.min(pp),
@@ -268,7 +301,7 @@ impl Search<'_> {
         };
         let stage = |chunk: usize| alive(chunk) * kept.stage(candidate, stages, stages.stage_of(0, chunk));
         let live: usize = (0..stages.chunks()).map(stage).sum();
-        Ok(stored.total().saturating_add(live) > self.limit)
+        Ok(stored.total().saturating_add(live).saturating_add(beside))
     }
 
     /// Estimates a layout in full, and keeps it if it is among the best. Layouts of a shape share orders of work.
@@ -281,7 +314,11 @@ impl Search<'_> {
             }
         };
         self.estimated += 1;
-        if let Some(estimate) = self.estimator.estimate_within(self.limit, candidate, stages, order)? {
+        let estimate = match self.goal {
+            Goal::Time => self.estimator.estimate_within(self.limit, candidate, stages, order)?,
+            Goal::Memory => self.estimator.memory_within(self.limit, candidate, stages, order)?,
+        };
+        if let Some(estimate) = estimate {
             self.keep(candidate, estimate);
         }
         Ok(())
@@ -289,12 +326,12 @@ impl Search<'_> {
 
     fn keep(&mut self, candidate: &Candidate, estimate: Estimate) {
         if let Some(place) = self.place(candidate) {
-            if order(&self.best[place], &estimate) == Ordering::Less {
+            if self.goal.order(&self.best[place], &estimate) == Ordering::Less {
                 return;
             }
             self.best.remove(place);
         }
-        let place = self.best.partition_point(|known| order(known, &estimate) == Ordering::Less);
+        let place = self.best.partition_point(|known| self.goal.order(known, &estimate) == Ordering::Less);
         self.best.insert(place, estimate);
         self.best.truncate(self.most);
     }

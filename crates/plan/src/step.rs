@@ -118,15 +118,27 @@ impl<'a> Estimator<'a> {
         stages: &Stages,
         orders: &[Vec<Step>],
     ) -> Result<Option<Estimate>> {
-        let memory = self.memory.ranks(candidate, stages, orders)?;
-        if memory.iter().any(|rank| rank.total() > limit) {
-            return Ok(None);
-        }
+        let Some(estimate) = self.memory_within(limit, candidate, stages, orders)? else { return Ok(None) };
         let time = match self.costs.peak(self.job.precision) {
             None => None,
             Some(peak) => Some(self.time(candidate, stages, orders, peak)?),
         };
-        Ok(Some(Estimate { candidate: *candidate, memory, limit: self.cluster.rank_memory(), time }))
+        Ok(Some(Estimate { time, ..estimate }))
+    }
+
+    /// The same without its time.
+    pub(crate) fn memory_within(
+        &mut self,
+        limit: usize,
+        candidate: &Candidate,
+        stages: &Stages,
+        orders: &[Vec<Step>],
+    ) -> Result<Option<Estimate>> {
+        let memory = self.memory.ranks(candidate, stages, orders)?;
+        if memory.iter().any(|rank| rank.total() > limit) {
+            return Ok(None);
+        }
+        Ok(Some(Estimate { candidate: *candidate, memory, limit: self.cluster.rank_memory(), time: None }))
     }
 
     fn time(&mut self, candidate: &Candidate, stages: &Stages, orders: &[Vec<Step>], peak: f64) -> Result<StepTime> {

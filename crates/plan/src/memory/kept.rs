@@ -138,12 +138,12 @@ impl Kept {
     }
 
     /// Counts the tokens and targets of a step.
-    pub(super) fn batch(&self, micro_batches: usize) -> usize {
+    pub(crate) fn batch(&self, micro_batches: usize) -> usize {
         micro_batches * self.tokens
     }
 
     /// Counts what one computation needs beside what is kept.
-    pub(super) fn workspace(&self, last: bool) -> usize {
+    pub(crate) fn workspace(&self, last: bool) -> usize {
         let layer = self.again + self.work;
         if last {
             layer.max(self.loss)
@@ -153,7 +153,7 @@ impl Kept {
     }
 
     /// Counts messages under way, and what data ranks lend each other.
-    pub(super) fn buffers(&self, candidate: &Candidate, stages: &Stages, rank: usize, elements: usize) -> usize {
+    pub(crate) fn buffers(&self, candidate: &Candidate, stages: &Stages, rank: usize, elements: usize) -> usize {
         let messages = if stages.pp() > 1 { 2 * stages.chunks() + 2 } else { 0 };
         let layers: usize = stages.rank_layers(rank).iter().map(|layers| layers.len()).sum();
         // Of the unit in use, the next one and the one before; gradients of the unit in use and of the one that travels.

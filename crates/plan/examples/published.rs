@@ -47,14 +47,15 @@ const HEAD: &str = "\
 Made by `cargo run --release -p mp-plan --example published`; a test compares this page with what that prints. The rows
 are in `mp_plan::published`, with their sources. [Choosing a layout](../planning.md) says how times come about.
 
-The shares of `[efficiency]`, and how often layers pass over memory, are fitted on the first two tables together: one set for
-all fourteen rows, no number for any of them. The tables behind them moved nothing, but for two things: of H100, whose clock
-falls under load, the share `matrix` was set with the two rows of Llama 3 in view, and so were their four chunks, which the
-source does not state. All other constants of H100 are carried over, or from its data sheet.
+The shares of `[efficiency]` but `attention`, and how often layers pass over memory, are fitted on the first two tables
+together: one set for all fourteen rows, no number for any of them. The tables behind them moved nothing, but for two things:
+of H100, whose clock falls under load, the share `matrix` was set with the two rows of Llama 3 in view, and so were their four
+chunks, which the source does not state. All other constants of H100 are carried over, or from its data sheet.
 
 16-bit floats are planned as bfloat16, and attention keeps its weights, as it did in the models of 2021 and 2022, which
-dropped some of them. What the programs of that time did not yet do behind the computation is waited for
-(`mp_plan::Executor`): messages between stages in both, reductions over tensor and data ranks in the first.
+dropped some of them: the share `attention` of a fused kernel, which is not fitted, moves none of their rows. What the
+programs of that time did not yet do behind the computation is waited for (`mp_plan::Executor`): messages between stages in
+both, reductions over tensor and data ranks in the first.
 ";
 
 const RANKS: &str = "
@@ -72,11 +73,10 @@ paper's program did.
 /// Lists the fitted constants.
 fn constants() -> Result<String> {
     let (a100, h100) = (Cluster::preset("a100-80")?.efficiency, Cluster::preset("h100")?.efficiency);
-    let attention = |share: Option<f64>| share.map_or("none".to_owned(), |share| share.to_string());
     let lines = [
         ("matrix", a100.matrix.to_string(), h100.matrix.to_string()),
         ("matrix_half", a100.matrix_half.to_string(), h100.matrix_half.to_string()),
-        ("attention", attention(a100.attention), attention(h100.attention)),
+        ("attention", a100.attention.to_string(), h100.attention.to_string()),
         ("memory", a100.memory.to_string(), h100.memory.to_string()),
         ("node", a100.node.to_string(), h100.node.to_string()),
         ("network", a100.network.to_string(), h100.network.to_string()),

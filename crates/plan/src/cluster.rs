@@ -145,10 +145,9 @@ pub struct Efficiency {
     /// # Units
     /// Elements.
     pub matrix_half: f64,
-    /// The share of the peak that a fused attention reaches, on the products that it does compute; missing: there is none,
-    /// and scores and weights go through memory.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub attention: Option<f64>,
+    /// The share of the peak that a fused attention reaches, on the products that it does compute; 0: there is none, and
+    /// scores and weights go through memory.
+    pub attention: f64,
     /// The share of the memory's bandwidth that operations element by element reach.
     pub memory: f64,
     /// The share of `node.bandwidth` that collectives reach.
@@ -244,13 +243,14 @@ impl Efficiency {
     fn check(&self) -> Result<()> {
         for (key, share) in [
             ("efficiency.matrix", self.matrix),
-            ("efficiency.attention", self.attention.unwrap_or(1.0)),
             ("efficiency.memory", self.memory),
             ("efficiency.node", self.node),
             ("efficiency.network", self.network),
         ] {
             require(share > 0.0 && share <= 1.0, key, share, "must be a share above 0 and up to 1")?;
         }
+        let attention = self.attention;
+        require((0.0..=1.0).contains(&attention), "efficiency.attention", attention, "must be a share from 0 to 1")?;
         require((0.0..1.0).contains(&self.reserve), "efficiency.reserve", self.reserve, "must be in [0, 1)")
     }
 }

@@ -76,7 +76,7 @@ impl CostModel for Analytic {
     }
 
     fn attention(&self, flop: f64, precision: Precision) -> Option<f64> {
-        let share = self.cluster.efficiency.attention?;
+        let share = Some(self.cluster.efficiency.attention).filter(|&share| share > 0.0)?;
         Some(flop / (self.peak(precision)? * share) + self.cluster.efficiency.launch)
     }
 

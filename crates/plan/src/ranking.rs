@@ -75,6 +75,10 @@ pub struct Ranked {
     pub bubble: Option<f64>,
     /// What the fullest rank keeps.
     pub memory_bytes_per_rank: usize,
+    /// The same by component, in bytes.
+    pub memory: RankMemory,
+    /// The step by what the busiest rank spends it on, in seconds; the parts sum to `step_seconds`.
+    pub terms: Option<Terms>,
 }
 
 impl Ranked {
@@ -91,6 +95,8 @@ impl Ranked {
             mfu: number(|time| time.mfu),
             bubble: number(|time| time.bubble),
             memory_bytes_per_rank: estimate.largest().total(),
+            memory: *estimate.largest(),
+            terms: estimate.time.map(|time| time.terms),
         }
     }
 }

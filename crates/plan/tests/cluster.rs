@@ -1,6 +1,6 @@
 //! Clusters as they are written and refused.
 
-use mp_plan::{Cluster, Precision};
+use mp_plan::{Analytic, Cluster, CostModel, Precision};
 
 #[test]
 fn presets_are_possible_and_survive_being_written() {
@@ -39,6 +39,22 @@ fn what_cannot_be_is_refused_by_key() {
         let error = cluster.check().unwrap_err().to_string();
         assert!(error.starts_with(&format!("cluster: {message}, and must be ")), "{error}");
     }
+}
+
+/// Memory counts attention without dropout as fused, and so does time, on every machine that has a name.
+#[test]
+fn every_preset_has_fused_attention_and_a_file_can_say_none() {
+    for name in Cluster::PRESETS {
+        let mut cluster = Cluster::preset(name).unwrap();
+        let costs = |cluster: &Cluster| Analytic::new(cluster).attention(1e12, Precision::Fp32);
+        assert!(costs(&cluster).is_some(), "{name}");
+        cluster.efficiency.attention = 0.0;
+        assert_eq!((cluster.check(), costs(&cluster)), (Ok(()), None), "{name}");
+    }
+    let text = toml::to_string(&Cluster::preset("a100-80").unwrap()).unwrap();
+    let (machine, _) = text.split_once("[efficiency]").unwrap();
+    let cluster: Cluster = toml::from_str(machine).unwrap();
+    assert_eq!(cluster.efficiency, Cluster::preset("a100-80").unwrap().efficiency);
 }
 
 #[test]

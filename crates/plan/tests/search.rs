@@ -384,9 +384,14 @@ fn a_ranking_has_every_key_and_survives_json() {
         "mfu",
         "bubble",
         "memory_bytes_per_rank",
+        "memory",
+        "terms",
     ] {
         assert!(!first[key].is_null(), "{key}: {first}");
     }
+    let sum = |key: &str| first[key].as_object().unwrap().values().map(|part| part.as_f64().unwrap()).sum::<f64>();
+    assert_eq!(Some(sum("memory")), first["memory_bytes_per_rank"].as_f64());
+    assert!((sum("terms") / first["step_seconds"].as_f64().unwrap() - 1.0).abs() < 1e-9, "{first}");
     let text = found.table(&job, &cluster, 8);
     for part in
         ["why each beats the next:", "the best in parts:", "of each rank of the pipeline:", "layouts considered"]

@@ -107,7 +107,8 @@ impl Observer for Progress<'_> {
         self.stop.would_leave(&self.run, None);
         self.shown.step = start.first_step - 1;
         let (parameters, ranks, layout) = (grouped(start.parameters), counted(start.ranks, "rank"), &start.layout);
-        self.line(&format!("model     {parameters} parameters on {ranks}: {layout}"));
+        let adapters = start.adapters.map(|count| format!(", of which {} in adapters are trained,", grouped(count)));
+        self.line(&format!("model     {parameters} parameters{} on {ranks}: {layout}", adapters.unwrap_or_default()));
         let (train, held_out) = (counted(grouped(start.train_tokens), "token"), grouped(start.validation_tokens));
         self.line(&format!("data      {train} to train on, {held_out} held out"));
         self.line(&format!("folder    {}", start.run_dir.display()));
@@ -262,6 +263,7 @@ mod tests {
         let start = |precision_before| Start {
             ranks: 1,
             layout: String::new(),
+            adapters: None,
             parameters: 1,
             steps: 1,
             first_step: 2,

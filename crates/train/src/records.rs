@@ -91,6 +91,8 @@ pub struct Start {
     pub layout: String,
     /// Elements of the full model.
     pub parameters: u64,
+    /// How many of them adapters have, which alone are trained; `None`: all are.
+    pub adapters: Option<u64>,
     /// The last step.
     pub steps: u64,
     /// The step that comes first: 1, or one after the checkpoint's.

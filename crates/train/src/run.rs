@@ -161,6 +161,7 @@ impl<'a> Run<'a> {
                 ranks: world.size(),
                 layout: layout.words(config.train.precision),
                 parameters: layout.partition.architecture.parameter_count() as u64,
+                adapters: layout.partition.lora.as_ref().map(|_| trained(&layout)),
                 steps: config.train.steps,
                 first_step: step + 1,
                 precision: config.train.precision,
@@ -440,6 +441,12 @@ fn sample(trainer: Trainer, tokenizer: &Tokenizer, seed: u64) -> Result<Option<S
         _ => Ok(String::new()),
     };
     agree(&*world, text).map(Some)
+}
+
+/// Counts the elements of the parameters that are trained.
+fn trained(layout: &Layout) -> u64 {
+    let trained = layout.partition.parameters.iter().filter(|parameter| !parameter.spec.frozen);
+    trained.map(|parameter| parameter.spec.shape.iter().product::<usize>() as u64).sum()
 }
 
 /// Says whether something that happens every so many steps happens after this one; 0 is never.

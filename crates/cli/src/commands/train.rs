@@ -6,7 +6,7 @@ use mp_train::agree::agree;
 use mp_train::records::Observer;
 
 use crate::args::Train;
-use crate::failure::Failure;
+use crate::failure::{refused, Failure};
 use crate::listen;
 use crate::progress::Progress;
 use crate::screen::Screen;
@@ -23,6 +23,11 @@ pub fn run(args: &Train, world: &World, stop: &Stop) -> Result<(), Failure> {
     let opened = || {
         let trace = listen::start(args, communicator.rank().0)?;
         let config = args.configuration.load()?;
+        if config.lora.rank > 0 && config.model.from.is_none() {
+            let rule =
+                "needs `model.from`: adapters stand on a model that was trained; of a new one train all parameters";
+            return Err(refused("lora.rank", config.lora.rank, rule));
+        }
         threads::check(config.train.threads)?;
         Ok((config, Screen::open(&args.output, world.is_first())?, trace))
     };

@@ -229,6 +229,12 @@ fn adapters_go_out_and_come_in_again() {
     let gone = there(&["checkpoint", "import", "out", "--out", "runs/again"]);
     assert!(gone.input_error().contains("stand on the model `base`, which is no folder here"), "{gone:#?}");
     there(&["checkpoint", "import", "out", "--out", "runs/again", "--base", "moved"]).success();
+
+    // A run goes on where its model has moved, and on that model alone.
+    fs::rename(folder.path().join("runs/a"), folder.path().join("runs/a-moved")).unwrap();
+    let on = |base: &str| train(folder.path(), &["train.name=on", "checkpoint.resume=true", "train.steps=3", base]);
+    on("model.base=runs/on").input_error();
+    assert!(on("model.base=runs/a-moved").success().out.contains("continues after step 2"));
 }
 
 #[test]

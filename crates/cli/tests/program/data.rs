@@ -43,7 +43,7 @@ fn what_cannot_be_done_is_refused_and_nothing_is_left() {
         &["data", "tokenize", "a.txt", "--tokenizer", "bytes", "--no-eod", "--out", "x", "--json"],
     );
     let made = made.success();
-    assert!(made.out.contains("\"tokens\": 4") && made.err.contains("1 documents, 4 tokens"), "{made:#?}");
+    assert!(made.out.contains("\"tokens\": 4") && made.err.contains("1 document, 4 tokens"), "{made:#?}");
     assert!(refused(&["data", "tokenize", "a.txt", "--tokenizer", "bytes", "--no-eod", "--out", "x"])
         .contains("x.idx` exists"));
 }

@@ -4,7 +4,7 @@ use std::fmt::Display;
 use std::path::{Component, Path};
 
 use mp_data::Validation;
-use mp_plan::ArchitectureName;
+use mp_plan::{ArchitectureName, LoraConfig};
 
 use super::{Config, DataFormat, OptimizerConfig, ScheduleName, TrainConfig};
 use crate::{Error, Result};
@@ -30,6 +30,9 @@ pub(super) fn all(config: &Config) -> Result<()> {
     examples(config)?;
     if config.lora.rank > 0 {
         config.lora.check()?;
+    } else {
+        let rule = "must be above 0 where other keys of `lora` are set: without adapters they change nothing";
+        require(config.lora == LoraConfig::default(), "lora.rank", 0, rule)?;
     }
     if let Validation::Fraction(fraction) = config.data.validation {
         let rule = "must be in [0, 1); 0.1 holds out the last tenth, 0 nothing, and a path names another text";
@@ -152,6 +155,15 @@ mod tests {
             assert!(error.to_string().contains("needs evaluations: set `eval.every` and"), "{error}");
             Config::load(None, None, &["data.validation=0".into(), set.into()]).unwrap_err();
             Config::load(None, None, &["eval.every=1".into(), set.into()]).unwrap();
+        }
+    }
+
+    #[test]
+    fn adapters_of_no_rank_have_no_other_keys() {
+        for set in ["lora.alpha=32", "lora.dropout=0.1", "lora.targets=[\"mlp.up\"]"] {
+            let error = Config::load(None, None, &[set.into()]).unwrap_err().to_string();
+            assert!(error.contains("`lora.rank` is 0, but must be above 0 where"), "{set}: {error}");
+            Config::load(None, None, &[set.into(), "lora.rank=2".into()]).unwrap();
         }
     }
 

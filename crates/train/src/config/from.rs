@@ -51,6 +51,7 @@ pub(super) fn resolve(layers: &Layers, mut config: Config) -> Result<Config> {
     config.model = model;
     if !says("data", "tokenizer") {
         config.data.tokenizer = tokenizer(origin.tokenizer, origin.model.vocab);
+        follow(&mut config);
     }
     if !says("train", "seq") {
         config.train.seq = config.train.seq.min(origin.model.max_seq);
@@ -58,8 +59,16 @@ pub(super) fn resolve(layers: &Layers, mut config: Config) -> Result<Config> {
     Ok(config)
 }
 
-fn no_adapters(base: &Path) -> Error {
-    let rule = "names the model under the adapters of `model.from`, which holds none; leave it out";
+/// Takes the tokenizer of the model under adapters from where the user says that this lies now.
+pub(super) fn follow(config: &mut Config) {
+    let gone = config.data.tokenizer != BYTES && !Path::new(&config.data.tokenizer).is_file();
+    if let Some(file) = config.model.base.as_deref().and_then(Folder::tokenizer).filter(|_| gone) {
+        config.data.tokenizer = file.to_string_lossy().into_owned();
+    }
+}
+
+pub(super) fn no_adapters(base: &Path) -> Error {
+    let rule = "names where the model under adapters lies now, and there are no adapters; leave it out";
     Error::Config { key: "model.base", value: base.display().to_string(), rule: rule.into() }
 }
 

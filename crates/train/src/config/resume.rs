@@ -5,13 +5,15 @@ use std::path::{Path, PathBuf};
 use toml::{Table, Value};
 
 use super::layers::{merge, parse, Layers};
-use super::{schema, Config};
+use super::{from, schema, Config};
 use crate::run_folder;
 use crate::{Error, Result};
 
 /// The sections, and keys of `[train]`, that a continued run keeps whatever the new command says.
 const KEPT_SECTIONS: [&str; 3] = ["model", "data", "lora"];
 const KEPT_OF_TRAIN: [&str; 2] = ["seq", "seed"];
+/// The key of them that a new command may change all the same.
+const MOVES: [&str; 2] = ["model", "base"];
 
 impl Config {
     /// Returns the folder of the run that this configuration continues, if there is a checkpoint to continue from.
@@ -44,6 +46,15 @@ pub(super) fn over(layers: &Layers, folder: PathBuf) -> Result<Config> {
     merge(&mut table, layers.set.clone());
     keep(&mut table, &run);
     let mut config = schema::read(table)?.with_absolute_paths();
+    // Where the model under adapters lies now is no property of the run.
+    if let Some(base) = layers.set.get(MOVES[0]).and_then(|model| model.get(MOVES[1])).and_then(Value::as_str) {
+        if config.lora.rank == 0 {
+            return Err(from::no_adapters(Path::new(base)));
+        }
+        config.model.base = std::path::absolute(base).ok();
+        from::follow(&mut config);
+        config.model.from = config.model.base.take();
+    }
     config.label.clone_from(&layers.label);
     config.train.name = folder.file_name().map(|name| name.to_string_lossy().into_owned());
     config.train.out = folder.parent().map(Path::to_path_buf).unwrap_or_default();
@@ -101,6 +112,7 @@ fn kept_values(table: &Table) -> Result<Vec<(String, String)>> {
     let sections = table.iter().filter_map(|(section, value)| Some((section, value.as_table()?)));
     let values = sections.flat_map(|(section, entries)| entries.iter().map(move |entry| (section, entry)));
     Ok(values
+        .filter(|(section, (key, _))| [section.as_str(), key.as_str()] != MOVES)
         .filter(|(section, (key, _))| {
             KEPT_SECTIONS.contains(&section.as_str()) || (*section == "train" && KEPT_OF_TRAIN.contains(&key.as_str()))
         })

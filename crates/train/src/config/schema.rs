@@ -90,6 +90,7 @@ fn explain(value: &Value, error: &serde_path_to_error::Error<toml::de::Error>) -
     }
     let expected = match expected(&key, error.inner().message()) {
         plain if plain == LIST => format!("{plain}{}", found.map_or_else(String::new, |value| bracketed(&key, value))),
+        plain if plain == WORD => plain + &found.map_or_else(String::new, |value| quoted(&key, value)),
         plain => plain + &found.map_or_else(String::new, |value| resuming(&key, value)),
     };
     let found = found.map(Value::to_string).unwrap_or_else(|| "missing".into());
@@ -114,6 +115,17 @@ fn bracketed(key: &str, typed: &Value) -> String {
     };
     let items: Vec<String> = items.iter().filter(|item| !item.is_empty()).map(literal).collect();
     format!(", '[{}]'", items.join(","))
+}
+
+/// What a key takes that takes a word.
+const WORD: &str = "a string";
+
+/// Writes what was typed, a number or yes or no, as a word.
+fn quoted(key: &str, typed: &Value) -> String {
+    match typed {
+        Value::Integer(_) | Value::Float(_) | Value::Boolean(_) => format!(", '{key}=\"{typed}\"'"),
+        _ => String::new(),
+    }
 }
 
 /// Says how a run is continued whose folder was given where only yes or no is taken.

@@ -161,6 +161,29 @@ fn a_note_of_ranks_that_cannot_be_is_passed_over() {
     assert_eq!(Adapter::open(&folder, None).unwrap().lora(), &said);
 }
 
+#[test]
+fn adapters_with_a_tokenizer_do_not_hide_what_their_models_folder_says() {
+    let parent = tempdir().unwrap();
+    let [base, adapters] = ["base", "adapters"].map(|name| parent.path().join(name));
+    for (from, into) in [(fixture("gpt2"), &base), (fixture("adapter_gpt2"), &adapters)] {
+        fs::create_dir(into).unwrap();
+        for file in fs::read_dir(from).unwrap().map(|file| file.unwrap().path()).filter(|file| file.is_file()) {
+            fs::copy(&file, into.join(file.file_name().unwrap())).unwrap();
+        }
+    }
+    with_key(&adapters, "base_model_name_or_path", json!(base.to_string_lossy()));
+    let tokenizer = r#"{"version": "1.0", "model": {"type": "BPE", "vocab": {"a": 0, "b": 1}, "merges": []}}"#;
+    fs::write(adapters.join("tokenizer.json"), tokenizer).unwrap();
+    fs::write(base.join("generation_config.json"), r#"{"eos_token_id": [5, 7], "bos_token_id": 3}"#).unwrap();
+    let config = published::config(&adapters, &["model.dropout=0"]);
+    assert_eq!(config.data.tokenizer, adapters.join("tokenizer.json").to_string_lossy());
+    assert_eq!(mp_train::generate::ends(&config, &config.data.open_tokenizer().unwrap()), [5, 7]);
+    let run = parent.path().join("run");
+    import(&config, &run).unwrap();
+    let marks: Value = serde_json::from_slice(&fs::read(run.join("generation_config.json")).unwrap()).unwrap();
+    assert_eq!((&marks["eos_token_id"], &marks["bos_token_id"]), (&json!([5, 7]), &json!(3)));
+}
+
 fn train(ranks: usize, config: &Config) -> mp_train::records::Report {
     let one = |world| run::train(config, world, Device::Cpu, &AtomicBool::new(false), &mut ());
     threads::run(ranks, one).remove(0)

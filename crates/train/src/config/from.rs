@@ -26,6 +26,16 @@ struct Origin {
     lora: Option<LoraConfig>,
 }
 
+impl Config {
+    /// Lists the folders that may say something of the model beside its weights: the one it comes from and, where that holds
+    /// published adapters, the one of the model under them.
+    pub fn model_folders(&self) -> Vec<PathBuf> {
+        let from = self.model.from.as_deref();
+        let under = from.and_then(|from| Adapter::under(from, self.model.base.as_deref()));
+        from.map(Path::to_path_buf).into_iter().chain(under).collect()
+    }
+}
+
 /// Fills `[model]`, and the tokenizer where none is given, from the folder that `model.from` names.
 ///
 /// What the user says of the model must be what the folder says; of dropout alone the user decides.

@@ -1,7 +1,7 @@
 //! The tokens at which a text is over.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use mp_data::Tokenizer;
 use serde_json::Value;
@@ -11,11 +11,12 @@ use crate::Config;
 /// Files that may name them, the first that does so counts.
 const FILES: [&str; 2] = ["generation_config.json", "config.json"];
 
-/// Finds the tokens that end texts: those that the model's folder, or else the tokenizer's, calls `eos_token_id`; where
+/// Finds the tokens that end texts: those that the model's folder, that of the model under adapters, or else the tokenizer's, calls `eos_token_id`; where
 /// neither says, the token that ends documents in the tokenizer's vocabulary.
 pub fn ends(config: &Config, tokenizer: &Tokenizer) -> Vec<u32> {
-    let folders = [config.model.from.as_deref(), config.data.tokenizer_folder()];
-    let files = folders.into_iter().flatten().flat_map(|folder| FILES.map(|name| folder.join(name)));
+    let model = config.model_folders();
+    let folders = model.iter().map(PathBuf::as_path).chain(config.data.tokenizer_folder());
+    let files = folders.flat_map(|folder| FILES.map(|name| folder.join(name)));
     let said = files.filter_map(|file| named(&file)).next();
     said.unwrap_or_else(|| tokenizer.end_of_document().into_iter().collect())
 }

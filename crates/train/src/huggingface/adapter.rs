@@ -43,6 +43,14 @@ impl Adapter {
         path.join(ADAPTER_CONFIG).is_file()
     }
 
+    /// Returns the folder of the model under those of a folder, as [`open`](Self::open) finds it; none where there are no
+    /// adapters, or no model that is found.
+    pub fn under(path: &Path, base: Option<&Path>) -> Option<PathBuf> {
+        let keys = Self::is(path).then(|| json(&path.join(ADAPTER_CONFIG)).ok()?.ok())??;
+        let said = keys["base_model_name_or_path"].as_str().map(Path::new);
+        Under { adapters: path, said, base, verify: Verify::Lengths }.path().ok()
+    }
+
     /// Opens a folder: maps its file, and finds each factor in it. The model that they belong to lies at `base`, where it is not
     /// where `adapter_config.json` says.
     ///

@@ -58,6 +58,7 @@ fn into_run(source: &dyn WeightSource, from: &Path, config: &Config, run: &Path)
 /// Fills the folder that will be the run's; returns the checkpoint's folder in it.
 fn fill(folder: &Path, source: &dyn WeightSource, from: &Path, mut config: Config, run: &Path) -> Result<PathBuf> {
     let mut base = None;
+    let folders = config.model_folders();
     config.model.from = None;
     config.model.base = None;
     if let Some(adapters) = source.adapters() {
@@ -67,7 +68,7 @@ fn fill(folder: &Path, source: &dyn WeightSource, from: &Path, mut config: Confi
         }
         base = Some(mark(source)?);
     }
-    tokens::keep_marks(from, folder)?;
+    tokens::keep_marks(&folders, folder)?;
     if let Some(tokenizer) = Folder::tokenizer(from).filter(|file| config.data.tokenizer == file.to_string_lossy()) {
         let own = folder.join(TOKENIZER);
         fs::copy(&tokenizer, &own).map_err(|source| Error::Write { path: own, source })?;

@@ -1,7 +1,7 @@
 //! What goes with a model's weights: the tokenizer, and the tokens at which texts begin and end.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use mp_data::Template;
 use serde_json::{json, Map, Value};
@@ -29,10 +29,10 @@ pub(super) fn copy_beside(from: &Path, into: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Keeps in a run's folder what a published model's says of the tokens that mark texts, in whichever file it says so.
-pub(super) fn keep_marks(from: &Path, run: &Path) -> Result<()> {
-    let mut all = object(&from.join(GENERATION)).unwrap_or_default();
-    all.append(&mut said(&[from]));
+/// Keeps in a run's folder what a published model's folders say of the tokens that mark texts, in whichever file they say so.
+pub(super) fn keep_marks(from: &[PathBuf], run: &Path) -> Result<()> {
+    let mut all = from.iter().find_map(|folder| object(&folder.join(GENERATION))).unwrap_or_default();
+    all.append(&mut said(&from.iter().map(PathBuf::as_path).collect::<Vec<_>>()));
     durable::write(&run.join(GENERATION), format!("{:#}\n", Value::Object(all)).as_bytes())
 }
 
@@ -110,8 +110,9 @@ fn tokenizer_keys(config: &Config) -> Result<Value> {
 fn marks(config: &Config, generation: &Path) -> Result<Map<String, Value>> {
     let copied = object(generation);
     let out = generation.parent().unwrap_or(Path::new("."));
-    let folders: Vec<&Path> =
-        [Some(out), config.model.from.as_deref(), config.data.tokenizer_folder()].into_iter().flatten().collect();
+    let model = config.model_folders();
+    let models = model.iter().map(PathBuf::as_path);
+    let folders: Vec<&Path> = [out].into_iter().chain(models).chain(config.data.tokenizer_folder()).collect();
     let mut marks = said(&folders);
     let end = match config.data.tokenizer.is_empty() {
         true => None,
@@ -206,7 +207,7 @@ mod tests {
         let [from, run, out] = [0; 3].map(|_| tempfile::tempdir().unwrap());
         fs::write(from.path().join(CONFIG), r#"{"eos_token_id": [5, 6], "bos_token_id": 4, "vocab_size": 9}"#).unwrap();
         fs::write(from.path().join(GENERATION), r#"{"bos_token_id": 3, "temperature": 0.5}"#).unwrap();
-        keep_marks(from.path(), run.path()).unwrap();
+        keep_marks(&[from.path().into()], run.path()).unwrap();
         let kept = object(&run.path().join(GENERATION)).unwrap();
         let expected = json!({ "bos_token_id": 3, "eos_token_id": [5, 6], "temperature": 0.5 });
         assert_eq!(Value::Object(kept), expected);
@@ -223,7 +224,7 @@ mod tests {
     #[test]
     fn a_published_model_that_names_no_marks_is_given_none() {
         let [from, run, out] = [0; 3].map(|_| tempfile::tempdir().unwrap());
-        keep_marks(from.path(), run.path()).unwrap();
+        keep_marks(&[from.path().into()], run.path()).unwrap();
         assert!(write(&Config::default(), Some(run.path()), out.path()).unwrap().is_empty());
     }
 }

@@ -250,7 +250,7 @@ fn what_is_meant_by_adapters_must_be_clear() {
     let told = refused(&adapters, &["lora.alpha=3"]);
     assert!(told.contains("say the same to go on with them"), "{told}");
     let told = refused(&out.join("base"), &["model.base=somewhere"]);
-    assert!(told.contains("`model.base` is") && told.contains("holds none"), "{told}");
+    assert!(told.contains("`model.base` is") && told.contains("there are no adapters"), "{told}");
     let measured = begun(out, "base", "unused", &["lora.rank=2"]);
     let world: Arc<dyn Communicator> = Arc::new(mp_comm::solo::Solo::new("world"));
     let told = measure(&measured, &world, Device::Cpu, 8).unwrap_err().to_string();

@@ -130,7 +130,7 @@ impl DataLog {
     /// Notes what a step has read.
     ///
     /// # Errors
-    /// [`Error::Write`](crate::Error::Write), [`Error::Data`](crate::Error::Data).
+    /// [`Error::Write`], [`Error::Data`].
     pub fn write(&mut self, step: u64, samples: Range<u64>) -> Result<()> {
         let (first, count) = (samples.start, samples.end - samples.start);
         self.chain.extend(&*self.source, samples)?;

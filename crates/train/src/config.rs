@@ -367,7 +367,7 @@ impl Config {
     /// `train.seed` for good; only `[parallel]` never does.
     ///
     /// # Errors
-    /// [`Error::Read`](crate::Error::Read), [`Syntax`](crate::Error::Syntax),
+    /// [`Error::Read`], [`Syntax`](crate::Error::Syntax),
     /// [`Assignment`](crate::Error::Assignment), [`UnknownPreset`](crate::Error::UnknownPreset),
     /// [`UnknownKey`](crate::Error::UnknownKey), [`WrongType`](crate::Error::WrongType), what
     /// [`validate`](Self::validate) refuses, and [`RunFolder`](crate::Error::RunFolder) where a `--set` contradicts the
@@ -385,7 +385,7 @@ impl Config {
     /// Checks every value on its own and against its neighbours.
     ///
     /// # Errors
-    /// [`Error::Config`](crate::Error::Config) for the first value that cannot be.
+    /// [`Error::Config`] for the first value that cannot be.
     pub fn validate(&self) -> Result<()> {
         check::all(self)
     }

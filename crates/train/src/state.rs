@@ -56,7 +56,7 @@ impl Shard {
     /// Finds what this rank writes. Local to each rank.
     ///
     /// # Errors
-    /// [`Error::Model`](crate::Error::Model) for buffers of a kind that is not saved.
+    /// [`Error::Model`] for buffers of a kind that is not saved.
     pub fn new(trainer: &Trainer) -> Result<Self> {
         let (parameters, data) = (trainer.parameters(), &trainer.groups().data);
         let mut files: Vec<ShardFile> = Vec::new();
@@ -91,7 +91,7 @@ impl Shard {
     /// Copies the elements, so that the trainer may go on; `into` is overwritten, and keeps its memory from save to save.
     ///
     /// # Errors
-    /// [`Error::Runtime`](crate::Error::Runtime) for tensors that are not in host memory.
+    /// [`Error::Runtime`] for tensors that are not in host memory.
     pub fn copy(&self, trainer: &Trainer, into: &mut Vec<u8>) -> Result<()> {
         into.clear();
         into.reserve_exact(self.bytes);
@@ -104,7 +104,7 @@ impl Shard {
     /// Writes the elements straight from the trainer.
     ///
     /// # Errors
-    /// [`Error::Write`](crate::Error::Write).
+    /// [`Error::Write`].
     pub fn write(&self, trainer: &Trainer, mut writer: Box<dyn ShardWriter>) -> Result<()> {
         self.each(trainer, &mut |begins, elements| {
             if let Some(file) = begins {
@@ -118,7 +118,7 @@ impl Shard {
     /// Writes what was [copied](Self::copy).
     ///
     /// # Errors
-    /// [`Error::Write`](crate::Error::Write).
+    /// [`Error::Write`].
     pub fn write_copy(&self, mut copied: &[u8], mut writer: Box<dyn ShardWriter>) -> Result<()> {
         for file in &self.files {
             writer.file(file.section, &file.slices)?;
@@ -210,7 +210,7 @@ fn dtype(kind: Kind) -> Result<Dtype> {
 /// Puts a checkpoint's tensors into a trainer's buffers, each rank what it keeps of them. Local to each rank.
 ///
 /// # Errors
-/// [`Error::Checkpoint`](crate::Error::Checkpoint) if a tensor is missing or of another shape.
+/// [`Error::Checkpoint`] if a tensor is missing or of another shape.
 pub fn restore(trainer: &Trainer, reader: Box<dyn CheckpointReader>) -> Result<()> {
     let _span = tracing::info_span!("restore").entered();
     let parameters = trainer.parameters();

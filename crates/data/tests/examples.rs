@@ -1,5 +1,4 @@
 //! Files of examples: what is learned of each line, what is refused, and how examples are packed.
-#![allow(missing_docs)]
 
 use std::fs;
 use std::io::Write;

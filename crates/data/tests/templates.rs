@@ -1,6 +1,5 @@
 //! Chat templates against what transformers renders and masks; see `templates/generate.py`.
 #![cfg(feature = "huggingface")]
-#![allow(missing_docs)]
 
 use std::fs;
 use std::path::{Path, PathBuf};

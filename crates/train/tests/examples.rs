@@ -1,5 +1,4 @@
 //! Runs on files of examples: alike under every layout, continued, held out, measured, and refused where they cannot be.
-#![allow(missing_docs)]
 
 use std::fs;
 use std::path::{Path, PathBuf};

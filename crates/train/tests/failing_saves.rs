@@ -1,6 +1,5 @@
 //! A store that fails at each stage of a save in turn, on one rank of several: every rank hears of it, the checkpoint before
 //! stays, and nothing half is left on a disk that may be full.
-#![allow(missing_docs)]
 
 use std::fs;
 use std::io::ErrorKind;

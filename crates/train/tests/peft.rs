@@ -1,6 +1,5 @@
 //! Adapters as PEFT saves them against what PEFT computes: in at any layout, through a run folder, out again alone and folded
 //! in.
-#![allow(missing_docs)]
 
 mod published;
 

@@ -239,21 +239,25 @@ fn overlapping(regions: &[Region]) -> bool {
 mod tests {
     use super::*;
 
+    /// A checkpoint of one tensor in one file.
+    fn holding(record: TensorRecord) -> Manifest {
+        Manifest {
+            format: FORMAT.into(),
+            version: VERSION,
+            about: About::new(1, &Config::default()),
+            files: vec![FileRecord { name: "a".into(), bytes: 48, blake3: String::new() }],
+            model: BTreeMap::from([("a".to_string(), record)]),
+            optimizer: BTreeMap::new(),
+        }
+    }
+
     #[test]
     fn slices_must_make_up_the_tensor_once() {
         let fault = |slices: &[&[[usize; 2]]]| {
             let slice = |region: &&[[usize; 2]]| SliceRecord { file: 0, start: 0, region: region.to_vec() };
             let record =
                 TensorRecord { dtype: Dtype::F32, shape: vec![4, 3], slices: slices.iter().map(slice).collect() };
-            let manifest = Manifest {
-                format: FORMAT.into(),
-                version: VERSION,
-                about: About::new(1, &Config::default()),
-                files: vec![FileRecord { name: "a".into(), bytes: 48, blake3: String::new() }],
-                model: BTreeMap::from([("a".to_string(), record)]),
-                optimizer: BTreeMap::new(),
-            };
-            manifest.fault().is_some()
+            holding(record).fault().is_some()
         };
         assert!(!fault(&[&[[0, 4], [0, 3]]]));
         assert!(!fault(&[&[[2, 4], [0, 3]], &[[0, 2], [0, 1]], &[[0, 2], [1, 3]]]));
@@ -272,15 +276,7 @@ mod tests {
         let fault = |shape: &[usize], region: &[[usize; 2]], file: usize, start: u64| {
             let slices = vec![SliceRecord { file, start, region: region.to_vec() }];
             let record = TensorRecord { dtype: Dtype::F32, shape: shape.to_vec(), slices };
-            let manifest = Manifest {
-                format: FORMAT.into(),
-                version: VERSION,
-                about: About::new(1, &Config::default()),
-                files: vec![FileRecord { name: "a".into(), bytes: 48, blake3: String::new() }],
-                model: BTreeMap::from([("a".to_string(), record)]),
-                optimizer: BTreeMap::new(),
-            };
-            manifest.fault()
+            holding(record).fault()
         };
         assert_eq!(fault(&[4, 2], &[[0, 4], [0, 2]], 0, 16), None);
         for (file, start) in [(0, 17), (1, 16), (0, u64::MAX)] {

@@ -2,7 +2,6 @@
 //! gradient, with and without sequence shards.
 //!
 //! A twin is libtorch's own arithmetic over full weights; rotation alone is the kernel's, which the runtime tests.
-#![allow(missing_docs)]
 
 mod common;
 

@@ -1,6 +1,5 @@
 //! The context axis: whole models cut along the sequence against one rank, forward and gradients, in both forms; and what
 //! each form sends.
-#![allow(missing_docs)]
 
 mod common;
 

@@ -1,5 +1,4 @@
 //! Models against golden values of their reference implementations, whole and cut.
-#![allow(missing_docs)]
 
 mod common;
 

@@ -1,5 +1,4 @@
 //! What `config.json` says, and where parameters lie among published tensors.
-#![allow(missing_docs)]
 
 use mp_model::huggingface::{config, Description, Family, Inventory, Published, Refusal};
 use mp_plan::{Architecture, RopeScaling};

@@ -1,5 +1,4 @@
 //! Sharded layers against their unsharded twins, forward and gradients, at one, two and four ranks; and what each sends.
-#![allow(missing_docs)]
 
 mod common;
 

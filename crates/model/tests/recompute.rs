@@ -1,5 +1,4 @@
 //! What is computed again in the backward: the same gradients to the last bit, less kept, failures reported.
-#![allow(missing_docs)]
 
 mod common;
 

@@ -1,6 +1,5 @@
 //! How much memory the graph holds between forward and backward, by what is computed again: read off the
 //! resident memory of a process of its own.
-#![allow(missing_docs)]
 
 mod common;
 

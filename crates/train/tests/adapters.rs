@@ -1,5 +1,4 @@
 //! Adapters in whole runs: the model under them stays as it is, the loss drops, and checkpoints hold the adapters alone.
-#![allow(missing_docs)]
 
 use std::path::Path;
 use std::sync::atomic::AtomicBool;

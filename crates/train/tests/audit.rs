@@ -1,5 +1,4 @@
 //! The log of samples read: green over any number of continuations, layouts and batches; red for what was changed.
-#![allow(missing_docs)]
 
 use std::fs;
 use std::path::{Path, PathBuf};

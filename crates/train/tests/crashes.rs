@@ -3,7 +3,6 @@
 //!
 //! The ranks are processes of this program that write as a run does, each its shard and rank 0 the commit; the test itself
 //! plays the votes between them, over pipes.
-#![allow(missing_docs)]
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;

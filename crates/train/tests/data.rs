@@ -1,5 +1,4 @@
 //! Runs on data of every kind: the same losses under any layout, and continued with another batch.
-#![allow(missing_docs)]
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;

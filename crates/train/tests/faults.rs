@@ -1,6 +1,5 @@
 //! What verification is worth: each mistake of the list is caught on rank-threads, and the tensor named that is the first
 //! to be wrong. Without the mistake, or where it cannot act, the same layouts pass.
-#![allow(missing_docs)]
 
 use mp_comm::threads;
 use mp_model::faults::{inject, Fault};

@@ -1,6 +1,5 @@
 //! Writing and measuring, on any layout: keys and values that are kept change nothing but the time, what is written beside
 //! changes nothing at all, and a text has one loss.
-#![allow(missing_docs)]
 
 use std::path::Path;
 use std::sync::Arc;

@@ -1,5 +1,4 @@
 //! Published models against what transformers computes: in at any layout, through a run folder, and out again.
-#![allow(missing_docs)]
 
 mod published;
 

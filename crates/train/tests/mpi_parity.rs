@@ -1,5 +1,4 @@
 //! Every layout of the world size at hand against one rank, over MPI: `mpirun -n N mpi_parity`.
-#![allow(missing_docs)]
 
 mod parity;
 

@@ -1,5 +1,4 @@
 //! Optimizers over flat shards against their formulas, and which parameters decay.
-#![allow(missing_docs)]
 
 use std::sync::Arc;
 

@@ -1,5 +1,4 @@
 //! Every layout of 1, 2 and 4 rank-threads against one rank.
-#![allow(missing_docs)]
 
 mod parity;
 

@@ -1,5 +1,4 @@
 //! The executor driven by a stage that is no model: what comes out, and how many activations live at a time.
-#![allow(missing_docs)]
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Arc;

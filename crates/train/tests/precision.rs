@@ -1,5 +1,4 @@
 //! bfloat16 over single-precision masters, held against single precision.
-#![allow(missing_docs)]
 
 use std::path::Path;
 use std::sync::atomic::AtomicBool;

@@ -1,5 +1,4 @@
 //! Step lists executed on rank-threads, whole and mutilated: what hangs is what the static proof says hangs.
-#![allow(missing_docs)]
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier};

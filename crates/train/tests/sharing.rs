@@ -1,5 +1,4 @@
 //! What data ranks share out: the bytes of each ZeRO stage, and reductions that start while the backward still runs.
-#![allow(missing_docs)]
 
 use std::sync::Arc;
 

@@ -1,5 +1,4 @@
 //! What ranks send in a step is what the plan counts, to the byte, for every axis and option.
-#![allow(missing_docs)]
 
 use std::sync::Arc;
 

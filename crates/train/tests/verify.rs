@@ -1,5 +1,4 @@
 //! Verification on rank-threads: layouts that are right pass on both families, and what one rank can show is shown.
-#![allow(missing_docs)]
 
 use std::sync::Arc;
 

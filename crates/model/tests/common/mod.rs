@@ -1,5 +1,4 @@
 //! Models on rank-threads, as the tests of this folder make them.
-#![allow(missing_docs)]
 #![allow(dead_code, reason = "each test of this folder compiles this module anew and uses its part of it")]
 
 pub mod cut;

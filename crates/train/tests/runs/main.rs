@@ -1,5 +1,4 @@
 //! Whole runs on rank-threads.
-#![allow(missing_docs)]
 
 mod common;
 mod interruptions;

@@ -7,6 +7,7 @@ use mp_data::{Piece, Sample};
 
 use super::*;
 use crate::audit::{audit, Dealt};
+use crate::checkpoint::{CheckpointStore, DirectoryStore};
 use crate::metrics::lines_of;
 
 /// Gives other samples than are asked for.

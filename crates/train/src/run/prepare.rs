@@ -1,0 +1,147 @@
+//! From a configuration to a run that is about to make its first step.
+
+use std::sync::Arc;
+
+use mp_comm::{Communicator, Rank};
+use mp_data::{Prefetch, SampleSource};
+use mp_runtime::Device;
+
+use super::begin::{begin, same_place};
+use super::Run;
+use crate::agree::agree;
+use crate::assemble::Allocated;
+use crate::audit::DataLog;
+use crate::checkpoint::{About, CheckpointStore, DirectoryStore};
+use crate::layout::Layout;
+use crate::memory;
+use crate::metrics::Metrics;
+use crate::rates::Rates;
+use crate::records::{Observer, Start};
+use crate::run_folder::RunFolder;
+use crate::saving::{self, Saver};
+use crate::standing::Standing;
+use crate::text::{vocabulary, Text};
+use crate::{Config, Error, Result};
+
+/// Steps whose batches are read ahead.
+const READ_AHEAD: usize = 2;
+
+impl<'a> Run<'a> {
+    pub(super) fn prepare(
+        config: &'a Config,
+        world: Arc<dyn Communicator>,
+        device: Device,
+        observer: &'a mut dyn Observer,
+        through: impl FnOnce(Arc<dyn SampleSource>) -> Arc<dyn SampleSource>,
+    ) -> Result<Self> {
+        let input = || -> Result<_> {
+            config.check_dropout()?;
+            let tokenizer = config.data.open_tokenizer()?;
+            let layout = Layout::new(config, vocabulary(config, &tokenizer), world.size())?;
+            let text = Text::open(config, &tokenizer, layout.partition.architecture.vocab)?;
+            if !config.checkpoint.resume {
+                text.check(config.train.steps.saturating_mul(config.train.global_batch as u64))?;
+            }
+            memory::check(config, &layout, &*world, device)?;
+            Ok((tokenizer, text, layout))
+        };
+        let (tokenizer, text, layout) = agree(&*world, input())?;
+        let folder = RunFolder::open(&*world, config)?;
+        let groups = layout.groups(&world)?;
+        let allocated = match config.model.from {
+            Some(_) => Allocated::to_be_loaded(config, &layout, &groups, device),
+            None => Allocated::new(config, &layout, &groups, device),
+        };
+        let trainer = agree(&*world, allocated)?.trainer(config, &layout, groups)?;
+
+        let (keep, keep_best) = (config.checkpoint.keep, config.checkpoint.keep_best);
+        let store = DirectoryStore::new(folder.checkpoints(), keep).keeping_best(keep_best);
+        let first = world.rank() == Rank(0);
+        agree(&*world, if first { store.sweep() } else { Ok(()) })?;
+        let (resumed, base) = agree(&*world, begin(config, &store, &trainer))?;
+        let precision_before = resumed.as_ref().and_then(About::precision);
+        agree(&*world, same_place(&*world, &store, config, resumed.as_ref()))?;
+        let (step, samples, standing) =
+            resumed.as_ref().map_or((0, 0, Standing::default()), |about| (about.step, about.samples, about.standing));
+        let left = (config.train.steps.saturating_sub(step)).saturating_mul(config.train.global_batch as u64);
+        agree(&*world, text.check(samples.saturating_add(left)))?;
+        let opened = match first {
+            true => opening(config, &layout, &folder, resumed.as_ref(), &text.source).map(Some),
+            false => Ok(None),
+        };
+        let (metrics, data_log) = agree(&*world, opened)?.unzip();
+        let batches = layout.batches.after(step, samples);
+        let (rank, ahead) = (trainer.groups().dp.rank().0, READ_AHEAD * batches.micro_batches());
+        let reader = Prefetch::new(through(Arc::clone(&text.source)), batches, rank, step, ahead);
+        let reader = agree(&*world, reader.map_err(Error::from))?;
+        if first {
+            observer.start(&Start {
+                ranks: world.size(),
+                layout: layout.words(config.train.precision),
+                parameters: layout.partition.architecture.parameter_count() as u64,
+                adapters: layout.partition.lora.as_ref().map(|_| trained(&layout)),
+                steps: config.train.steps,
+                first_step: step + 1,
+                precision: config.train.precision,
+                precision_before,
+                run_dir: folder.path().into(),
+                train_tokens: text.source.len_tokens(),
+                validation_tokens: text.validation_tokens,
+            });
+        }
+        let rates = Rates::new(&config.optimizer, config.train.steps);
+        let saved = (step > 0).then_some(step);
+        let losses = saving::losses(&*world, &store, keep_best)?;
+        let beside = metrics.iter().map(Metrics::handle).chain(data_log.iter().map(DataLog::handle));
+        let beside = agree(&*world, beside.collect::<Result<Vec<_>>>())?;
+        let mut saver = Saver::new(&config.checkpoint, Arc::new(store), Arc::clone(&world), losses).beside(beside);
+        agree(&*world, saver.prepare(&trainer))?;
+        Ok(Self {
+            config,
+            layout,
+            tokenizer,
+            reader,
+            targets: text.source.targets(),
+            windows: text.windows,
+            trainer,
+            rates,
+            saver,
+            folder,
+            standing,
+            metrics,
+            data_log,
+            batches,
+            observer,
+            base,
+            step,
+            samples,
+            saved,
+        })
+    }
+}
+
+/// Counts the elements of the parameters that are trained.
+fn trained(layout: &Layout) -> u64 {
+    let trained = layout.partition.parameters.iter().filter(|parameter| !parameter.spec.frozen);
+    trained.map(|parameter| parameter.spec.shape.iter().product::<usize>() as u64).sum()
+}
+
+/// Opens the run folder's files, on rank 0 alone.
+fn opening(
+    config: &Config,
+    layout: &Layout,
+    folder: &RunFolder,
+    resumed: Option<&About>,
+    source: &Arc<dyn SampleSource>,
+) -> Result<(Metrics, DataLog)> {
+    // First, for it refuses a checkpoint that is not where the log is.
+    let data_log = DataLog::open(&folder.data_log(), resumed, Arc::clone(source))?;
+    let step = resumed.map_or(0, |about| about.step);
+    if step > 0 {
+        // Not earlier: a checkpoint that does not fit must not change what the folder says of its run.
+        folder.write_config(config)?;
+    }
+    let plan = serde_json::to_string(&layout.plan(config)).expect("a plan is plain data");
+    folder.write_plan(&plan)?;
+    Ok((Metrics::open(&folder.metrics(), step)?, data_log))
+}

@@ -1,5 +1,5 @@
 // What tch does not give: custom autograd functions called back in Rust, backward with given gradients,
-// gradient-ready hooks, fused AdamW, generator state, streams, events and memory statistics.
+// gradient-ready hooks, fused AdamW, generator state, streams, events and memory statistics, those of the host too.
 //
 // Rules. No exception leaves an `extern "C"` function: each returns null, or a message that the caller frees with
 // `mp_free`. Tensors cross as pointers to heap-allocated `at::Tensor`; a null pointer is an undefined tensor. Only
@@ -9,6 +9,7 @@
 #include <ATen/Context.h>
 #include <ATen/DeviceAccelerator.h>
 #include <ATen/ops/_fused_adamw.h>
+#include <c10/core/CPUAllocator.h>
 #include <c10/core/Event.h>
 #include <c10/core/Stream.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
@@ -120,6 +121,68 @@ struct ReadyHook : public torch::autograd::PostAccumulateGradHook {
   void operator()(const at::Tensor &) override { raise(mp_rust_ready(context)); }
 };
 
+// The host's allocator with a count of the bytes that tensors asked it for. Each block begins with its length, so that
+// whoever frees it, with nothing but its address, takes off what was added; memory that others own is not counted.
+class CountingAllocator final : public c10::Allocator {
+ public:
+  explicit CountingAllocator(c10::Allocator *inner) : inner_(inner) {}
+
+  c10::DataPtr allocate(size_t bytes) override {
+    if (bytes == 0) return {nullptr, nullptr, &release, c10::Device(c10::DeviceType::CPU)};
+    void *block = nullptr;
+    try {
+      block = inner_->raw_allocate(bytes <= SIZE_MAX - HEAD ? bytes + HEAD : bytes);
+    } catch (const c10::Error &) {
+      // In libtorch's words, with the bytes that the tensor has.
+      TORCH_CHECK(false, "DefaultCPUAllocator: can't allocate memory: you tried to allocate ", bytes, " bytes.");
+    }
+    std::memcpy(block, &bytes, sizeof bytes);
+    const size_t held = current_.fetch_add(bytes, std::memory_order_relaxed) + bytes;
+    size_t peak = peak_.load(std::memory_order_relaxed);
+    while (held > peak && !peak_.compare_exchange_weak(peak, held, std::memory_order_relaxed)) {
+    }
+    void *data = static_cast<char *>(block) + HEAD;
+    return {data, data, &release, c10::Device(c10::DeviceType::CPU)};
+  }
+
+  c10::DeleterFnPtr raw_deleter() const override { return &release; }
+  void copy_data(void *to, const void *from, size_t bytes) const override { default_copy_data(to, from, bytes); }
+
+  void statistics(int64_t *current, int64_t *peak) const {
+    *current = static_cast<int64_t>(current_.load(std::memory_order_relaxed));
+    *peak = static_cast<int64_t>(peak_.load(std::memory_order_relaxed));
+  }
+  void reset_peak() { peak_.store(current_.load(std::memory_order_relaxed), std::memory_order_relaxed); }
+
+ private:
+  // As much as keeps the data aligned as libtorch has it.
+  static constexpr size_t HEAD = c10::gAlignment;
+  static_assert(HEAD >= sizeof(size_t));
+
+  static void release(void *data);
+
+  c10::Allocator *inner_;
+  std::atomic<size_t> current_{0};
+  std::atomic<size_t> peak_{0};
+};
+
+// In force before `main`: what was registered when a block is made must be so when it is freed, for oneDNN's memory is freed
+// by whichever allocator is registered then. Never destroyed: tensors of other statics may be freed after it.
+CountingAllocator *const HOST = [] {
+  auto *counting = new CountingAllocator(c10::GetCPUAllocator());
+  c10::SetCPUAllocator(counting);
+  return counting;
+}();
+
+void CountingAllocator::release(void *data) {
+  if (!data) return;
+  void *block = static_cast<char *>(data) - HEAD;
+  size_t bytes = 0;
+  std::memcpy(&bytes, block, sizeof bytes);
+  HOST->current_.fetch_sub(bytes, std::memory_order_relaxed);
+  HOST->inner_->raw_deallocate(block);
+}
+
 c10::DeviceType accelerator() {
   auto device = at::accelerator::getAccelerator(/*checked=*/false);
   TORCH_CHECK(device.has_value(), "no accelerator: streams, events and memory statistics exist only on one");
@@ -192,6 +255,10 @@ char *mp_set_generator_state(bool on_accelerator, at::Tensor *state) {
 }
 
 bool mp_has_accelerator() { return at::accelerator::getAccelerator(false).has_value(); }
+
+void mp_host_memory(int64_t *current, int64_t *peak) { HOST->statistics(current, peak); }
+
+void mp_reset_host_peak() { HOST->reset_peak(); }
 
 char *mp_memory(int device, int64_t *current, int64_t *peak, int64_t *reserved) {
   return guarded([&] {

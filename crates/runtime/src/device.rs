@@ -86,39 +86,65 @@ pub fn libtorch_version() -> &'static str {
     env!("MP_LIBTORCH_VERSION")
 }
 
-/// Memory of a device, as its allocator counts it.
+/// Memory that tensors on a device hold, as its allocator counts it.
+///
+/// On the host these are the bytes that tensors asked for, all of this process's, to the byte: malloc's rounding is not in
+/// them, nor memory that a tensor only views.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MemoryStats {
     /// Bytes allocated now.
     pub current_bytes: u64,
     /// Bytes allocated at most since the last [`reset_peak`].
     pub peak_bytes: u64,
-    /// Bytes taken from the device at most.
-    pub reserved_bytes: u64,
+    /// Bytes taken from an accelerator at most; `None` on the host, whose allocator hands on what it is asked for.
+    pub reserved_bytes: Option<u64>,
 }
 
-/// Asks an accelerator's allocator.
+/// Asks a device's allocator.
 ///
 /// # Errors
-/// [`Error::Torch`](crate::Error::Torch) where there is no accelerator.
-pub fn memory(index: usize) -> Result<MemoryStats> {
+/// [`Error::Torch`](crate::Error::Torch) for an accelerator that is not there.
+///
+/// # Examples
+/// ```
+/// use mp_runtime::{device, Device, Kind, Tensor};
+///
+/// device::reset_peak(Device::Cpu)?;
+/// let before = device::memory(Device::Cpu)?;
+/// drop(Tensor::f_zeros([1000], (Kind::Float, Device::Cpu))?);
+/// let after = device::memory(Device::Cpu)?;
+/// assert_eq!(after.current_bytes, before.current_bytes);
+/// assert_eq!(after.peak_bytes, before.current_bytes + 4000);
+/// # Ok::<(), mp_runtime::Error>(())
+/// ```
+pub fn memory(device: Device) -> Result<MemoryStats> {
+    let Device::Cuda(index) = device else {
+        let (current, peak) = ffi::host_memory();
+        return Ok(MemoryStats { current_bytes: current as u64, peak_bytes: peak as u64, reserved_bytes: None });
+    };
     let (current, peak, reserved) = ffi::memory(index as i32)?;
-    Ok(MemoryStats { current_bytes: current as u64, peak_bytes: peak as u64, reserved_bytes: reserved as u64 })
+    Ok(MemoryStats { current_bytes: current as u64, peak_bytes: peak as u64, reserved_bytes: Some(reserved as u64) })
 }
 
-/// Starts a new peak.
+/// Starts a new peak, from what is allocated now.
 ///
 /// # Errors
-/// [`Error::Torch`](crate::Error::Torch) where there is no accelerator.
-pub fn reset_peak(index: usize) -> Result<()> {
-    ffi::reset_peak(index as i32)
+/// [`Error::Torch`](crate::Error::Torch) for an accelerator that is not there.
+pub fn reset_peak(device: Device) -> Result<()> {
+    match device {
+        Device::Cuda(index) => ffi::reset_peak(index as i32),
+        _ => {
+            ffi::reset_host_peak();
+            Ok(())
+        }
+    }
 }
 
 /// Returns the most memory that this process has held, in bytes: the allocator's peak on a device, the resident set's
 /// on the host, 0 where the system does not say.
 pub fn peak_bytes(device: Device) -> u64 {
     match device {
-        Device::Cuda(index) => memory(index).map_or(0, |stats| stats.peak_bytes),
+        Device::Cuda(_) => memory(device).map_or(0, |stats| stats.peak_bytes),
         _ => resident_peak().unwrap_or(0),
     }
 }

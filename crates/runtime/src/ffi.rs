@@ -53,6 +53,8 @@ extern "C" {
     fn mp_has_accelerator() -> bool;
     fn mp_memory(device: i32, current: *mut i64, peak: *mut i64, reserved: *mut i64) -> *mut c_char;
     fn mp_reset_peak(device: i32) -> *mut c_char;
+    fn mp_host_memory(current: *mut i64, peak: *mut i64);
+    fn mp_reset_host_peak();
     fn mp_stream_from_pool(device: i32, high_priority: bool, id: *mut i64) -> *mut c_char;
     fn mp_current_stream(device: i32, id: *mut i64) -> *mut c_char;
     fn mp_set_current_stream(device: i32, id: i64) -> *mut c_char;
@@ -254,6 +256,19 @@ pub(crate) fn memory(device: i32) -> Result<(i64, i64, i64)> {
 pub(crate) fn reset_peak(device: i32) -> Result<()> {
     // SAFETY: an integer.
     check(unsafe { mp_reset_peak(device) })
+}
+
+/// Bytes that tensors on the host hold now, and at most since the last reset.
+pub(crate) fn host_memory() -> (i64, i64) {
+    let (mut current, mut peak) = (0, 0);
+    // SAFETY: two integers of ours to write to.
+    unsafe { mp_host_memory(&mut current, &mut peak) };
+    (current, peak)
+}
+
+pub(crate) fn reset_host_peak() {
+    // SAFETY: no arguments; atomics are read and written.
+    unsafe { mp_reset_host_peak() }
 }
 
 pub(crate) fn stream_from_pool(device: i32, high_priority: bool) -> Result<i64> {

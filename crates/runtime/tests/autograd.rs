@@ -248,7 +248,7 @@ fn without_an_accelerator_its_calls_are_errors() {
     if device::has_accelerator() {
         return;
     }
-    let words = device::memory(0).unwrap_err().to_string();
+    let words = device::memory(Device::Cuda(0)).unwrap_err().to_string();
     assert!(words.contains("no accelerator"), "{words}");
     assert!(mp_runtime::stream::Stream::current(0).is_err());
     assert!(mp_runtime::stream::Event::new().is_err());

@@ -30,6 +30,7 @@
 //! # Ok::<(), mp_plan::Error>(())
 //! ```
 
+pub mod measured;
 mod presets;
 
 use serde::{Deserialize, Serialize};
@@ -49,6 +50,9 @@ pub struct Cluster {
     /// Which share of the stated rates programs see.
     #[serde(default)]
     pub efficiency: Efficiency,
+    /// What was measured there, which goes before rates and shares.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub measured: Option<measured::Points>,
 }
 
 /// `[node]`: devices that share a fast link.
@@ -206,7 +210,7 @@ impl Cluster {
     /// # Errors
     /// [`Error::Cluster`] for a rate, a size or a share that cannot be; it names the key.
     pub fn check(&self) -> Result<()> {
-        let Self { node, device, network, efficiency } = self;
+        let Self { node, device, network, efficiency, measured } = self;
         for (key, value) in [("node.count", node.count), ("node.devices", node.devices)] {
             require(value > 0, key, value as f64, "must be at least 1")?;
         }
@@ -235,7 +239,8 @@ impl Cluster {
         ] {
             require(seconds >= 0.0 && seconds.is_finite(), key, seconds, "must be finite and from 0")?;
         }
-        efficiency.check()
+        efficiency.check()?;
+        measured.as_ref().map_or(Ok(()), measured::Points::check)
     }
 }
 

@@ -8,14 +8,18 @@
 //! - operations element by element take their bytes over the memory's bandwidth, and each a start;
 //! - collectives run as rings, or as trees where those are faster, inside a node, over the network, or first the one and
 //!   then the other, each rank with its share of the bytes: what leaves a node leaves it through all its devices' cards.
+//!
+//! [`Measured`] knows it by points that were measured there; [`of`] chooses between the two.
 
 pub mod collective;
 pub mod layer;
+pub mod measured;
 pub mod terms;
 
 use crate::{Cluster, Precision};
 
 pub use collective::{Collective, Group};
+pub use measured::{of, Measured};
 pub use terms::Terms;
 
 /// What single operations take on a machine.

@@ -106,7 +106,7 @@ pub use completeness::Incomplete;
 pub use config::{
     ArchitectureName, AttentionBias, ContextForm, ModelConfig, ParallelConfig, RecomputeName, RopeScaling, Switch,
 };
-pub use cost::{Analytic, Collective, CostModel, Group, Terms};
+pub use cost::{Analytic, Collective, CostModel, Group, Measured, Terms};
 pub use deadlock::Stuck;
 pub use degrees::{
     check_all_to_all, check_sequence, check_tensor, check_zero, legal_tensor_degrees, recompute, sequence_multiple,

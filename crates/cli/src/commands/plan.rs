@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use mp_plan::{Analytic, Ranking, Space};
+use mp_plan::{cost, Ranking, Space};
 use mp_train::cluster;
 use mp_train::layout::Layout;
 use mp_train::text::vocabulary;
@@ -57,8 +57,8 @@ fn choose(args: &Plan, config: &Config, vocab: usize, cluster: &str) -> Result<(
     cluster.check().map_err(Error::from)?;
     let job = Layout::job(config, vocab)?;
     let space = Space::of(&job, ranks).fixed(&config.parallel);
-    let costs = Analytic::new(&cluster);
-    let found = mp_plan::search(&job, &cluster, &costs, &space, ranks, args.best).map_err(Error::from)?;
+    let costs = cost::of(&cluster);
+    let found = mp_plan::search(&job, &cluster, &*costs, &space, ranks, args.best).map_err(Error::from)?;
     let mut screen = Screen::open(&args.output, true)?;
     screen.line(found.table(&job, &cluster, ranks).trim_end());
     Ok(screen.result(&Ranking::new(&job, &cluster, &found))?)

@@ -67,6 +67,7 @@ fn a100() -> Cluster {
         },
         network: Network { bandwidth: 25e9, latency: 12e-6 },
         efficiency: Efficiency::default(),
+        measured: None,
     }
 }
 
@@ -82,6 +83,7 @@ fn h100() -> Cluster {
         network: Network { bandwidth: 50e9, latency: 12e-6 },
         // At 700 W the clock falls under full load: large products come to 650 of 989 TFLOP/s.
         efficiency: Efficiency { matrix: 0.66, attention: 0.4, ..Efficiency::default() },
+        measured: None,
     }
 }
 
@@ -102,5 +104,6 @@ fn cpu() -> Cluster {
         device: Device { name: "CPU".into(), memory_bytes: 0, memory_bandwidth: 25e9, peak },
         network: Network { bandwidth: 1.25e9, latency: 20e-6 },
         efficiency: Efficiency { launch: 2e-6, attention: 0.4, ..Efficiency::default() },
+        measured: None,
     }
 }

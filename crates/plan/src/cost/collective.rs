@@ -15,10 +15,13 @@
 //! # Source
 //! Thakur et al. 2005, <https://doi.org/10.1177/1094342005051521>; Sanders et al. 2009 (two trees, full bandwidth).
 
+use serde::{Deserialize, Serialize};
+
 use crate::Cluster;
 
 /// What ranks of a group do together.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Collective {
     /// All get the sum.
     AllReduce,

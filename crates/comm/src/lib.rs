@@ -7,7 +7,8 @@
 //! - [`threads::Threads`], ranks as threads of one process over shared memory, for tests and small runs;
 //! - `mpi::Mpi`, ranks as processes over an MPI library (with the feature `mpi`, on by default);
 //!
-//! and under the decorators [`ledger::Ledger`], which records every call, and [`faulty::Faulty`], which fails on purpose.
+//! and under the decorators [`ledger::Ledger`], which records every call, [`stopwatch::Stopwatch`], which adds up how long
+//! callers are held up, and [`faulty::Faulty`], which fails on purpose.
 //! [`conformance::run`] is the suite that they all pass, and that a new backend should.
 //!
 //! Blocking calls borrow their memory as a [`Buffer`] or a [`BufferMut`]; calls that `start_` something own it as an
@@ -63,6 +64,7 @@ pub mod ledger;
 pub mod mpi;
 mod reduce;
 pub mod solo;
+pub mod stopwatch;
 mod sync;
 pub mod threads;
 

@@ -6,6 +6,7 @@ use mp_comm::conformance::{self, Report};
 use mp_comm::faulty::{Fault, Faulty};
 use mp_comm::ledger::{Ledger, Log};
 use mp_comm::solo::Solo;
+use mp_comm::stopwatch::{Stopwatch, Waited};
 use mp_comm::{threads, Communicator, Error};
 use rstest::rstest;
 
@@ -35,6 +36,15 @@ fn ledger_over_threads(#[values(1, 3)] size: usize) {
         let calls: Vec<u64> = log.take().iter().map(|entry| entry.sequence).collect();
         assert!(calls.len() > 500 && calls.windows(2).all(|pair| pair[0] < pair[1]));
         Ok::<_, Error>(report)
+    }));
+}
+
+#[rstest]
+fn stopwatch_over_threads(#[values(1, 3)] size: usize) {
+    all_passed(threads::run(size, |comm| {
+        let waited = Arc::new(Waited::default());
+        let comm: Arc<dyn Communicator> = Arc::new(Stopwatch::new(comm, waited));
+        conformance::run(&comm)
     }));
 }
 

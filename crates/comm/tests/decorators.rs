@@ -1,10 +1,12 @@
 //! What the decorators record and break.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use mp_comm::faulty::{Fault, Faulty};
 use mp_comm::ledger::{Ledger, Log};
 use mp_comm::solo::Solo;
+use mp_comm::stopwatch::{Stopwatch, Waited};
 use mp_comm::threads::{run, try_run, Failure};
 use mp_comm::{Buffer, BufferMut, Call, Communicator, Error, Rank, ReduceOp};
 
@@ -60,6 +62,33 @@ fn failed_and_dropped_calls_are_recorded_as_such() {
     let entries = log.take();
     assert_eq!(entries.len(), 3);
     assert!(entries.iter().all(|entry| !entry.succeeded));
+}
+
+#[test]
+fn a_stopwatch_leaves_out_what_lies_between_start_and_wait() {
+    let waited = Arc::new(Waited::default());
+    let comm = Stopwatch::new(Arc::new(Solo::new("alone")), Arc::clone(&waited));
+    let begun = Instant::now();
+    let request = comm.start_all_reduce(vec![1f32; 5].into(), ReduceOp::Sum).expect("a valid call");
+    let started = Instant::now();
+    // Longer than both calls together, whatever the machine does: the clock is asked until it says so.
+    while started.elapsed() <= 2 * (started - begun) {}
+    let between = started.elapsed();
+    request.wait().expect("complete");
+    let whole = begun.elapsed();
+    let held_up = waited.take();
+    assert!(held_up > 0.0 && held_up <= (whole - between).as_secs_f64(), "{held_up} of {whole:?} less {between:?}");
+}
+
+#[test]
+fn a_stopwatch_also_counts_what_groups_split_from_it_wait_for() {
+    let waited = Arc::new(Waited::default());
+    let comm = Stopwatch::new(Arc::new(Solo::new("alone")), Arc::clone(&waited));
+    let part = comm.split(Some(0), 0, "part").expect("a valid call").expect("a group");
+    assert!(waited.take() > 0.0);
+    part.barrier().expect("a valid call");
+    assert!(waited.take() > 0.0);
+    assert_eq!(waited.take(), 0.0);
 }
 
 #[test]

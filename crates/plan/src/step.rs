@@ -11,6 +11,7 @@
 //! is divided by time, ranks and the device's peak; where that is unknown there is neither.
 
 mod bound;
+mod timeline;
 mod waits;
 
 use serde::{Deserialize, Serialize};
@@ -21,7 +22,8 @@ use crate::{
         CostModel, Terms,
     },
     memory::{repeated, Elements, MemoryModel, RankMemory},
-    pace, Candidate, Cluster, Costs, Job, RankBytes, RecomputeName, Result, Schedule, StageCosts, Stages, Step,
+    step::timeline::Timeline,
+    Candidate, Cluster, Costs, Job, RankBytes, RecomputeName, Result, Schedule, StageCosts, Stages, Step,
 };
 
 /// What a layout takes and needs.
@@ -141,55 +143,34 @@ impl<'a> Estimator<'a> {
         Ok(Some(Estimate { candidate: *candidate, memory, limit: self.cluster.rank_memory(), time: None }))
     }
 
-    fn time(&mut self, candidate: &Candidate, stages: &Stages, orders: &[Vec<Step>], peak: f64) -> Result<StepTime> {
-        let micro_batches = candidate.micro_batches(self.job);
-        let parts = Parts::of(self.job, candidate, self.costs, self.cluster.node.devices);
-        let times = self.stage_times(candidate, stages, &parts);
-        let ends = pace::ends(stages, orders, micro_batches, &times.costs());
-        let computed = ends.iter().copied().fold(0.0, f64::max);
-        // What each rank does, and when it is done with its reductions.
-        let (mut busy, mut reduced, mut updated, mut busiest) =
-            (Vec::new(), computed, 0.0_f64, (0.0, Terms::default()));
-        for (rank, &end) in ends.iter().enumerate() {
-            let own = (0..stages.chunks()).map(|chunk| times.passes[stages.stage_of(rank, chunk)]);
-            let (work, last) = own.fold((Terms::default(), 0.0), |(work, last), passes| {
-                let backward = passes.input + passes.weight;
-                (work + passes.forward + backward, last + backward.total())
-            });
-            let total = work.total() * micro_batches as f64;
-            busy.push(total);
-            if total > busiest.0 {
-                busiest = (total, work * micro_batches as f64);
-            }
-            let (_, elements) = self.memory.stored(candidate, stages, rank)?;
-            reduced = reduced.max(end + self.reduction(candidate, &elements, last, work.total(), micro_batches));
-            updated = updated.max(self.update(candidate, &elements));
+    /// Estimates what each rank of the pipeline spends a layout's step on; `None` where the device's rate is unknown. The parts
+    /// of each rank sum to the step.
+    ///
+    /// # Errors
+    /// As [`Candidate::check`].
+    pub fn rank_terms(&mut self, candidate: &Candidate) -> Result<Option<Vec<Terms>>> {
+        candidate.check(self.job)?;
+        if self.costs.peak(self.job.precision).is_none() {
+            return Ok(None);
         }
-        reduced += self.ends_of_table(candidate, stages);
-        let seconds = reduced + self.norm(candidate) + updated;
-        let mut terms = busiest.1;
-        // Never below zero, as a sum of roundings may be.
-        terms.bubble += (computed - busiest.0).max(0.0);
-        terms.data += reduced - computed + self.norm(candidate);
-        terms.optimizer += updated;
-        Ok(self.step_time(candidate, stages, seconds, terms, idle(&busy, computed), peak))
+        let stages = candidate.stages(self.job)?;
+        let orders = Schedule::orders(candidate.schedule, &stages, candidate.micro_batches(self.job))?;
+        Ok(Some(self.timeline(candidate, &stages, &orders)?.ranks))
     }
 
-    fn step_time(
-        &self,
-        candidate: &Candidate,
-        stages: &Stages,
-        seconds: f64,
-        terms: Terms,
-        bubble: f64,
-        peak: f64,
-    ) -> StepTime {
+    fn time(&mut self, candidate: &Candidate, stages: &Stages, orders: &[Vec<Step>], peak: f64) -> Result<StepTime> {
+        let timeline = self.timeline(candidate, stages, orders)?;
+        Ok(self.step_time(candidate, stages, &timeline, peak))
+    }
+
+    fn step_time(&self, candidate: &Candidate, stages: &Stages, timeline: &Timeline, peak: f64) -> StepTime {
+        let &Timeline { seconds, busiest, bubble, .. } = timeline;
         let per_device = self.job.step_tokens() / (seconds * candidate.ranks() as f64);
         let model = self.job.architecture.flops_per_token(self.job.seq);
         let again = self.repeated_flops(candidate, stages);
         StepTime {
             seconds,
-            terms,
+            terms: timeline.ranks[busiest],
             bubble,
             model_flops: per_device * model,
             hardware_flops: per_device * (model + again),
@@ -286,13 +267,5 @@ impl StageTimes {
             backward_weight: passes.weight.total(),
         };
         Costs { stages: self.passes.iter().map(stage).collect(), transfer: self.transfer }
-    }
-}
-
-/// Returns the share of `seconds` in which a rank does not compute, on average.
-fn idle(busy: &[f64], seconds: f64) -> f64 {
-    match seconds > 0.0 {
-        true => (1.0 - busy.iter().sum::<f64>() / (seconds * busy.len() as f64)).max(0.0),
-        false => 0.0,
     }
 }

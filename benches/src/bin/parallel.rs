@@ -19,6 +19,7 @@ use mp_runtime::{device, Device};
 use mp_train::assemble::Allocated;
 use mp_train::layout::Layout;
 use mp_train::step::{Trainer, Work};
+use mp_train::times::Times;
 use mp_train::traffic::sent;
 use mp_train::Config;
 
@@ -138,7 +139,7 @@ impl Bench {
         Ok(Self { config, layout, trainer, source, step: 0 })
     }
 
-    /// Makes a step; returns its seconds and those of its passes.
+    /// Makes a step; returns its seconds, and those until all ranks of the pipeline are done with their passes.
     fn step(&mut self) -> Result<[f64; 2]> {
         let dp = self.trainer.groups().dp.rank().0;
         let batches = (0..self.layout.batches.micro_batches())
@@ -151,7 +152,8 @@ impl Bench {
         let targets = Targets::Every;
         let outcome =
             self.trainer.step(&Work { step: self.step, lr: 1e-4, batches: &batches, global_batch, targets })?;
-        Ok([begun.elapsed().as_secs_f64(), outcome.seconds.passes])
+        let Times { computing, tensor, context, bubble, .. } = outcome.times;
+        Ok([begun.elapsed().as_secs_f64(), computing + tensor + context + bubble])
     }
 }
 

@@ -9,7 +9,6 @@ use std::time::Instant;
 use anyhow::Result;
 use clap::{Parser, ValueEnum};
 use mp_benches::gemm;
-use mp_comm::ledger::{Ledger, Log};
 use mp_comm::mpi::Mpi;
 use mp_comm::{BufferMut, Communicator, Rank, ReduceOp};
 use mp_data::{Batch, SampleSource, Targets, TextSource, Tokens};
@@ -19,7 +18,8 @@ use mp_runtime::{device, Device};
 use mp_train::assemble::Allocated;
 use mp_train::config::{Precision, TrainConfig};
 use mp_train::layout::Layout;
-use mp_train::step::{Seconds, Work};
+use mp_train::step::Work;
+use mp_train::times::Times;
 use mp_train::Config;
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -102,12 +102,11 @@ impl Options {
 fn main() -> Result<()> {
     let options = Options::parse();
     let mpi = Mpi::initialize()?;
-    let log = Arc::new(Log::new());
-    let world: Arc<dyn Communicator> = Arc::new(Ledger::new(mpi.communicator(), Arc::clone(&log)));
+    let world = mpi.communicator();
     let cores = std::thread::available_parallelism()?.get();
     let threads = if options.threads > 0 { options.threads } else { (cores / world.local_size()).max(1) };
     device::prepare(threads);
-    let measured = measure(&options, &world, &log);
+    let measured = measure(&options, &world);
     match measured {
         Ok(figures) => figures.print(&options, &*world, threads)?,
         Err(error) => {
@@ -121,15 +120,14 @@ fn main() -> Result<()> {
 /// What was measured on this rank, in seconds a step.
 struct Figures {
     step: f64,
-    seconds: Seconds,
-    communication: f64,
+    times: Times,
     peak: f64,
     flop: f64,
     layout: String,
     loss: f64,
 }
 
-fn measure(options: &Options, world: &Arc<dyn Communicator>, log: &Log) -> Result<Figures> {
+fn measure(options: &Options, world: &Arc<dyn Communicator>) -> Result<Figures> {
     let config = options.config();
     let layout = Layout::new(&config, options.vocab, world.size())?;
     let groups = layout.groups(world)?;
@@ -137,37 +135,28 @@ fn measure(options: &Options, world: &Arc<dyn Communicator>, log: &Log) -> Resul
     let mut trainer = Allocated::new(&config, &layout, &groups, Device::Cpu)?.trainer(&config, &layout, groups)?;
     let peak = gemm::peak(&**world, config.train.precision.backend().compute())?;
     let source = random_text(options)?;
-    let (mut seconds, mut total, mut loss) = (Seconds::default(), 0.0, 0.0);
+    let (mut sums, mut total, mut loss) = ([0.0; 7], 0.0, 0.0);
     for step in 1..=options.warmup + options.steps {
         let batches = (0..layout.batches.micro_batches())
             .map(|micro| Batch::read(&source, layout.batches.samples(step - 1, rank, micro)))
             .collect::<mp_data::Result<Vec<_>>>()?;
         if step == options.warmup + 1 {
             world.barrier()?;
-            log.take();
         }
         let begun = Instant::now();
         let (targets, global_batch) = (Targets::Every, options.batch);
         let outcome = trainer.step(&Work { step, lr: 1e-3, batches: &batches, global_batch, targets })?;
         if step > options.warmup {
             total += begun.elapsed().as_secs_f64();
-            seconds.passes += outcome.seconds.passes;
-            seconds.reduction += outcome.seconds.reduction;
-            seconds.update += outcome.seconds.update;
+            sums.iter_mut().zip(outcome.times.parts()).for_each(|(sum, part)| *sum += part);
         }
         loss = outcome.loss;
     }
-    let communication: f64 = log.totals().values().map(|total| total.blocked_seconds).sum();
     let steps = options.steps as f64;
     let architecture = &layout.partition.architecture;
     Ok(Figures {
         step: total / steps,
-        seconds: Seconds {
-            passes: seconds.passes / steps,
-            reduction: seconds.reduction / steps,
-            update: seconds.update / steps,
-        },
-        communication: communication / steps,
+        times: Times::of_parts(sums.map(|sum| sum / steps)),
         peak,
         flop: architecture.flops_per_token(options.seq) * (options.batch * options.seq) as f64,
         layout: layout.words(config.train.precision),
@@ -192,7 +181,8 @@ impl Figures {
         }
         let tokens = (options.batch * options.seq) as f64 / self.step;
         let rate = self.flop / self.step;
-        let compute = self.step - self.communication - self.seconds.update;
+        let Times { computing, tensor, context, bubble, data, optimizer, .. } = self.times;
+        let communication = tensor + context + bubble + data;
         let share = |seconds: f64| 100.0 * seconds / self.step;
         println!(
             "{} ({} ranks, {threads} threads each): {tokens:.0} tokens/s, {:.1} ms a step, loss {:.4}",
@@ -209,18 +199,16 @@ impl Figures {
         );
         println!(
             "  rank 0: compute {:.1} %, waiting for communication {:.1} %, update {:.1} %",
-            share(compute),
-            share(self.communication),
-            share(self.seconds.update)
+            share(computing),
+            share(communication),
+            share(optimizer)
         );
         println!(
             "{}",
             serde_json::json!({
                 "layout": self.layout, "ranks": world.size(), "threads": threads, "tokens_per_second": tokens,
                 "step_seconds": self.step, "gemm_share": rate / peaks[0], "gemm_flop_per_second": peaks[0],
-                "compute_seconds": compute, "communication_seconds": self.communication,
-                "update_seconds": self.seconds.update, "passes_seconds": self.seconds.passes,
-                "reduction_seconds": self.seconds.reduction, "loss": self.loss,
+                "times": self.times, "loss": self.loss,
             })
         );
         Ok(())

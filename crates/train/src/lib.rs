@@ -17,6 +17,7 @@ pub mod standing;
 pub mod checkpoint;
 mod durable;
 pub mod rates;
+pub mod times;
 pub mod groups;
 pub mod layout;
 pub mod cluster;

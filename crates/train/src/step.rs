@@ -1,7 +1,6 @@
 //! One optimizer step: the schedule's list of a rank run from zero gradients to updated weights.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use mp_comm::{BufferMut, ReduceOp};
 use mp_data::{Batch, Tally, Targets};
@@ -19,6 +18,7 @@ use crate::inference::Inference;
 use crate::optimizer::Optimizer;
 use crate::pipeline::{Flight, Line, MicroBatch};
 use crate::reduce::{clip, Reducer};
+use crate::times::{Doing, Pieces, Times};
 use crate::{Error, Result};
 
 /// The lower half of a number.
@@ -33,19 +33,8 @@ pub struct Outcome {
     pub gradient_norm: f64,
     /// The samples that all ranks of the world worked on, each as often as ranks did.
     pub read: Tally,
-    /// Where the step's time went.
-    pub seconds: Seconds,
-}
-
-/// Where a step's time went, in seconds.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct Seconds {
-    /// Forward and backward passes, with the communication inside and behind them.
-    pub passes: f64,
-    /// What is left of summing the gradient; measuring and clipping it.
-    pub reduction: f64,
-    /// The update.
-    pub update: f64,
+    /// Where the step's time went on this rank.
+    pub times: Times,
 }
 
 /// A rank's model in training.
@@ -177,8 +166,8 @@ impl Trainer {
 
     fn run(&mut self, work: &Work<'_>) -> Result<Outcome> {
         let _span = tracing::info_span!("step", step = work.step).entered();
-        let begun = Instant::now();
         let passes = &self.passes;
+        let mut pieces = Pieces::begin(&passes.groups.waits);
         if work.batches.len() != passes.method.schedule.micro_batches {
             return Err(Error::MicroBatches {
                 given: work.batches.len(),
@@ -186,30 +175,32 @@ impl Trainer {
             });
         }
         let share = passes.share(work)?;
-        passes.model.parameters().begin_step(work.batches.len())?;
         let assembled = passes.assembled();
         let tensors = work.batches.iter().map(|batch| assembled.own(batch)).collect::<Result<Vec<_>>>()?;
+        pieces.end(Doing::Preparing);
+        passes.model.parameters().begin_step(work.batches.len())?;
+        pieces.end(Doing::Updating);
         let steps = &passes.method.schedule.ranks[passes.groups.pp.rank().0];
         let mut flight =
             Flight::new(assembled.line(), &passes.model, passes.micro_batches(work, &tensors, share), steps)?;
-        let (mut loss, mut gradient_norm, mut passed, mut reduced) = (0.0, 0.0, begun, begun);
+        let (mut loss, mut gradient_norm) = (0.0, 0.0);
         let mut read = Tally::default();
         for &step in steps {
             match step {
                 Step::SumTied => passes.sum_tied()?,
                 Step::Reduce => {
                     let part = flight.land()?;
-                    passed = Instant::now();
+                    pieces.end(Doing::Passing);
                     passes.reducer.sum(passes.model.parameters())?;
                     #[cfg(feature = "faults")]
                     passes.scale_wrongly(work.batches.len())?;
+                    pieces.end(Doing::Summing);
                     gradient_norm = passes.reducer.norm(passes.model.parameters(), &passes.groups)?;
                     loss = passes.total(part)?;
                 }
                 Step::Update => {
                     read = passes.check(work, loss, gradient_norm)?;
                     clip(passes.model.parameters(), gradient_norm, passes.method.clip_norm)?;
-                    reduced = Instant::now();
                     self.optimizer.update(passes.model.parameters(), work.step, work.lr)?;
                     passes.model.parameters().publish()?;
                 }
@@ -217,12 +208,8 @@ impl Trainer {
             }
         }
         self.worked = flight.worked();
-        let seconds = Seconds {
-            passes: (passed - begun).as_secs_f64(),
-            reduction: (reduced - passed).as_secs_f64(),
-            update: reduced.elapsed().as_secs_f64(),
-        };
-        Ok(Outcome { loss, gradient_norm, read, seconds })
+        pieces.end(Doing::Updating);
+        Ok(Outcome { loss, gradient_norm, read, times: pieces.times() })
     }
 }
 

@@ -135,6 +135,17 @@ pub enum Error {
         /// The message's tag.
         tag: u16,
     },
+    /// A split of a group whose other ranks do not exist.
+    #[error(
+        "group {group} has no other ranks to make a group {part} with: it stands for one rank alone and serves to time it; \
+         train on a communicator with peers"
+    )]
+    PeersAbsent {
+        /// The group's name.
+        group: String,
+        /// The name of the group that was to be made.
+        part: String,
+    },
     /// An error that the MPI library reported.
     #[error("{call} in group {group}{}: {function} of {bytes} bytes failed with {message} (code {code})", with(peer))]
     Mpi {

@@ -9,7 +9,8 @@
 //!
 //! and under the decorators [`ledger::Ledger`], which records every call, [`stopwatch::Stopwatch`], which adds up how long
 //! callers are held up, and [`faulty::Faulty`], which fails on purpose.
-//! [`conformance::run`] is the suite that they all pass, and that a new backend should.
+//! [`conformance::run`] is the suite that they all pass, and that a new backend should. Where only one rank's time counts,
+//! [`absent::Absent`] stands for a group whose other ranks do not exist; no run can start with it.
 //!
 //! Blocking calls borrow their memory as a [`Buffer`] or a [`BufferMut`]; calls that `start_` something own it as an
 //! [`OwnedBuffer`] until their [`Request`] gives it back. Both are typed at run time, by [`Kind`], so that the trait stays
@@ -50,6 +51,7 @@
 //! build script can do the same with `DEP_MP_COMM_MPI_MPI_LIB`. Tests that start ranks use `$MP_MPIRUN`, or the
 //! launcher beside the wrapper. Without the feature `mpi` no MPI library is needed.
 
+pub mod absent;
 mod arguments;
 pub mod buffer;
 pub mod call;

@@ -108,9 +108,21 @@ impl fmt::Display for Report {
 /// assert!(reports.iter().all(|report| report.failures.is_empty()));
 /// ```
 pub fn run(comm: &Arc<dyn Communicator>) -> crate::Result<Report> {
-    let suites = [collectives::CHECKS, messages::CHECKS, started::CHECKS, groups::CHECKS, arguments::CHECKS];
+    let suites = [collectives::CHECKS, messages::CHECKS, started::CHECKS, groups::CHECKS];
+    all(comm, &[&suites[..], &[arguments::REFUSALS, arguments::CHECKS]].concat())
+}
+
+/// Runs the checks of what is refused before anything is sent: all that a rank without peers can pass.
+///
+/// # Errors
+/// As [`run`].
+pub fn refusals(comm: &Arc<dyn Communicator>) -> crate::Result<Report> {
+    all(comm, &[arguments::REFUSALS])
+}
+
+fn all(comm: &Arc<dyn Communicator>, suites: &[&[Check]]) -> crate::Result<Report> {
     let mut report = Report::default();
-    for check in suites.into_iter().flatten() {
+    for check in suites.iter().copied().flatten() {
         report.note(&**comm, check.name, (check.body)(comm))?;
     }
     Ok(report)

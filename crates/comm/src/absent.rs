@@ -1,0 +1,177 @@
+//! A rank of a group whose other ranks do not exist: for timing one rank's computation where there is one device.
+//!
+//! Nothing is added up and nothing arrives, so what is computed with it means nothing: it takes the time and the memory
+//! that a rank takes, without the time of communication. No training can start with it by accident: it [refuses to be
+//! split](Absent#method.split), and every run begins with splitting its world.
+
+use std::sync::Arc;
+
+use crate::arguments::Site;
+use crate::{Buffer, BufferMut, Call, Communicator, Error, OwnedBuffer, Rank, ReduceOp, Request, Result, Tag};
+
+/// One rank of a group without peers. It checks arguments as every group does, and answers at once:
+///
+/// | call | answer |
+/// |---|---|
+/// | all-reduce, broadcast | the buffer as it was |
+/// | reduce-scatter | this rank's own run, not summed |
+/// | all-gather | this rank's elements, once for each rank |
+/// | all-to-all | what was to be sent; of uneven runs the one to itself, else zeros |
+/// | send, barrier | nothing |
+/// | receive | zeros |
+/// | split | [`Error::PeersAbsent`] |
+///
+/// # Examples
+/// ```
+/// use mp_comm::{absent::Absent, Buffer, BufferMut, Communicator, Error, Rank};
+///
+/// let third = Absent::new("tp", Rank(2), 4);
+/// let mut all = [0f32; 8];
+/// third.all_gather(Buffer::new(&[1f32, 2.0]), BufferMut::new(&mut all))?;
+/// assert_eq!(all, [1.0, 2.0, 1.0, 2.0, 1.0, 2.0, 1.0, 2.0]);
+/// assert!(matches!(third.split(Some(0), 0, "part"), Err(Error::PeersAbsent { .. })));
+/// # Ok::<(), mp_comm::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct Absent {
+    name: String,
+    rank: Rank,
+    size: usize,
+}
+
+impl Absent {
+    /// Makes a group's `rank` without the others of `size`.
+    ///
+    /// # Panics
+    /// If there is no such rank.
+    pub fn new(name: impl Into<String>, rank: Rank, size: usize) -> Self {
+        assert!(rank.0 < size, "rank {} of {size}", rank.0);
+        Self { name: name.into(), rank, size }
+    }
+
+    fn site(&self, call: Call) -> Site<'_> {
+        Site { call, group: &self.name, size: self.size }
+    }
+
+    /// Takes this rank's own run of what was to be reduced.
+    fn own_run(&self, send: Buffer<'_>, mut receive: BufferMut<'_>) {
+        let run = receive.bytes_mut();
+        let start = self.rank.0 * run.len();
+        run.copy_from_slice(&send.bytes()[start..start + run.len()]);
+    }
+
+    /// Takes this rank's elements for everybody's.
+    fn everybodys(send: Buffer<'_>, mut receive: BufferMut<'_>) {
+        if !send.is_empty() {
+            receive.bytes_mut().chunks_exact_mut(send.bytes().len()).for_each(|run| run.copy_from_slice(send.bytes()));
+        }
+    }
+}
+
+impl Communicator for Absent {
+    fn name(&self) -> &str {
+        &self.name
+    }
+    fn rank(&self) -> Rank {
+        self.rank
+    }
+    fn size(&self) -> usize {
+        self.size
+    }
+    fn local_rank(&self) -> Rank {
+        self.rank
+    }
+    fn local_size(&self) -> usize {
+        self.size
+    }
+
+    fn all_reduce(&self, buffer: BufferMut<'_>, op: ReduceOp) -> Result<()> {
+        self.site(Call::AllReduce).op(buffer.kind(), op)
+    }
+
+    fn reduce_scatter(&self, send: Buffer<'_>, receive: BufferMut<'_>, op: ReduceOp) -> Result<()> {
+        self.site(Call::ReduceScatter).reduce_scatter(send, receive.as_buffer(), op)?;
+        self.own_run(send, receive);
+        Ok(())
+    }
+
+    fn all_gather(&self, send: Buffer<'_>, receive: BufferMut<'_>) -> Result<()> {
+        self.site(Call::AllGather).all_gather(send, receive.as_buffer())?;
+        Self::everybodys(send, receive);
+        Ok(())
+    }
+
+    fn all_to_all(&self, send: Buffer<'_>, mut receive: BufferMut<'_>) -> Result<()> {
+        self.site(Call::AllToAll).all_to_all(send, receive.as_buffer())?;
+        receive.bytes_mut().copy_from_slice(send.bytes());
+        Ok(())
+    }
+
+    fn all_to_all_v(
+        &self,
+        send: Buffer<'_>,
+        send_counts: &[usize],
+        mut receive: BufferMut<'_>,
+        receive_counts: &[usize],
+    ) -> Result<()> {
+        let site = self.site(Call::AllToAllV);
+        site.all_to_all_v(self.rank, (send, send_counts), (receive.as_buffer(), receive_counts))?;
+        let bytes = |counts: &[usize]| counts.iter().sum::<usize>() * send.kind().bytes();
+        let (from, into) = (bytes(&send_counts[..self.rank.0]), bytes(&receive_counts[..self.rank.0]));
+        let own = bytes(&send_counts[self.rank.0..=self.rank.0]);
+        receive.bytes_mut().fill(0);
+        receive.bytes_mut()[into..into + own].copy_from_slice(&send.bytes()[from..from + own]);
+        Ok(())
+    }
+
+    fn broadcast(&self, _buffer: BufferMut<'_>, root: Rank) -> Result<()> {
+        self.site(Call::Broadcast).rank(root)
+    }
+
+    fn send(&self, _buffer: Buffer<'_>, to: Rank, _tag: Tag) -> Result<()> {
+        self.site(Call::Send).peer(self.rank, to)
+    }
+
+    fn receive(&self, mut buffer: BufferMut<'_>, from: Rank, _tag: Tag) -> Result<()> {
+        self.site(Call::Receive).rank(from)?;
+        buffer.bytes_mut().fill(0);
+        Ok(())
+    }
+
+    fn barrier(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn start_all_reduce(&self, buffer: OwnedBuffer, op: ReduceOp) -> Result<Request> {
+        self.site(Call::StartAllReduce).op(buffer.kind(), op)?;
+        Ok(Request::ready(buffer))
+    }
+
+    fn start_reduce_scatter(&self, send: OwnedBuffer, mut receive: OwnedBuffer, op: ReduceOp) -> Result<Request> {
+        self.site(Call::StartReduceScatter).reduce_scatter(send.as_buffer(), receive.as_buffer(), op)?;
+        self.own_run(send.as_buffer(), receive.as_buffer_mut());
+        Ok(Request::ready(receive))
+    }
+
+    fn start_all_gather(&self, send: OwnedBuffer, mut receive: OwnedBuffer) -> Result<Request> {
+        self.site(Call::StartAllGather).all_gather(send.as_buffer(), receive.as_buffer())?;
+        Self::everybodys(send.as_buffer(), receive.as_buffer_mut());
+        Ok(Request::ready(receive))
+    }
+
+    fn start_send(&self, buffer: OwnedBuffer, to: Rank, _tag: Tag) -> Result<Request> {
+        self.site(Call::StartSend).rank(to)?;
+        Ok(Request::ready(buffer))
+    }
+
+    fn start_receive(&self, mut buffer: OwnedBuffer, from: Rank, _tag: Tag) -> Result<Request> {
+        self.site(Call::StartReceive).rank(from)?;
+        buffer.as_buffer_mut().bytes_mut().fill(0);
+        Ok(Request::ready(buffer))
+    }
+
+    /// Refuses: which ranks would form a group, only they could say.
+    fn split(&self, _color: Option<u32>, _key: u32, name: &str) -> Result<Option<Arc<dyn Communicator>>> {
+        Err(Error::PeersAbsent { group: self.name.clone(), part: name.into() })
+    }
+}

@@ -346,6 +346,22 @@ pub enum Error {
         micro_batch: usize,
     },
 
+    /// Measured times for another number of stages.
+    #[error("{given} measured stages are given for a layout of {stages}; each virtual stage needs one entry")]
+    MeasuredStages {
+        /// How many are given.
+        given: usize,
+        /// How many virtual stages there are.
+        stages: usize,
+    },
+
+    /// A measured time that is none.
+    #[error("a measured time of {seconds} s is given, and times must be finite and from 0")]
+    MeasuredTime {
+        /// The time.
+        seconds: f64,
+    },
+
     /// No layout at all.
     #[error("no layout of {ranks} ranks can cut this model as asked; {why}")]
     NoLayout {

@@ -96,6 +96,7 @@ pub mod step;
 pub mod storage;
 mod table;
 pub mod traffic;
+pub mod trial;
 mod waits;
 
 pub use architecture::Architecture;
@@ -128,6 +129,7 @@ pub use search::{search, Each, Found};
 pub use simulate::{simulate, Costs, Span, StageCosts, Timeline};
 pub use space::Space;
 pub use stages::{Folding, Stages};
-pub use step::{Estimate, Estimator, StepTime};
+pub use step::{Estimate, Estimator, Replayed, Spent, StepTime};
 pub use storage::{Precision, RankBytes, Storage};
 pub use traffic::{Traffic, Workload};
+pub use trial::{Sizes, Trial};

@@ -11,8 +11,11 @@
 //! is divided by time, ranks and the device's peak; where that is unknown there is neither.
 
 mod bound;
+mod replay;
 mod timeline;
 mod waits;
+
+pub use replay::{Replayed, Spent};
 
 use serde::{Deserialize, Serialize};
 
@@ -165,7 +168,7 @@ impl<'a> Estimator<'a> {
 
     fn step_time(&self, candidate: &Candidate, stages: &Stages, timeline: &Timeline, peak: f64) -> StepTime {
         let &Timeline { seconds, busiest, bubble, .. } = timeline;
-        let per_device = self.job.step_tokens() / (seconds * candidate.ranks() as f64);
+        let per_device = self.tokens(candidate, seconds);
         let model = self.job.architecture.flops_per_token(self.job.seq);
         let again = self.repeated_flops(candidate, stages);
         StepTime {
@@ -177,6 +180,11 @@ impl<'a> Estimator<'a> {
             mfu: per_device * model / peak,
             tokens: per_device,
         }
+    }
+
+    /// Returns the tokens by second and device of a step that takes so long.
+    fn tokens(&self, candidate: &Candidate, seconds: f64) -> f64 {
+        self.job.step_tokens() / (seconds * candidate.ranks() as f64)
     }
 
     /// Counts the FLOPs by token that are done again.
@@ -197,16 +205,20 @@ impl<'a> Estimator<'a> {
     }
 
     fn stage_times(&self, candidate: &Candidate, stages: &Stages, parts: &Parts) -> StageTimes {
+        let stage = |stage: usize| parts.stage(candidate, stages, stage);
+        self.between(candidate, stages, (0..stages.count()).map(stage).collect())
+    }
+
+    /// Adds the messages between stages to what these take.
+    fn between(&self, candidate: &Candidate, stages: &Stages, mut passes: Vec<Passes>) -> StageTimes {
         let transfer = if stages.pp() > 1 { self.transfer(candidate) } else { 0.0 };
         let waits = if self.job.executor.hides_messages { 0.0 } else { transfer };
-        let stage = |stage: usize| {
-            let mut passes = parts.stage(candidate, stages, stage);
+        for passes in &mut passes {
             // Sending and receiving take the rank's own time.
             passes.forward.bubble += waits;
             passes.input.bubble += waits;
-            passes
-        };
-        StageTimes { passes: (0..stages.count()).map(stage).collect(), transfer: transfer - waits }
+        }
+        StageTimes { passes, transfer: transfer - waits }
     }
 
     /// Counts what a rank of the pipeline stores between steps.

@@ -1,6 +1,11 @@
 //! What each rank of the pipeline spends a step on, from its first forward to its last update.
 
-use crate::{cost::Terms, pace, step::Estimator, Candidate, Result, Stages, Step};
+use crate::{
+    cost::Terms,
+    pace,
+    step::{Estimator, StageTimes},
+    Candidate, Result, Stages, Step,
+};
 
 /// The step by ranks of the pipeline.
 pub(super) struct Timeline {
@@ -22,9 +27,21 @@ impl Estimator<'_> {
         stages: &Stages,
         orders: &[Vec<Step>],
     ) -> Result<Timeline> {
+        let times = self.stage_times(candidate, stages, &self.parts(candidate));
+        self.timeline_of(candidate, stages, orders, &times, None)
+    }
+
+    /// Runs it with what its stages take, and with what the slowest rank's update takes where that is known better than from
+    /// its bytes.
+    pub(super) fn timeline_of(
+        &mut self,
+        candidate: &Candidate,
+        stages: &Stages,
+        orders: &[Vec<Step>],
+        times: &StageTimes,
+        update: Option<f64>,
+    ) -> Result<Timeline> {
         let micro_batches = candidate.micro_batches(self.job);
-        let parts = self.parts(candidate);
-        let times = self.stage_times(candidate, stages, &parts);
         let ends = pace::ends(stages, orders, micro_batches, &times.costs());
         let computed = ends.iter().copied().fold(0.0, f64::max);
         // What each rank does, and when it is done with its reductions.
@@ -43,7 +60,7 @@ impl Estimator<'_> {
             }
             let (_, elements) = self.stored(candidate, stages, rank)?;
             reduced = reduced.max(end + self.reduction(candidate, &elements, last, work.total(), micro_batches));
-            updated = updated.max(self.update(candidate, &elements));
+            updated = updated.max(update.unwrap_or_else(|| self.update(candidate, &elements)));
         }
         reduced += self.ends_of_table(candidate, stages);
         let data = reduced - computed + self.norm(candidate);

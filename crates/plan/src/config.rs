@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{ScheduleName, Zero};
+use crate::{ParallelKey, ScheduleName, Zero};
 
 /// The model families that can be built.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -177,6 +177,11 @@ mod auto {
 }
 
 impl<T> Switch<T> {
+    /// Says whether nothing is chosen.
+    pub fn is_auto(&self) -> bool {
+        matches!(self, Switch::Auto)
+    }
+
     /// Returns the user's choice, or `default`.
     pub fn unwrap_or(self, default: T) -> T {
         match self {
@@ -220,40 +225,68 @@ pub enum ContextForm {
 }
 
 /// `[parallel]`: how model and batch are cut.
+///
+/// What is left open, as 0 or auto, is decided by rules of thumb, which stand with each key, or by the planner where
+/// [`asks`](Self::asks) says so. Written out, a configuration leaves open keys away: in a file they would ask.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ParallelConfig {
     /// Tensor-parallel degree; 0: 2 on an even world size, else 1.
+    #[serde(skip_serializing_if = "is_open")]
     pub tp: usize,
     /// Pipeline degree; 0: 1.
+    #[serde(skip_serializing_if = "is_open")]
     pub pp: usize,
     /// Data-parallel degree; 0: the ranks that the other degrees leave.
+    #[serde(skip_serializing_if = "is_open")]
     pub dp: usize,
     /// Context-parallel degree; 0: 1.
+    #[serde(skip_serializing_if = "is_open")]
     pub cp: usize,
     /// Whether activations between the tensor-parallel regions are cut along the sequence; auto: with `tp` > 1 where it
     /// divides.
+    #[serde(skip_serializing_if = "Switch::is_auto")]
     pub sequence_parallel: Switch<bool>,
     /// Sequences in a micro-batch; 0: the global batch divided by `dp`, with stages a part of it that makes up to four
     /// micro-batches a stage.
+    #[serde(skip_serializing_if = "is_open")]
     pub micro_batch: usize,
     /// What the backward computes again instead of keeping it; auto: nothing.
+    #[serde(skip_serializing_if = "Switch::is_auto")]
     pub recompute: Switch<RecomputeName>,
     /// With full recompute: every how many-th layer; 0: each.
+    #[serde(skip_serializing_if = "is_open")]
     pub recompute_every: usize,
     /// What the data ranks share out (ZeRO stage): 0 nothing, 1 the optimizer's state, 2 also gradients, 3 also
     /// parameters; auto: nothing.
+    #[serde(skip_serializing_if = "Switch::is_auto")]
     pub zero: Switch<Zero>,
     /// Bytes of gradients that are reduced together; 0: 25 MiB.
     pub bucket_bytes: usize,
     /// How attention reaches the positions of other context ranks.
     pub context: ContextForm,
     /// Virtual stages of each pipeline rank; 0: as the schedule needs.
+    #[serde(skip_serializing_if = "is_open")]
     pub chunks: usize,
     /// The order of forwards and backwards in the pipeline; auto: 1F1B.
+    #[serde(skip_serializing_if = "Switch::is_auto")]
     pub schedule: Switch<ScheduleName>,
     /// Layers of each virtual stage; empty: by cost.
     pub split: Vec<usize>,
+    /// The machine that layouts are chosen for and utilisation is measured by: a cluster file, or a preset's name; empty:
+    /// where layouts are chosen, the one at hand, measured.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub cluster: String,
+    /// The keys of this section that the planner has chosen in a run: on another number of ranks they are open again.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub chosen: Vec<ParallelKey>,
+    /// Whether the planner chooses what is open. No key of a file: one that is written as 0 or "auto" asks.
+    #[serde(skip)]
+    pub asks: bool,
+}
+
+fn is_open(number: &usize) -> bool {
+    *number == 0
 }
 
 impl Default for ParallelConfig {
@@ -273,6 +306,9 @@ impl Default for ParallelConfig {
             chunks: 0,
             schedule: Switch::Auto,
             split: Vec::new(),
+            cluster: String::new(),
+            chosen: Vec::new(),
+            asks: false,
         }
     }
 }

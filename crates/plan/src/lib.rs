@@ -68,6 +68,7 @@
 pub mod architecture;
 pub mod arrangement;
 pub mod cache;
+pub mod choice;
 pub mod cluster;
 pub mod completeness;
 pub mod config;
@@ -102,6 +103,7 @@ mod waits;
 pub use architecture::Architecture;
 pub use arrangement::{Arrangement, Bucket, Unit, Zero};
 pub use cache::cache_bytes;
+pub use choice::ParallelKey;
 pub use cluster::Cluster;
 pub use completeness::Incomplete;
 pub use config::{

@@ -24,11 +24,13 @@ use std::path::{Path, PathBuf};
 
 pub use every::Every;
 pub(crate) use from::described;
+pub(crate) use layers::placed;
 use mp_data::{Tokenizer, Validation};
 use mp_plan::{LoraConfig, ModelConfig, ParallelConfig};
+pub(crate) use schema::explain;
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Result};
+use crate::{cluster, Error, Result};
 
 /// Everything that decides a run. The default is the preset `default`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -398,6 +400,12 @@ impl Config {
         toml::to_string(&saved).expect("a tree of plain values is TOML")
     }
 
+    /// Returns what stands on so many ranks: a layout that the planner chose for another number is open again.
+    #[must_use]
+    pub fn for_ranks(&self, ranks: usize) -> Self {
+        Self { parallel: self.parallel.for_ranks(ranks), ..self.clone() }
+    }
+
     /// Refuses to train a model whose folder drops unevenly.
     ///
     /// # Errors
@@ -408,9 +416,12 @@ impl Config {
         Err(Error::Published { path: self.model.from.clone().unwrap_or_default(), problem })
     }
 
-    /// Makes the paths of `[data]` independent of the working directory.
+    /// Makes the paths of `[data]`, and that of a cluster's file, independent of the working directory.
     fn with_absolute_paths(mut self) -> Self {
         let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.into());
+        if cluster::is_file(&self.parallel.cluster) {
+            self.parallel.cluster = absolute(Path::new(&self.parallel.cluster)).to_string_lossy().into_owned();
+        }
         self.model.from = from::absolute(self.model.from);
         self.model.base = from::absolute(self.model.base);
         // Nothing, as `--set data.path=` has it, is no path.

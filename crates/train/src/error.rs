@@ -92,6 +92,14 @@ pub enum Error {
         /// What it must be and why, with the way out.
         rule: String,
     },
+    /// A file that describes no machine.
+    #[error("the cluster `{}` cannot be used: {problem}", path.display())]
+    Cluster {
+        /// The file.
+        path: PathBuf,
+        /// Which of its keys is wrong, and what it takes.
+        problem: String,
+    },
     /// A model that a machine has no room for.
     #[error(
         "weights, gradients, optimizer state and the copy that checkpoints are written from take {} on this machine, {} on each of its {ranks} {}, and {} are free; \
@@ -243,6 +251,7 @@ impl Error {
             | Error::UnknownKey { .. }
             | Error::WrongType { .. }
             | Error::Config { .. }
+            | Error::Cluster { .. }
             | Error::Memory { .. }
             | Error::Plan(_)
             | Error::Read { .. }

@@ -108,7 +108,7 @@ fn adapted(config: &Config, source: &dyn WeightSource) -> Result<Config> {
 
 /// Decides how a model that is not trained is cut. What only training has, batches and optimizer, does not restrict it.
 fn layout(config: &Config, vocab: usize, world: usize, purpose: Use) -> Result<Layout> {
-    let mut config = config.clone();
+    let mut config = config.for_ranks(world);
     if purpose == Use::Writing {
         let parallel = &mut config.parallel;
         parallel.dp *= parallel.cp.max(1);

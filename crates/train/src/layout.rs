@@ -48,12 +48,14 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// Decides everything that the configuration leaves open, for `world` ranks and a tokenizer with `vocab` ids.
+    /// Decides everything that the configuration leaves open, for `world` ranks and a tokenizer with `vocab` ids: by rules of
+    /// thumb, also where it asks the planner, which [`choose`](crate::choose) hears.
     ///
     /// # Errors
     /// [`Error::Plan`] for what cannot be cut, and for options that would change nothing;
     /// [`Error::Config`] for a global batch that does not come out even, with the values that would.
     pub fn new(config: &Config, vocab: usize, world: usize) -> Result<Self> {
+        let config = &config.for_ranks(world);
         Self::attempt(config, vocab, world).map_err(|error| uneven::explained(error, config, vocab, world))
     }
 

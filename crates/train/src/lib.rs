@@ -21,6 +21,7 @@ pub mod times;
 pub mod groups;
 pub mod layout;
 pub mod cluster;
+pub mod choose;
 mod memory;
 pub mod assemble;
 pub mod assembled;

@@ -22,6 +22,7 @@ use mp_runtime::{device, Device};
 use crate::agree::{agree, agree_and_vote, Votes};
 use crate::audit::DataLog;
 use crate::checkpoint::About;
+use crate::choose::{choose, Chosen};
 use crate::evaluate::{evaluate, Walk};
 use crate::layout::Layout;
 use crate::metrics::Metrics;
@@ -60,7 +61,8 @@ fn run(
     observer: &mut dyn Observer,
     through: impl FnOnce(Arc<dyn SampleSource>) -> Arc<dyn SampleSource>,
 ) -> Result<Report> {
-    let mut run = Run::prepare(config, world, device, observer, through)?;
+    let Chosen { config, .. } = choose(config, &*world)?;
+    let mut run = Run::prepare(&config, world, device, observer, through)?;
     match run.steps(stop) {
         Ok(reason) => run.end(reason),
         // All ranks meet it at the same place: what was being saved before it can be completed.

@@ -57,6 +57,7 @@ pub fn verify(
     listener: &mut dyn Listener,
 ) -> Result<Report> {
     let prepared = || -> Result<(Shrunk, Layouts)> {
+        let config = &config.for_ranks(world.size());
         let tokenizer = config.data.open_tokenizer()?;
         let vocab = vocabulary(config, &tokenizer);
         let configured = Case::configured(config, vocab, world.size());

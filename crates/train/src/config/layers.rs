@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use mp_plan::ParallelKey;
 use toml::{Table, Value};
 
 use super::{preset, schema, Config};
@@ -49,9 +50,40 @@ impl Layers {
     pub fn resolve(&self) -> Result<Config> {
         let mut table = self.written.clone();
         merge(&mut table, self.set.clone());
-        let config = schema::read(table)?;
+        let config = self.asking(schema::read(table)?);
         Ok(Config { label: self.label.clone(), ..config }.with_absolute_paths())
     }
+
+    /// Notes whether the planner is asked, and that what `--set` fixes is not its choice.
+    pub fn asking(&self, mut config: Config) -> Config {
+        config.parallel.asks = asks(&self.said());
+        let set = parallel(&self.set);
+        config.parallel.chosen.retain(|key| !set.is_some_and(|set| set.contains_key(key.name())));
+        config
+    }
+
+    /// Says whether the user says anything of the layout.
+    pub fn lay_out(&self) -> bool {
+        let said = self.said();
+        let keys = ParallelKey::ALL.map(ParallelKey::name);
+        parallel(&said).is_some_and(|said| said.keys().any(|key| key == "split" || keys.contains(&key.as_str())))
+    }
+}
+
+fn parallel(table: &Table) -> Option<&Table> {
+    table.get("parallel").and_then(Value::as_table)
+}
+
+/// Says whether a key of the layout is written as open. Every how many-th layer is one that its own 0 leaves to a rule.
+fn asks(said: &Table) -> bool {
+    let Some(said) = parallel(said) else { return false };
+    ParallelKey::ALL.into_iter().any(|key| match (key, said.get(key.name())) {
+        (ParallelKey::RecomputeEvery, _) => false,
+        // A stage of 0 shares nothing, and is a choice.
+        (ParallelKey::Zero, Some(Value::Integer(_))) => false,
+        (_, Some(value)) => *value == Value::Integer(0) || value.as_str() == Some("auto"),
+        (_, None) => false,
+    })
 }
 
 /// Lays `over` over `base`: tables are joined key by key, anything else is replaced.
@@ -68,16 +100,17 @@ pub(super) fn merge(base: &mut Table, over: Table) {
 
 /// Parses a whole file.
 pub(super) fn parse(origin: &str, text: &str) -> Result<Table> {
-    text.parse::<Table>().map_err(|error| {
-        // One line: where, then what. The parser's own picture of the line takes several.
-        let before = error.span().map(|span| &text[..span.start.min(text.len())]);
-        let place = before.map(|before| {
-            let column = before.rsplit('\n').next().unwrap_or("").chars().count() + 1;
-            format!("line {}, column {column}: ", before.matches('\n').count() + 1)
-        });
-        let reason = place.unwrap_or_default() + &error.message().replace('\n', ", ");
-        Error::Syntax { origin: origin.into(), reason }
-    })
+    text.parse::<Table>().map_err(|error| Error::Syntax { origin: origin.into(), reason: placed(text, &error) })
+}
+
+/// Writes what is no TOML in one line: where, then what. The parser's own picture of the line takes several.
+pub(crate) fn placed(text: &str, error: &toml::de::Error) -> String {
+    let before = error.span().map(|span| &text[..span.start.min(text.len())]);
+    let place = before.map(|before| {
+        let column = before.rsplit('\n').next().unwrap_or("").chars().count() + 1;
+        format!("line {}, column {column}: ", before.matches('\n').count() + 1)
+    });
+    place.unwrap_or_default() + &error.message().replace('\n', ", ")
 }
 
 /// Reads one `section.key=value` into a table.
@@ -176,6 +209,35 @@ mod tests {
         assert_eq!((config.train.steps, config.train.seq, config.train.global_batch), (7, 16, 12));
         assert_eq!((config.optimizer.lr, config.optimizer.betas), (0.5, [0.9, 0.99]));
         assert_eq!(config.label, "mine");
+    }
+
+    #[test]
+    fn keys_that_are_written_as_open_ask_the_planner() {
+        let asks = |preset: Option<&str>, sets: &[&str]| {
+            let sets: Vec<String> = sets.iter().map(|set| set.to_string()).collect();
+            Layers::read(None, preset, &sets).unwrap().resolve().unwrap().parallel.asks
+        };
+        for set in ["tp=0", "pp=0", "dp=0", "cp=0", "chunks=0", "micro_batch=0"] {
+            assert!(asks(None, &[&format!("parallel.{set}")]), "{set}");
+        }
+        for set in ["zero=auto", "schedule=auto", "recompute=auto", "sequence_parallel=auto"] {
+            assert!(asks(None, &[&format!("parallel.{set}"), "parallel.tp=2"]), "{set}");
+        }
+        for set in ["tp=2", "zero=0", "recompute_every=0", "bucket_bytes=0", "cluster=h100", "schedule=1f1b"] {
+            assert!(!asks(None, &[&format!("parallel.{set}")]), "{set}");
+        }
+        for preset in preset::names() {
+            assert!(!asks(Some(preset), &[]), "{preset}");
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("mine.toml");
+        std::fs::write(&file, "[parallel]\ntp = 0\n").unwrap();
+        let resolve = |sets: &[String]| Layers::read(Some(&file), None, sets).unwrap().resolve().unwrap();
+        assert!(resolve(&[]).parallel.asks);
+        // The last word counts.
+        assert!(!resolve(&["parallel.tp=1".into()]).parallel.asks);
+        assert!(!toml::from_str::<Config>(&resolve(&[]).to_toml()).unwrap().parallel.asks);
+        assert!(!resolve(&[]).to_toml().contains("tp ="), "{}", resolve(&[]).to_toml());
     }
 
     #[test]

@@ -40,12 +40,14 @@ pub(super) fn over(layers: &Layers, folder: PathBuf) -> Result<Config> {
     let run = saved(&folder)?;
     refuse_changes(&run, layers, &folder)?;
     let mut table = run.clone();
-    // Degrees belong to the ranks at hand.
-    table.remove("parallel");
+    if layers.lay_out() || !chose(&run) {
+        // Degrees belong to the ranks at hand. What the planner has chosen knows for how many it was.
+        table.remove("parallel");
+    }
     merge(&mut table, layers.written.clone());
     merge(&mut table, layers.set.clone());
     keep(&mut table, &run);
-    let mut config = schema::read(table)?.with_absolute_paths();
+    let mut config = layers.asking(schema::read(table)?).with_absolute_paths();
     // Where the model under adapters lies now is no property of the run.
     if let Some(base) = layers.set.get(MOVES[0]).and_then(|model| model.get(MOVES[1])).and_then(Value::as_str) {
         if config.lora.rank == 0 {
@@ -64,6 +66,12 @@ pub(super) fn over(layers: &Layers, folder: PathBuf) -> Result<Config> {
         return Err(Error::Config { key: "train.steps", value: config.train.steps.to_string(), rule });
     }
     Ok(config)
+}
+
+/// Says whether the planner chose a run's layout.
+fn chose(run: &Table) -> bool {
+    let chosen = run.get("parallel").and_then(|parallel| parallel.get("chosen"));
+    chosen.and_then(Value::as_array).is_some_and(|keys| !keys.is_empty())
 }
 
 /// Reads a run's own configuration.
@@ -149,6 +157,29 @@ mod tests {
         assert_eq!((config.model.hidden, config.train.seed, config.train.steps), (64, 9, 99));
         assert_eq!((config.parallel.tp, config.optimizer.lr), (0, 0.5));
         assert!(config.checkpoint.resume);
+    }
+
+    #[test]
+    fn what_the_planner_chose_stands_on_as_many_ranks_until_the_command_says_otherwise() {
+        let (out, folder) = run(&["parallel.tp=2", "parallel.dp=2", "parallel.micro_batch=4", "parallel.zero=1"]);
+        let file = folder.join("config.toml");
+        let text = std::fs::read_to_string(&file).unwrap();
+        let chosen = "[parallel]\nchosen = [\"dp\", \"micro_batch\", \"zero\"]\n";
+        std::fs::write(&file, text.replacen("[parallel]\n", chosen, 1)).unwrap();
+        let config = load(out.path(), &["parallel.cluster=cpu"]).unwrap();
+        assert_eq!((config.parallel.tp, config.parallel.dp, config.parallel.cluster.as_str()), (2, 2, "cpu"));
+        assert_eq!(config.for_ranks(4), config);
+        let open = config.for_ranks(8).parallel;
+        assert_eq!((open.tp, open.dp, open.micro_batch, open.zero), (2, 0, 0, mp_plan::Switch::Auto));
+        assert!(open.asks && open.chosen.is_empty());
+        // The command's own words win.
+        let config = load(out.path(), &["parallel.pp=2"]).unwrap();
+        assert_eq!((config.parallel.pp, config.parallel.dp, config.parallel.chosen.len()), (2, 0, 0));
+        // Over the run's own file they are no choice of the planner's.
+        let sets = ["checkpoint.resume=true", "parallel.dp=4"].map(String::from);
+        let config = Config::load(Some(&file), None, &sets).unwrap();
+        assert_eq!((config.parallel.dp, config.parallel.chosen.len()), (4, 2));
+        assert_eq!(config.for_ranks(8).parallel.micro_batch, 4);
     }
 
     #[test]

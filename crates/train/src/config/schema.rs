@@ -74,7 +74,7 @@ fn unknown(key: String, section: &str, known: &[&str]) -> Error {
 }
 
 /// Turns serde's complaint into the key, its value and what it takes.
-fn explain(value: &Value, error: &serde_path_to_error::Error<toml::de::Error>) -> Error {
+pub(crate) fn explain(value: &Value, error: &serde_path_to_error::Error<toml::de::Error>) -> Error {
     let mut key = error.path().to_string();
     let mut found = Some(value);
     for part in error.path() {

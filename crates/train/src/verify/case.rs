@@ -122,6 +122,7 @@ impl Case {
             schedule: Switch::Set(self.schedule),
             chunks: self.chunks,
             split: if self.split { split.to_vec() } else { Vec::new() },
+            ..ParallelConfig::default()
         }
     }
 

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use mp_train::counted::counted;
+use mp_train::ledger::{Deviation, Ledger};
 use mp_train::records::{EndReason, EvalRecord, Observer, Report, Start, StepRecord};
 
 use crate::screen::Screen;
@@ -150,6 +151,12 @@ impl Observer for Progress<'_> {
         self.stop.would_leave(&self.run, Some(path));
     }
 
+    fn ledger(&mut self, ledger: &Ledger) {
+        for deviation in ledger.deviations() {
+            self.line(&format!("warning: {}", off(&deviation)));
+        }
+    }
+
     fn end(&mut self, report: &Report) {
         self.stop.is_over();
         if let Some(bar) = self.bar.take() {
@@ -189,6 +196,14 @@ fn stopped(report: &Report, saved: Option<&Path>, ranks: usize) -> String {
         report.step,
         config.display()
     )
+}
+
+/// Says what was predicted wrongly.
+fn off(deviation: &Deviation) -> String {
+    let Deviation { what, predicted_bytes, measured_bytes } = deviation;
+    let [predicted, measured] = [predicted_bytes, measured_bytes].map(|&bytes| grouped(bytes));
+    let share = 100.0 * (*predicted_bytes as f64 / *measured_bytes as f64 - 1.0);
+    format!("{what}: {predicted} bytes were predicted, {measured} measured ({share:+.0} %); see ledger.json")
 }
 
 /// Says that a run goes on in other numbers, where it does. What is kept of it is converted; a loss may leap a little.

@@ -11,8 +11,8 @@ use std::collections::{hash_map::Entry, HashMap};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Architecture, Arrangement, Candidate, Degrees, Job, Mesh, Partition, PartitionedParameter, RankBytes, Result,
-    Stages, Step, Tie, Zero,
+    Architecture, ArchitectureName, Arrangement, Candidate, Degrees, Job, Mesh, Partition, PartitionedParameter,
+    RankBytes, Result, Stages, Step, Tie, Zero,
 };
 
 pub(crate) use kept::repeated;
@@ -33,6 +33,8 @@ pub struct RankMemory {
     pub master: usize,
     /// The optimizer's moments.
     pub moments: usize,
+    /// What layers look up: the angles of rotary positions.
+    pub tables: usize,
     /// What forwards keep for backwards that are still to come, at the fullest moment of the schedule.
     pub activations: usize,
     /// What one layer, or the loss, needs beside that while it is computed.
@@ -43,12 +45,13 @@ pub struct RankMemory {
 
 impl RankMemory {
     /// The names of the components, as people read them.
-    pub const NAMES: [&'static str; 7] =
-        ["parameters", "gradients", "master weights", "moments", "activations", "workspace", "buffers"];
+    pub const NAMES: [&'static str; 8] =
+        ["parameters", "gradients", "master weights", "moments", "tables", "activations", "workspace", "buffers"];
 
     /// Returns the components in the order of [`NAMES`](Self::NAMES).
-    pub fn parts(&self) -> [usize; 7] {
-        [self.parameters, self.gradients, self.master, self.moments, self.activations, self.workspace, self.buffers]
+    pub fn parts(&self) -> [usize; 8] {
+        let Self { parameters, gradients, master, moments, tables, activations, workspace, buffers } = *self;
+        [parameters, gradients, master, moments, tables, activations, workspace, buffers]
     }
 
     /// Adds everything up.
@@ -56,6 +59,9 @@ impl RankMemory {
         self.parts().iter().sum()
     }
 }
+
+/// Bytes of the number that puts layers into the graph.
+const ANCHOR: usize = 4;
 
 /// What decides what a rank stores between steps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -137,6 +143,7 @@ impl<'a> MemoryModel<'a> {
                 gradients: stored.gradients,
                 master: stored.master,
                 moments: stored.moments,
+                tables: tables(self.job),
                 activations: kept.peak(candidate, stages, rank, order) + kept.batch(candidate.micro_batches(self.job)),
                 workspace: kept.workspace(last),
                 buffers: kept.buffers(candidate, stages, rank, elements.all),
@@ -144,6 +151,14 @@ impl<'a> MemoryModel<'a> {
         };
         orders.iter().enumerate().map(rank).collect()
     }
+}
+
+/// Counts the cosine and the sine of each pair of a head's elements at each position, which all layers of a rank share, and
+/// the number that puts layers into the graph.
+fn tables(job: &Job) -> usize {
+    let Architecture { name, max_seq, head_dim, .. } = job.architecture;
+    let angles = if name == ArchitectureName::Llama { max_seq * head_dim } else { 0 };
+    angles * job.precision.parameter_bytes() + ANCHOR
 }
 
 impl Part {

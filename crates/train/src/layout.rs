@@ -19,8 +19,8 @@ use mp_model::recompute::Recompute;
 use mp_model::regions::Between;
 use mp_model::Parameters;
 use mp_plan::{
-    Architecture, Arrangement, Axis, ContextForm, Degrees, Executor, Job, Mesh, Partition, Plan, PlannedWork,
-    RecomputeName, Schedule, Sequences, Storage, Traffic, Workload, Zero,
+    Architecture, Arrangement, Axis, Candidate, ContextForm, Degrees, Executor, Job, Mesh, Partition, Plan,
+    PlannedWork, RecomputeName, Schedule, Sequences, Storage, Traffic, Workload, Zero,
 };
 
 use crate::config::{DataFormat, OptimizerName};
@@ -124,9 +124,13 @@ impl Layout {
             let rule = "layers are dealt out by cost where layouts are chosen; leave it empty";
             return Err(refused("parallel.split", format!("{:?}", config.parallel.split), rule));
         }
+        Ok(Self::job_of(config, Architecture::resolve(&config.model, vocab, config.train.seq)?))
+    }
+
+    fn job_of(config: &Config, architecture: Architecture) -> Job {
         let precision = config.train.precision.planned();
-        Ok(Job {
-            architecture: Architecture::resolve(&config.model, vocab, config.train.seq)?,
+        Job {
+            architecture,
             seq: config.train.seq,
             global_batch: config.train.global_batch,
             precision,
@@ -135,7 +139,39 @@ impl Layout {
             context: config.parallel.context,
             within_documents: within_documents(config),
             executor: Executor::ENGINE,
-        })
+        }
+    }
+
+    /// Says what this layout trains, and how it lies, in the planner's words; its stages are in the schedule.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for adapters, which the planner does not know.
+    pub fn planned(&self, config: &Config) -> Result<(Job, Candidate)> {
+        if config.lora.rank > 0 {
+            let rule = "memory and time are predicted for models that are trained whole".into();
+            return Err(Error::Config { key: "lora.rank", value: config.lora.rank.to_string(), rule });
+        }
+        let Degrees { pp, dp, cp, tp, ep } = self.partition.mesh.degrees();
+        let (recompute, recompute_every) = match self.recompute {
+            Recompute::None => (RecomputeName::None, 0),
+            Recompute::Selective => (RecomputeName::Selective, 0),
+            Recompute::Full { every } => (RecomputeName::Full, every),
+        };
+        let candidate = Candidate {
+            tp,
+            pp,
+            dp,
+            cp,
+            ep,
+            chunks: self.schedule.stages.chunks(),
+            schedule: self.schedule.name,
+            micro_batch: self.batches.micro_batch(),
+            zero: self.zero,
+            recompute,
+            recompute_every,
+            sequence_parallel: self.between == Between::SequenceSharded,
+        };
+        Ok((Self::job_of(config, self.partition.architecture.clone()), candidate))
     }
 
     /// Returns the parameters of one rank of the pipeline.

@@ -23,6 +23,7 @@ pub mod layout;
 pub mod cluster;
 pub mod choose;
 mod memory;
+pub mod ledger;
 pub mod assemble;
 pub mod assembled;
 pub mod traffic;

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::config::Precision;
+use crate::ledger::Ledger;
 
 /// One finished optimizer update.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -134,6 +135,8 @@ pub trait Observer {
     fn eval(&mut self, _record: &EvalRecord) {}
     /// A checkpoint is complete on disk.
     fn checkpoint(&mut self, _step: u64, _path: &Path) {}
+    /// The run's ledger is written.
+    fn ledger(&mut self, _ledger: &Ledger) {}
     /// The run is over.
     fn end(&mut self, _report: &Report) {}
 }

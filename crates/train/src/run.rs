@@ -25,6 +25,7 @@ use crate::checkpoint::About;
 use crate::choose::{choose, Chosen};
 use crate::evaluate::{evaluate, Walk};
 use crate::layout::Layout;
+use crate::ledger::Watch;
 use crate::metrics::Metrics;
 use crate::rates::Rates;
 use crate::records::{EndReason, EvalRecord, Observer, Record, Report, StepRecord};
@@ -98,6 +99,8 @@ struct Run<'a> {
     observer: &'a mut dyn Observer,
     /// What tells the model under adapters from others.
     base: Option<String>,
+    /// This rank's memory.
+    watch: Watch,
     /// Finished updates.
     step: u64,
     /// Samples that they have read.
@@ -176,7 +179,9 @@ impl<'a> Run<'a> {
         let learning_rate = self.rates.at(step);
         let global_batch = self.config.train.global_batch;
         let targets = self.targets;
+        self.watch.begin()?;
         let outcome = self.trainer.step(&Work { step, lr: learning_rate, batches, global_batch, targets })?;
+        self.watch.end()?;
         self.step = step;
         self.samples += global_batch as u64;
         let step_seconds = begun.elapsed().as_secs_f64();

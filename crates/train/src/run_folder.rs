@@ -5,6 +5,7 @@
 //!   config.toml      the configuration, in the form that repeats the run
 //!   plan.json        what each rank holds
 //!   metrics.jsonl    see [`crate::metrics`]
+//!   ledger.json      what the plan predicted, beside what the run measured: see [`crate::ledger`]
 //!   data.jsonl       which samples each step read: see [`crate::audit`]
 //!   sample.txt       text that the model wrote at the end
 //!   checkpoints/     see [`crate::checkpoint`]
@@ -80,6 +81,11 @@ impl RunFolder {
     /// Returns the place of `data.jsonl`.
     pub fn data_log(&self) -> PathBuf {
         self.path.join(crate::audit::LOG)
+    }
+
+    /// Returns the place of `ledger.json`.
+    pub fn ledger(&self) -> PathBuf {
+        self.path.join(crate::ledger::FILE)
     }
 
     /// Returns the place of the checkpoints.

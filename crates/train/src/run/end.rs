@@ -8,6 +8,7 @@ use mp_data::Tokenizer;
 use super::Run;
 use crate::agree::agree;
 use crate::generate::{self, Prompt, Sampling, Wish};
+use crate::ledger::{self, Ledger};
 use crate::records::{EndReason, EndRecord, Record, Report};
 use crate::step::Trainer;
 use crate::{Error, Result};
@@ -44,6 +45,7 @@ impl Run<'_> {
         agree(&*world, written)?;
         self.save(validation_loss, Ok(()))?;
         self.complete()?;
+        self.account()?;
         let Self { trainer, tokenizer, config, folder, mut metrics, observer, step, .. } = self;
         let sample = match reason {
             EndReason::Signal => None,
@@ -61,6 +63,21 @@ impl Run<'_> {
             observer.end(&report);
         }
         Ok(report)
+    }
+
+    /// Sets what was measured beside what was predicted, where a step was made. Collective.
+    fn account(&mut self) -> Result<()> {
+        let Some(memory) = ledger::account(self.config, &self.layout, &self.trainer, &self.watch)? else {
+            return Ok(());
+        };
+        let ledger = Ledger { memory };
+        let first = self.metrics.is_some();
+        let written = if first { ledger.write(&self.folder.ledger()) } else { Ok(()) };
+        agree(&*self.world(), written)?;
+        if first {
+            self.observer.ledger(&ledger);
+        }
+        Ok(())
     }
 }
 

@@ -13,6 +13,7 @@ use crate::assemble::Allocated;
 use crate::audit::DataLog;
 use crate::checkpoint::{About, CheckpointStore, DirectoryStore};
 use crate::layout::Layout;
+use crate::ledger::Watch;
 use crate::memory;
 use crate::metrics::Metrics;
 use crate::rates::Rates;
@@ -48,6 +49,7 @@ impl<'a> Run<'a> {
         let (tokenizer, text, layout) = agree(&*world, input())?;
         let folder = RunFolder::open(&*world, config)?;
         let groups = layout.groups(&world)?;
+        let watch = agree(&*world, Watch::new(device))?;
         let allocated = match config.model.from {
             Some(_) => Allocated::to_be_loaded(config, &layout, &groups, device),
             None => Allocated::new(config, &layout, &groups, device),
@@ -113,6 +115,7 @@ impl<'a> Run<'a> {
             batches,
             observer,
             base,
+            watch,
             step,
             samples,
             saved,

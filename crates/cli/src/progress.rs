@@ -153,7 +153,11 @@ impl Observer for Progress<'_> {
 
     fn ledger(&mut self, ledger: &Ledger) {
         for deviation in ledger.deviations() {
-            self.line(&format!("warning: {}", off(&deviation)));
+            let words = off(&deviation);
+            match &self.bar {
+                Some(bar) => bar.suspend(|| tracing::warn!("{words}")),
+                None => tracing::warn!("{words}"),
+            }
         }
     }
 

@@ -26,6 +26,12 @@ pub struct StepRecord {
     pub step_seconds: f64,
     /// Peak memory of the rank that wrote the record.
     pub memory_bytes: u64,
+    /// Model FLOPs of this step over its seconds, the ranks, and the peak of one's device in the run's precision, of the
+    /// machine that `parallel.cluster` names; `None` where that is not known. [`Architecture::flops_per_token`] has what
+    /// counts.
+    ///
+    /// [`Architecture::flops_per_token`]: mp_plan::Architecture::flops_per_token
+    pub mfu: Option<f64>,
 }
 
 /// One pass over the validation part.
@@ -159,11 +165,12 @@ mod tests {
             tokens_per_second: 1024.0,
             step_seconds: 4.0,
             memory_bytes: 1 << 20,
+            mfu: None,
         };
         assert_eq!(
             serde_json::to_string(&Record::Step(step)).unwrap(),
             "{\"kind\":\"step\",\"step\":1,\"loss\":5.5,\"learning_rate\":0.001,\"gradient_norm\":2.25,\"tokens\":4096,\
-             \"tokens_per_second\":1024.0,\"step_seconds\":4.0,\"memory_bytes\":1048576}"
+             \"tokens_per_second\":1024.0,\"step_seconds\":4.0,\"memory_bytes\":1048576,\"mfu\":null}"
         );
         let eval = Record::Eval(EvalRecord { step: 2, loss: 1.5 });
         assert_eq!(serde_json::to_string(&eval).unwrap(), r#"{"kind":"eval","step":2,"loss":1.5}"#);

@@ -17,12 +17,13 @@ use std::time::Instant;
 
 use mp_comm::{BufferMut, Communicator, Rank};
 use mp_data::{BatchPlan, Prefetch, SampleSource, Tally, Targets, Tokenizer};
+use mp_plan::Cluster;
 use mp_runtime::{device, Device};
 
 use crate::agree::{agree, agree_and_vote, Votes};
 use crate::audit::DataLog;
 use crate::checkpoint::About;
-use crate::choose::{choose, Chosen};
+use crate::choose::choose;
 use crate::evaluate::{evaluate, Walk};
 use crate::layout::Layout;
 use crate::ledger::Watch;
@@ -62,8 +63,8 @@ fn run(
     observer: &mut dyn Observer,
     through: impl FnOnce(Arc<dyn SampleSource>) -> Arc<dyn SampleSource>,
 ) -> Result<Report> {
-    let Chosen { config, .. } = choose(config, &*world)?;
-    let mut run = Run::prepare(&config, world, device, observer, through)?;
+    let chosen = choose(config, &*world)?;
+    let mut run = Run::prepare(&chosen, world, device, observer, through)?;
     match run.steps(stop) {
         Ok(reason) => run.end(reason),
         // All ranks meet it at the same place: what was being saved before it can be completed.
@@ -78,6 +79,8 @@ fn run(
 /// A run under way.
 struct Run<'a> {
     config: &'a Config,
+    /// What it runs on, where that is known.
+    machine: Option<&'a Cluster>,
     layout: Layout,
     tokenizer: Tokenizer,
     reader: Prefetch,
@@ -194,8 +197,17 @@ impl<'a> Run<'a> {
             tokens_per_second: self.step_tokens() as f64 / step_seconds,
             step_seconds,
             memory_bytes: device::peak_bytes(self.trainer.parameters().device()),
+            mfu: self.utilisation(step_seconds),
         };
         Ok((record, outcome.read))
+    }
+
+    /// Computes the share of all devices' peak that the model's FLOPs make of a step, where the peak is known.
+    fn utilisation(&self, step_seconds: f64) -> Option<f64> {
+        let train = &self.config.train;
+        let peak = self.machine?.device.peak.of(train.precision.planned())? * self.world().size() as f64;
+        let flops = self.layout.partition.architecture.flops_per_token(train.seq) * self.step_tokens() as f64;
+        Some(flops / (step_seconds * peak))
     }
 
     fn step_tokens(&self) -> u64 {

@@ -12,6 +12,7 @@ use crate::agree::agree;
 use crate::assemble::Allocated;
 use crate::audit::DataLog;
 use crate::checkpoint::{About, CheckpointStore, DirectoryStore};
+use crate::choose::Chosen;
 use crate::layout::Layout;
 use crate::ledger::Watch;
 use crate::memory;
@@ -29,12 +30,13 @@ const READ_AHEAD: usize = 2;
 
 impl<'a> Run<'a> {
     pub(super) fn prepare(
-        config: &'a Config,
+        chosen: &'a Chosen,
         world: Arc<dyn Communicator>,
         device: Device,
         observer: &'a mut dyn Observer,
         through: impl FnOnce(Arc<dyn SampleSource>) -> Arc<dyn SampleSource>,
     ) -> Result<Self> {
+        let Chosen { config, machine } = chosen;
         let input = || -> Result<_> {
             config.check_dropout()?;
             let tokenizer = config.data.open_tokenizer()?;
@@ -100,6 +102,7 @@ impl<'a> Run<'a> {
         agree(&*world, saver.prepare(&trainer))?;
         Ok(Self {
             config,
+            machine: machine.as_ref(),
             layout,
             tokenizer,
             reader,

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use mp_train::counted::counted;
-use mp_train::ledger::{Deviation, Ledger};
+use mp_train::ledger::{Deviation, Ledger, Seconds, TimeDeviation};
 use mp_train::records::{EndReason, EvalRecord, Observer, Report, Start, StepRecord};
 
 use crate::screen::Screen;
@@ -159,6 +159,9 @@ impl Observer for Progress<'_> {
                 None => tracing::warn!("{words}"),
             }
         }
+        if let Some(deviation) = ledger.time.deviation() {
+            self.line(&format!("warning: {}", late(&deviation)));
+        }
     }
 
     fn end(&mut self, report: &Report) {
@@ -208,6 +211,17 @@ fn off(deviation: &Deviation) -> String {
     let [predicted, measured] = [predicted_bytes, measured_bytes].map(|&bytes| grouped(bytes));
     let share = 100.0 * (*predicted_bytes as f64 / *measured_bytes as f64 - 1.0);
     format!("{what}: {predicted} bytes were predicted, {measured} measured ({share:+.0} %); see ledger.json")
+}
+
+/// Says which time was predicted worst, and what that makes of the step.
+fn late(deviation: &TimeDeviation) -> String {
+    let TimeDeviation { rank, part, seconds, step } = deviation;
+    let said = |seconds: &Seconds| {
+        let predicted = 1e3 * seconds.predicted_seconds.unwrap_or(0.0);
+        let share = seconds.error.map(|error| format!(" ({:+.0} %)", 100.0 * error)).unwrap_or_default();
+        format!("{predicted:.2} ms were predicted, {:.2} measured{share}", 1e3 * seconds.measured_seconds)
+    };
+    format!("time of rank {rank}, {part}: {}; of the whole step {}; see ledger.json", said(seconds), said(step))
 }
 
 /// Says that a run goes on in other numbers, where it does. What is kept of it is converted; a loss may leap a little.

@@ -146,19 +146,19 @@ impl<'a> Estimator<'a> {
         Ok(Some(Estimate { candidate: *candidate, memory, limit: self.cluster.rank_memory(), time: None }))
     }
 
-    /// Estimates what each rank of the pipeline spends a layout's step on; `None` where the device's rate is unknown. The parts
-    /// of each rank sum to the step.
+    /// Estimates what each rank of the pipeline spends a layout's step on, under a schedule that it may not have been cut for;
+    /// `None` where the device's rate is unknown. The parts of each rank sum to the step.
     ///
     /// # Errors
     /// As [`Candidate::check`].
-    pub fn rank_terms(&mut self, candidate: &Candidate) -> Result<Option<Vec<Terms>>> {
+    pub fn rank_terms(&mut self, candidate: &Candidate, schedule: &Schedule) -> Result<Option<Vec<Terms>>> {
         candidate.check(self.job)?;
         if self.costs.peak(self.job.precision).is_none() {
             return Ok(None);
         }
-        let stages = candidate.stages(self.job)?;
-        let orders = Schedule::orders(candidate.schedule, &stages, candidate.micro_batches(self.job))?;
-        Ok(Some(self.timeline(candidate, &stages, &orders)?.ranks))
+        let computations = |list: &Vec<Step>| list.iter().copied().filter(|step| step.computes().is_some()).collect();
+        let orders: Vec<Vec<Step>> = schedule.ranks.iter().map(computations).collect();
+        Ok(Some(self.timeline(candidate, &schedule.stages, &orders)?.ranks))
     }
 
     fn time(&mut self, candidate: &Candidate, stages: &Stages, orders: &[Vec<Step>], peak: f64) -> Result<StepTime> {

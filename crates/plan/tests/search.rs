@@ -148,7 +148,7 @@ proptest! {
             prop_assert!(parts.iter().all(|&part| part >= -1e-9 * time.seconds), "{:?}", time);
             prop_assert!((0.0..1.0).contains(&time.bubble), "{:?}", time);
             let costs = Analytic::new(&cluster);
-            let ranks = Estimator::new(&job, &cluster, &costs).rank_terms(&candidate).unwrap().unwrap();
+            let ranks = Estimator::new(&job, &cluster, &costs).rank_terms(&candidate, &schedule).unwrap().unwrap();
             prop_assert_eq!(ranks.len(), candidate.pp);
             prop_assert!(ranks.contains(&time.terms));
             for rank in ranks {

@@ -5,8 +5,10 @@
 //! | `ledger.rs` | the file, and what in it is worth a warning |
 //! | `ledger/watch.rs` | a rank's memory, measured from step to step |
 //! | `ledger/memory.rs` | what every rank was to keep, beside what it did |
+//! | `ledger/time.rs` | what every rank was to spend a step on, beside what it did |
 
 mod memory;
+mod time;
 mod watch;
 
 use std::path::Path;
@@ -17,6 +19,8 @@ use crate::durable;
 use crate::{Error, Result};
 
 pub(crate) use memory::account;
+pub(crate) use time::account_time;
+pub use time::{RankTime, Seconds, Time, TimeDeviation, TimePart};
 pub(crate) use watch::Watch;
 
 /// The file's name.
@@ -24,7 +28,7 @@ pub const FILE: &str = "ledger.json";
 
 /// A prediction that is off by more than this share of what was measured is warned of,
 const TOLERANCE: f64 = 0.1;
-/// where it makes this share of the rank's whole peak: a table of some bytes may be off by all of them.
+/// where it makes this share of the rank's whole peak, or step: a table of some bytes may be off by all of them.
 const WEIGHT: f64 = 0.01;
 
 /// What was predicted of a run, and what it measured.
@@ -32,6 +36,8 @@ const WEIGHT: f64 = 0.01;
 pub struct Ledger {
     /// The memory of every rank.
     pub memory: Memory,
+    /// The time of a step on every rank.
+    pub time: Time,
 }
 
 /// The memory of every rank.
@@ -119,7 +125,7 @@ impl Ledger {
         serde_json::from_str(&text).map_err(|error| read(std::io::Error::other(error)))
     }
 
-    /// Lists what is off by more than a tenth of what was measured and by more than a hundredth of its rank's whole memory:
+    /// Lists the memory that is off by more than a tenth of what was measured and by more than a hundredth of its rank's whole:
     /// of each part, and of the whole, the rank where it is off most.
     pub fn deviations(&self) -> Vec<Deviation> {
         let mut worst: Vec<(&str, f64, Deviation)> = Vec::new();
@@ -162,14 +168,26 @@ mod tests {
         RankMemory { rank, parts: parts.iter().map(part).collect(), total }
     }
 
+    fn time(predicted: Option<f64>, measured: f64) -> Time {
+        let seconds = Seconds::new(predicted, measured);
+        let parts = vec![TimePart { name: "bubble".into(), seconds }];
+        Time { reason: None, steps: 5, left_out: 3, ranks: vec![RankTime { rank: 0, parts, total: seconds }] }
+    }
+
     #[test]
     fn the_file_is_as_documented_and_comes_back() {
-        let ledger = Ledger { memory: Memory { reason: None, ranks: vec![rank(0, &[("parameters", 150, 100)])] } };
+        let memory = Memory { reason: None, ranks: vec![rank(0, &[("parameters", 150, 100)])] };
+        let ledger = Ledger { memory, time: time(Some(1.5), 2.0) };
         let json: serde_json::Value = serde_json::to_value(&ledger).unwrap();
         let part =
             serde_json::json!({"name": "parameters", "predicted_bytes": 150, "measured_bytes": 100, "error": 0.5});
         let total = serde_json::json!({"predicted_bytes": 150, "measured_bytes": 100, "error": 0.5});
         assert_eq!(json["memory"]["ranks"][0], serde_json::json!({"rank": 0, "parts": [part], "total": total}));
+        let part =
+            serde_json::json!({"name": "bubble", "predicted_seconds": 1.5, "measured_seconds": 2.0, "error": -0.25});
+        let total = serde_json::json!({"predicted_seconds": 1.5, "measured_seconds": 2.0, "error": -0.25});
+        let ranks = serde_json::json!([{"rank": 0, "parts": [part], "total": total}]);
+        assert_eq!(json["time"], serde_json::json!({"steps": 5, "left_out": 3, "ranks": ranks}));
         let folder = tempfile::tempdir().unwrap();
         ledger.write(&folder.path().join(FILE)).unwrap();
         assert_eq!(Ledger::read(&folder.path().join(FILE)).unwrap(), ledger);
@@ -190,7 +208,7 @@ mod tests {
             rank(0, &[("parameters", 1110, 1000), ("moments", 1100, 1000), ("tables", 0, 5)]),
             rank(1, &[("parameters", 700, 1000), ("moments", 1000, 1000), ("tables", 9, 5)]),
         ];
-        let told = Ledger { memory: Memory { reason: None, ranks } }.deviations();
+        let told = Ledger { memory: Memory { reason: None, ranks }, time: time(None, 2.0) }.deviations();
         let expected = |what: &str, predicted_bytes, measured_bytes| Deviation {
             what: format!("memory of rank {what}"),
             predicted_bytes,

@@ -34,6 +34,7 @@ use crate::run_folder::RunFolder;
 use crate::saving::{Saved, Saver};
 use crate::standing::Standing;
 use crate::step::{Trainer, Work};
+use crate::times::{History, Times};
 use crate::{Config, Error, Result};
 
 /// Trains as `config` says on all ranks of `world`. Collective; every rank gets the report.
@@ -104,6 +105,8 @@ struct Run<'a> {
     base: Option<String>,
     /// This rank's memory.
     watch: Watch,
+    /// This rank's time.
+    history: History,
     /// Finished updates.
     step: u64,
     /// Samples that they have read.
@@ -123,6 +126,7 @@ impl<'a> Run<'a> {
         // What rank 0 could not write is told to the others at the head of the next step.
         let mut written = Ok(());
         loop {
+            let begun = Instant::now();
             let (due_next, _) = self.reader.position();
             let ready = written.and_then(|()| match self.step < self.config.train.steps {
                 true => Ok(Some(self.reader.next_step()?)),
@@ -134,6 +138,7 @@ impl<'a> Run<'a> {
             };
             let votes = Votes { stop: stop.load(Ordering::Relaxed), save: self.saver.is_time(), settled };
             let (batches, votes) = agree_and_vote(&*world, ready, votes)?;
+            let before = begun.elapsed().as_secs_f64();
             let saved = self.saver.advance(votes.settled);
             self.tell_saved(saved);
             let Some(batches) = batches else { return Ok(EndReason::Finished) };
@@ -143,7 +148,7 @@ impl<'a> Run<'a> {
             if votes.save && self.step > 0 {
                 self.save(None, Ok(()))?;
             }
-            let (record, read) = self.one(&batches)?;
+            let (record, read) = self.one(&batches, before)?;
             // In this order, so that a killed run's metrics never know of a step whose samples are not in the log.
             written = self.log_samples(due_next, read).and_then(|()| self.tell(Record::Step(record.clone())));
             if self.metrics.is_some() {
@@ -176,7 +181,8 @@ impl<'a> Run<'a> {
         Ok(Some(loss[0]))
     }
 
-    fn one(&mut self, batches: &[mp_data::Batch]) -> Result<(StepRecord, Tally)> {
+    /// Makes a step, `before` which so many seconds went to reading and agreeing.
+    fn one(&mut self, batches: &[mp_data::Batch], before: f64) -> Result<(StepRecord, Tally)> {
         let begun = Instant::now();
         let step = self.step + 1;
         let learning_rate = self.rates.at(step);
@@ -185,6 +191,7 @@ impl<'a> Run<'a> {
         self.watch.begin()?;
         let outcome = self.trainer.step(&Work { step, lr: learning_rate, batches, global_batch, targets })?;
         self.watch.end()?;
+        self.history.push(Times { rest: outcome.times.rest + before, ..outcome.times });
         self.step = step;
         self.samples += global_batch as u64;
         let step_seconds = begun.elapsed().as_secs_f64();

@@ -67,13 +67,14 @@ impl Run<'_> {
 
     /// Sets what was measured beside what was predicted, where a step was made. Collective.
     fn account(&mut self) -> Result<()> {
-        let Some(memory) = ledger::account(self.config, &self.layout, &self.trainer, &self.watch)? else {
-            return Ok(());
-        };
-        let ledger = Ledger { memory };
+        let world = self.world();
+        let memory = ledger::account(self.config, &self.layout, &self.trainer, &self.watch)?;
+        let time = ledger::account_time(self.config, &self.layout, self.machine, &*world, &self.history)?;
+        let (Some(memory), Some(time)) = (memory, time) else { return Ok(()) };
+        let ledger = Ledger { memory, time };
         let first = self.metrics.is_some();
         let written = if first { ledger.write(&self.folder.ledger()) } else { Ok(()) };
-        agree(&*self.world(), written)?;
+        agree(&*world, written)?;
         if first {
             self.observer.ledger(&ledger);
         }

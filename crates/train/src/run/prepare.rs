@@ -23,6 +23,7 @@ use crate::run_folder::RunFolder;
 use crate::saving::{self, Saver};
 use crate::standing::Standing;
 use crate::text::{vocabulary, Text};
+use crate::times::History;
 use crate::{Config, Error, Result};
 
 /// Steps whose batches are read ahead.
@@ -119,6 +120,7 @@ impl<'a> Run<'a> {
             observer,
             base,
             watch,
+            history: History::default(),
             step,
             samples,
             saved,

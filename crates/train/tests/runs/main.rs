@@ -2,4 +2,5 @@
 
 mod common;
 mod interruptions;
+mod times;
 mod whole;

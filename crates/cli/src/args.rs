@@ -78,6 +78,10 @@ pub struct Plan {
     /// With --cluster: how many layouts to show.
     #[arg(long, value_name = "N", default_value_t = 10, requires = "cluster")]
     pub best: usize,
+    /// Write a page of pictures: a step in time, the memory of each rank, and where the matrices lie; with --cluster, of the best
+    /// layout.
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
     /// The folder that plan.json is written into.
     #[arg(long, value_name = "DIR", default_value = ".", conflicts_with = "cluster")]
     pub out: PathBuf,

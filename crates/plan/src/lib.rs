@@ -24,7 +24,7 @@
 //! 10. [`memory`]: what each rank keeps, by component; [`cost`]: what single operations take ([`CostModel`]); [`step`]: what
 //!     a training step takes, by what it is spent on;
 //! 11. [`search()`]: the best layouts under the memory limit, and what does not fit; [`ranking`]: the same as JSON and as tables; [`published`]: the runs that the model of
-//!     time is held against.
+//!     time is held against; [`picture`]: a layout as a page of pictures.
 //!
 //! Everything that cannot be cut is refused with an [`Error`] that names the values and the legal degrees.
 //!
@@ -84,6 +84,7 @@ pub mod mesh;
 mod pace;
 pub mod parameters;
 pub mod partition;
+pub mod picture;
 pub mod placement;
 pub mod plan;
 pub mod published;
@@ -123,6 +124,7 @@ pub use memory::{MemoryModel, RankMemory};
 pub use mesh::{Axis, Coordinates, Degrees, Mesh};
 pub use parameters::{Cut, Init, ParameterSpec};
 pub use partition::{GradientSync, Partition, PartitionedParameter, Tie};
+pub use picture::Page;
 pub use placement::Placement;
 pub use plan::{Plan, PlannedParameter, PlannedStages, PlannedWork};
 pub use ranking::{Ranked, Ranking};
@@ -131,7 +133,7 @@ pub use search::{search, Each, Found};
 pub use simulate::{simulate, Costs, Span, StageCosts, Timeline};
 pub use space::Space;
 pub use stages::{Folding, Stages};
-pub use step::{Estimate, Estimator, Replayed, Spent, StepTime};
+pub use step::{Activity, ActivityKind, Estimate, Estimator, Replayed, Spent, StepTime, StepTimeline};
 pub use storage::{Precision, RankBytes, Storage};
 pub use traffic::{Traffic, Workload};
 pub use trial::{Sizes, Trial};

@@ -3,8 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    table, Architecture, Axis, ContextForm, Mesh, Partition, PartitionedParameter, Placement, RankBytes, RecomputeName,
-    Schedule, ScheduleName, Storage, Traffic, Zero,
+    table, Architecture, Axis, Candidate, ContextForm, Degrees, Mesh, Partition, PartitionedParameter, Placement,
+    RankBytes, RecomputeName, Schedule, ScheduleName, Storage, Traffic, Zero,
 };
 
 /// A layout of a model over ranks, complete and self-contained.
@@ -148,6 +148,24 @@ impl Plan {
     #[must_use]
     pub fn running(self, work: PlannedWork) -> Self {
         Self { work: Some(work), ..self }
+    }
+
+    /// Returns the layout as searches have it.
+    pub fn candidate(&self) -> Candidate {
+        let Degrees { pp, dp, cp, tp, ep } = self.mesh.degrees();
+        let bare = Candidate { pp, dp, cp, tp, ep, zero: self.zero, ..Candidate::default() };
+        match &self.work {
+            None => bare,
+            Some(work) => Candidate {
+                chunks: work.chunks,
+                schedule: work.schedule,
+                micro_batch: work.micro_batch,
+                recompute: work.recompute,
+                recompute_every: work.recompute_every,
+                sequence_parallel: work.sequence_parallel,
+                ..bare
+            },
+        }
     }
 
     /// Writes the plan for people: a line a parameter with its name, full shape, cut dim, each tensor rank's range, and

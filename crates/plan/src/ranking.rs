@@ -14,14 +14,14 @@ const MOST_RANKS: usize = 8;
 
 /// In what bytes are written.
 #[derive(Clone, Copy)]
-struct Unit {
+pub(crate) struct Unit {
     name: &'static str,
     bytes: f64,
 }
 
 impl Unit {
     /// Chooses the one in which so many bytes have digits before the point.
-    fn of(bytes: usize) -> Self {
+    pub(crate) fn of(bytes: usize) -> Self {
         match bytes {
             large if large >= 1 << 30 => Self { name: "GiB", bytes: f64::from(1 << 30) },
             medium if medium >= 1 << 20 => Self { name: "MiB", bytes: f64::from(1 << 20) },
@@ -29,13 +29,23 @@ impl Unit {
         }
     }
 
-    fn count(self, bytes: usize) -> f64 {
+    pub(crate) fn count(self, bytes: usize) -> f64 {
         bytes as f64 / self.bytes
+    }
+
+    /// Returns its name.
+    pub(crate) fn name(self) -> &'static str {
+        self.name
+    }
+
+    /// Returns its bytes.
+    pub(crate) fn bytes(self) -> f64 {
+        self.bytes
     }
 }
 
 /// Writes a number of bytes.
-fn size(bytes: usize) -> String {
+pub(crate) fn size(bytes: usize) -> String {
     let unit = Unit::of(bytes);
     format!("{:.1} {}", unit.count(bytes), unit.name)
 }
@@ -167,7 +177,7 @@ fn head(job: &Job, cluster: &Cluster, ranks: usize) -> String {
     )
 }
 
-const HEADER: [&str; 15] = [
+pub(crate) const HEADER: [&str; 15] = [
     "",
     "tp",
     "pp",
@@ -198,7 +208,7 @@ fn rows(layouts: &[Estimate], misses: bool) -> String {
     table.iter().map(line).collect()
 }
 
-fn row(number: usize, layout: &Estimate, misses: bool) -> [String; 15] {
+pub(crate) fn row(number: usize, layout: &Estimate, misses: bool) -> [String; 15] {
     let candidate = &layout.candidate;
     let total = layout.largest().total();
     let short = match total.saturating_sub(layout.limit) {
@@ -225,7 +235,7 @@ fn row(number: usize, layout: &Estimate, misses: bool) -> [String; 15] {
     ]
 }
 
-fn order(candidate: &Candidate) -> String {
+pub(crate) fn order(candidate: &Candidate) -> String {
     match (candidate.pp, candidate.chunks) {
         (1, _) => "-".to_owned(),
         (_, 1) => candidate.schedule.to_string(),
@@ -233,7 +243,7 @@ fn order(candidate: &Candidate) -> String {
     }
 }
 
-fn recompute(candidate: &Candidate) -> String {
+pub(crate) fn recompute(candidate: &Candidate) -> String {
     match (candidate.recompute, candidate.recompute_every) {
         (RecomputeName::None, _) => "-".to_owned(),
         (RecomputeName::Selective, _) => "selective".to_owned(),
@@ -322,7 +332,7 @@ fn memory(layout: &Estimate) -> String {
 }
 
 /// Writes a time with three digits.
-fn seconds(seconds: f64) -> String {
+pub(crate) fn seconds(seconds: f64) -> String {
     match seconds {
         s if s >= 100.0 => format!("{s:.0} s"),
         s if s >= 10.0 => format!("{s:.1} s"),
@@ -337,7 +347,7 @@ fn signed(difference: f64) -> String {
 }
 
 /// Writes `1.24 × 10⁹` as `1.24 billion`.
-fn scaled(count: f64) -> String {
+pub(crate) fn scaled(count: f64) -> String {
     let (unit, name) = match count {
         c if c >= 1e12 => (1e12, " trillion"),
         c if c >= 1e9 => (1e9, " billion"),

@@ -10,11 +10,13 @@
 //! included, and attention's full square, masked or not. Hardware FLOPs add the forward of all that is computed again. Each
 //! is divided by time, ranks and the device's peak; where that is unknown there is neither.
 
+mod activities;
 mod bound;
 mod replay;
 mod timeline;
 mod waits;
 
+pub use activities::{Activity, ActivityKind, StepTimeline};
 pub use replay::{Replayed, Spent};
 
 use serde::{Deserialize, Serialize};
@@ -272,6 +274,15 @@ impl Passes {
 }
 
 impl StageTimes {
+    /// Adds up what a rank takes for one micro-batch.
+    fn of_rank(&self, stages: &Stages, rank: usize) -> Passes {
+        let mut work = Passes::default();
+        for chunk in 0..stages.chunks() {
+            work.add(&self.passes[stages.stage_of(rank, chunk)]);
+        }
+        work
+    }
+
     fn costs(&self) -> Costs {
         let stage = |passes: &Passes| StageCosts {
             forward: passes.forward.total(),

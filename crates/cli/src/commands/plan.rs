@@ -1,9 +1,11 @@
 //! `mp-cli plan`: where each parameter lies, as a table for people and `plan.json` for programs; or the best layouts for a
 //! machine.
 
+mod html;
+
 use std::path::Path;
 
-use mp_plan::{cost, Ranking, Space};
+use mp_plan::{cost, Page, Ranking, Space};
 use mp_train::cluster;
 use mp_train::layout::Layout;
 use mp_train::text::vocabulary;
@@ -37,11 +39,13 @@ pub fn run(args: &Plan, world: &World) -> Result<(), Failure> {
     let layout = Layout::new(&config, vocabulary(&config, &tokenizer), ranks)?;
     let plan = layout.plan(&config);
     let mut screen = Screen::open(&args.output, true)?;
+    let pictures = html::Html::open(args.html.as_deref())?;
     let path = args.out.join(FILE);
     // Before the table, which would hide the message of a folder that cannot be written.
     write(&path, &serde_json::to_string_pretty(&plan).expect("a plan is plain data"))?;
     screen.line(&plan.table());
     screen.line(&format!("written to {}", path.display()));
+    pictures.write(&screen, || html::page(&config, vocabulary(&config, &tokenizer), &layout, &plan))?;
     Ok(screen.result(&plan)?)
 }
 
@@ -60,7 +64,9 @@ fn choose(args: &Plan, config: &Config, vocab: usize, cluster: &str) -> Result<(
     let costs = cost::of(&cluster);
     let found = mp_plan::search(&job, &cluster, &*costs, &space, ranks, args.best).map_err(Error::from)?;
     let mut screen = Screen::open(&args.output, true)?;
+    let pictures = html::Html::open(args.html.as_deref())?;
     screen.line(found.table(&job, &cluster, ranks).trim_end());
+    pictures.write(&screen, || Ok(Page::of_found(&job, &cluster, &*costs, &found)?))?;
     Ok(screen.result(&Ranking::new(&job, &cluster, &found))?)
 }
 

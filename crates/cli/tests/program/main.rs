@@ -6,6 +6,7 @@ mod data;
 mod finetuning;
 mod generate;
 mod inputs;
+mod pictures;
 mod ranks;
 mod runs;
 mod verify;

@@ -43,35 +43,21 @@ impl Estimator<'_> {
     ) -> Result<Timeline> {
         let micro_batches = candidate.micro_batches(self.job);
         let ends = pace::ends(stages, orders, micro_batches, &times.costs());
-        let computed = ends.iter().copied().fold(0.0, f64::max);
-        // What each rank does, and when it is done with its reductions.
-        let (mut ranks, mut busy, mut busiest) = (Vec::with_capacity(ends.len()), Vec::with_capacity(ends.len()), 0);
-        let (mut reduced, mut updated) = (computed, 0.0_f64);
-        for (rank, &end) in ends.iter().enumerate() {
-            let own = (0..stages.chunks()).map(|chunk| times.passes[stages.stage_of(rank, chunk)]);
-            let (work, last) = own.fold((Terms::default(), 0.0), |(work, last), passes| {
-                let backward = passes.input + passes.weight;
-                (work + passes.forward + backward, last + backward.total())
-            });
-            ranks.push(work * micro_batches as f64);
-            busy.push(work.total() * micro_batches as f64);
-            if busy[rank] > busy[busiest] {
-                busiest = rank;
-            }
-            let (_, elements) = self.stored(candidate, stages, rank)?;
-            reduced = reduced.max(end + self.reduction(candidate, &elements, last, work.total(), micro_batches));
-            updated = updated.max(update.unwrap_or_else(|| self.update(candidate, &elements)));
-        }
-        reduced += self.ends_of_table(candidate, stages);
-        let data = reduced - computed + self.norm(candidate);
+        let closing = self.closing(candidate, stages, times, &ends, update)?;
+        let rank = |rank: usize| {
+            let passes = times.of_rank(stages, rank);
+            (passes.forward + passes.input + passes.weight) * micro_batches as f64
+        };
+        let mut ranks: Vec<Terms> = (0..stages.pp()).map(rank).collect();
+        let busy: Vec<f64> = ranks.iter().map(Terms::total).collect();
+        let busiest = (0..busy.len()).fold(0, |most, rank| if busy[rank] > busy[most] { rank } else { most });
         for (terms, busy) in ranks.iter_mut().zip(&busy) {
             // Never below zero, as a sum of roundings may be.
-            terms.bubble += (computed - busy).max(0.0);
-            terms.data += data;
-            terms.optimizer += updated;
+            terms.bubble += (closing.computed - busy).max(0.0);
+            terms.data += closing.reduced() - closing.computed + closing.norm;
+            terms.optimizer += closing.updated;
         }
-        let seconds = reduced + self.norm(candidate) + updated;
-        Ok(Timeline { seconds, ranks, busiest, bubble: idle(&busy, computed) })
+        Ok(Timeline { seconds: closing.seconds(), ranks, busiest, bubble: idle(&busy, closing.computed) })
     }
 }
 

@@ -1,0 +1,36 @@
+//! `mp-cli plan --html`: a page for the configured layout, and for the best one of a machine.
+
+use std::fs;
+
+use crate::common::alone;
+
+/// A model of a few layers in two stages.
+const PIPED: &[&str] = &["--set", "model.layers=4", "--set", "parallel.pp=2", "--set", "parallel.tp=2"];
+
+#[test]
+fn a_layout_becomes_a_page() {
+    let folder = tempfile::tempdir().unwrap();
+    let page = |more: &[&str]| {
+        let ended = alone(folder.path(), &[&["plan", "--html", "a.html"], PIPED, more].concat()).success();
+        assert!(ended.out.contains("pictures in a.html"), "{ended:#?}");
+        fs::read_to_string(folder.path().join("a.html")).unwrap()
+    };
+    let plain = page(&["--ranks", "8"]);
+    assert!(plain.contains("pp 1, forward of micro-batch 0") && plain.contains("No machine was named."), "{plain}");
+    assert!(plain.contains("activations") && plain.contains("2 ranks hold each part"));
+    let adapters = page(&["--ranks", "8", "--set", "lora.rank=2"]);
+    assert!(adapters.contains("what passes keep is not counted") && !adapters.contains("activations"));
+    let split = page(&["--ranks", "4", "--set", "parallel.split=[1,3]"]);
+    assert!(split.contains("pp 1, stage 1: layers 1–3, head"), "{split}");
+    let best = page(&["--cluster", "h100", "--ranks", "8", "--set", "train.precision=bf16"]);
+    assert!(best.contains("H100-SXM") && best.contains("why it beats the next"), "{best}");
+}
+
+#[test]
+fn a_page_that_cannot_be_written_is_an_input_error() {
+    let folder = tempfile::tempdir().unwrap();
+    for more in [&[][..], &["--cluster", "h100"]] {
+        let ended = alone(folder.path(), &[&["plan", "--html", "no/where/a.html"], more].concat());
+        assert!(ended.input_error().contains("--html"), "{ended:#?}");
+    }
+}

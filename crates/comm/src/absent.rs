@@ -54,17 +54,18 @@ impl Absent {
     }
 
     /// Takes this rank's own run of what was to be reduced.
-    fn own_run(&self, send: Buffer<'_>, mut receive: BufferMut<'_>) {
-        let run = receive.bytes_mut();
+    fn own_run(&self, site: Site<'_>, send: Buffer<'_>, receive: BufferMut<'_>) -> Result<()> {
+        let (all, run) = (site.host(send)?.bytes(), site.host_mut(receive)?.into_bytes());
         let start = self.rank.0 * run.len();
-        run.copy_from_slice(&send.bytes()[start..start + run.len()]);
+        run.copy_from_slice(&all[start..start + run.len()]);
+        Ok(())
     }
 
     /// Takes this rank's elements for everybody's.
-    fn everybodys(send: Buffer<'_>, mut receive: BufferMut<'_>) {
-        if !send.is_empty() {
-            receive.bytes_mut().chunks_exact_mut(send.bytes().len()).for_each(|run| run.copy_from_slice(send.bytes()));
-        }
+    fn everybodys(site: Site<'_>, send: Buffer<'_>, receive: BufferMut<'_>) -> Result<()> {
+        let (mine, all) = (site.host(send)?.bytes(), site.host_mut(receive)?.into_bytes());
+        all.chunks_exact_mut(mine.len().max(1)).for_each(|run| run.copy_from_slice(mine));
+        Ok(())
     }
 }
 
@@ -90,20 +91,21 @@ impl Communicator for Absent {
     }
 
     fn reduce_scatter(&self, send: Buffer<'_>, receive: BufferMut<'_>, op: ReduceOp) -> Result<()> {
-        self.site(Call::ReduceScatter).reduce_scatter(send, receive.as_buffer(), op)?;
-        self.own_run(send, receive);
-        Ok(())
+        let site = self.site(Call::ReduceScatter);
+        site.reduce_scatter(send, receive.as_buffer(), op)?;
+        self.own_run(site, send, receive)
     }
 
     fn all_gather(&self, send: Buffer<'_>, receive: BufferMut<'_>) -> Result<()> {
-        self.site(Call::AllGather).all_gather(send, receive.as_buffer())?;
-        Self::everybodys(send, receive);
-        Ok(())
+        let site = self.site(Call::AllGather);
+        site.all_gather(send, receive.as_buffer())?;
+        Self::everybodys(site, send, receive)
     }
 
-    fn all_to_all(&self, send: Buffer<'_>, mut receive: BufferMut<'_>) -> Result<()> {
-        self.site(Call::AllToAll).all_to_all(send, receive.as_buffer())?;
-        receive.bytes_mut().copy_from_slice(send.bytes());
+    fn all_to_all(&self, send: Buffer<'_>, receive: BufferMut<'_>) -> Result<()> {
+        let site = self.site(Call::AllToAll);
+        site.all_to_all(send, receive.as_buffer())?;
+        site.host_mut(receive)?.bytes_mut().copy_from_slice(site.host(send)?.bytes());
         Ok(())
     }
 
@@ -111,7 +113,7 @@ impl Communicator for Absent {
         &self,
         send: Buffer<'_>,
         send_counts: &[usize],
-        mut receive: BufferMut<'_>,
+        receive: BufferMut<'_>,
         receive_counts: &[usize],
     ) -> Result<()> {
         let site = self.site(Call::AllToAllV);
@@ -119,8 +121,9 @@ impl Communicator for Absent {
         let bytes = |counts: &[usize]| counts.iter().sum::<usize>() * send.kind().bytes();
         let (from, into) = (bytes(&send_counts[..self.rank.0]), bytes(&receive_counts[..self.rank.0]));
         let own = bytes(&send_counts[self.rank.0..=self.rank.0]);
-        receive.bytes_mut().fill(0);
-        receive.bytes_mut()[into..into + own].copy_from_slice(&send.bytes()[from..from + own]);
+        let (sent, received) = (site.host(send)?.bytes(), site.host_mut(receive)?.into_bytes());
+        received.fill(0);
+        received[into..into + own].copy_from_slice(&sent[from..from + own]);
         Ok(())
     }
 
@@ -132,9 +135,10 @@ impl Communicator for Absent {
         self.site(Call::Send).peer(self.rank, to)
     }
 
-    fn receive(&self, mut buffer: BufferMut<'_>, from: Rank, _tag: Tag) -> Result<()> {
-        self.site(Call::Receive).rank(from)?;
-        buffer.bytes_mut().fill(0);
+    fn receive(&self, buffer: BufferMut<'_>, from: Rank, _tag: Tag) -> Result<()> {
+        let site = self.site(Call::Receive);
+        site.rank(from)?;
+        site.host_mut(buffer)?.bytes_mut().fill(0);
         Ok(())
     }
 
@@ -148,14 +152,16 @@ impl Communicator for Absent {
     }
 
     fn start_reduce_scatter(&self, send: OwnedBuffer, mut receive: OwnedBuffer, op: ReduceOp) -> Result<Request> {
-        self.site(Call::StartReduceScatter).reduce_scatter(send.as_buffer(), receive.as_buffer(), op)?;
-        self.own_run(send.as_buffer(), receive.as_buffer_mut());
+        let site = self.site(Call::StartReduceScatter);
+        site.reduce_scatter(send.as_buffer(), receive.as_buffer(), op)?;
+        self.own_run(site, send.as_buffer(), receive.as_buffer_mut())?;
         Ok(Request::ready(receive))
     }
 
     fn start_all_gather(&self, send: OwnedBuffer, mut receive: OwnedBuffer) -> Result<Request> {
-        self.site(Call::StartAllGather).all_gather(send.as_buffer(), receive.as_buffer())?;
-        Self::everybodys(send.as_buffer(), receive.as_buffer_mut());
+        let site = self.site(Call::StartAllGather);
+        site.all_gather(send.as_buffer(), receive.as_buffer())?;
+        Self::everybodys(site, send.as_buffer(), receive.as_buffer_mut())?;
         Ok(Request::ready(receive))
     }
 
@@ -165,8 +171,9 @@ impl Communicator for Absent {
     }
 
     fn start_receive(&self, mut buffer: OwnedBuffer, from: Rank, _tag: Tag) -> Result<Request> {
-        self.site(Call::StartReceive).rank(from)?;
-        buffer.as_buffer_mut().bytes_mut().fill(0);
+        let site = self.site(Call::StartReceive);
+        site.rank(from)?;
+        site.host_mut(buffer.as_buffer_mut())?.bytes_mut().fill(0);
         Ok(Request::ready(buffer))
     }
 

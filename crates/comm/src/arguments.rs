@@ -1,6 +1,7 @@
 //! Checks of one rank's own arguments, the same for every backend.
 
-use crate::{Buffer, Call, Error, Kind, Rank, ReduceOp, Result};
+use crate::buffer::{Host, HostMut};
+use crate::{Buffer, BufferMut, Call, Error, Kind, OwnedBuffer, Place, Rank, ReduceOp, Result};
 
 /// Where a call is made: what its errors name.
 #[derive(Debug, Clone, Copy)]
@@ -11,6 +12,36 @@ pub(crate) struct Site<'a> {
 }
 
 impl Site<'_> {
+    /// Says that the call cannot reach a device's memory.
+    pub(crate) fn out_of_reach(&self, place: Place) -> Error {
+        let device = match place {
+            Place::Device(index) => index,
+            Place::Host => unreachable!("a buffer without a view is on a device"),
+        };
+        Error::OutOfReach { call: self.call, group: self.group.into(), device }
+    }
+
+    /// Checks that a buffer is the host's to read.
+    pub(crate) fn host<'b>(&self, buffer: Buffer<'b>) -> Result<Host<'b>> {
+        let bytes = buffer.bytes().ok_or_else(|| self.out_of_reach(buffer.place()))?;
+        Ok(Host::new(buffer.kind(), bytes))
+    }
+
+    /// Checks that a buffer is the host's to overwrite.
+    pub(crate) fn host_mut<'b>(&self, buffer: BufferMut<'b>) -> Result<HostMut<'b>> {
+        let (kind, place) = (buffer.kind(), buffer.place());
+        let bytes = buffer.into_bytes().ok_or_else(|| self.out_of_reach(place))?;
+        Ok(HostMut::new(kind, bytes))
+    }
+
+    /// Checks that a buffer of a started call is the host's.
+    pub(crate) fn owned(&self, buffer: &OwnedBuffer) -> Result<()> {
+        match buffer.place() {
+            Place::Host => Ok(()),
+            place => Err(self.out_of_reach(place)),
+        }
+    }
+
     /// Checks that a reduction is defined for a kind.
     pub(crate) fn op(&self, kind: Kind, op: ReduceOp) -> Result<()> {
         let integers = matches!(kind, Kind::I64 | Kind::I32 | Kind::U8);

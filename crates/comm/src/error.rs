@@ -19,6 +19,37 @@ pub enum Error {
         /// The largest power of two that divides the address.
         align: usize,
     },
+    /// A buffer on a device in a call of a communicator that moves host memory alone.
+    #[error(
+        "{call} in group {group}: a buffer lies on device {device}, which this communicator cannot reach: \
+         carry it through host memory with `Staged`, or use `Nccl`"
+    )]
+    OutOfReach {
+        /// The call.
+        call: Call,
+        /// The group's name.
+        group: String,
+        /// The device's index.
+        device: usize,
+    },
+    /// One buffer on a device, the other of the same call on the host.
+    #[error("{call} in group {group}: one buffer lies on a device and the other on the host; put both on one side")]
+    MixedPlaces {
+        /// The call.
+        call: Call,
+        /// The group's name.
+        group: String,
+    },
+    /// What a device's own library refused.
+    #[error("device {device}: {doing} failed with {message}")]
+    Device {
+        /// The device's index.
+        device: usize,
+        /// What was asked of it, `"copying to the host"` for instance.
+        doing: &'static str,
+        /// The library's own words.
+        message: String,
+    },
     /// A buffer, a list of counts or a message of another length than the call needs.
     #[error("{call} in group {group}: {what} holds {found} instead of {expected}")]
     Length {

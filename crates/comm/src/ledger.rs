@@ -226,17 +226,17 @@ impl Communicator for Ledger {
         self.inner.local_size()
     }
 
-    fn all_reduce(&self, mut buffer: BufferMut<'_>, op: ReduceOp) -> Result<()> {
-        self.record(Call::AllReduce, buffer.bytes_mut().len(), || self.inner.all_reduce(buffer, op))
+    fn all_reduce(&self, buffer: BufferMut<'_>, op: ReduceOp) -> Result<()> {
+        self.record(Call::AllReduce, buffer.byte_len(), || self.inner.all_reduce(buffer, op))
     }
     fn reduce_scatter(&self, send: Buffer<'_>, receive: BufferMut<'_>, op: ReduceOp) -> Result<()> {
-        self.record(Call::ReduceScatter, send.bytes().len(), || self.inner.reduce_scatter(send, receive, op))
+        self.record(Call::ReduceScatter, send.byte_len(), || self.inner.reduce_scatter(send, receive, op))
     }
     fn all_gather(&self, send: Buffer<'_>, receive: BufferMut<'_>) -> Result<()> {
-        self.record(Call::AllGather, send.bytes().len(), || self.inner.all_gather(send, receive))
+        self.record(Call::AllGather, send.byte_len(), || self.inner.all_gather(send, receive))
     }
     fn all_to_all(&self, send: Buffer<'_>, receive: BufferMut<'_>) -> Result<()> {
-        self.record(Call::AllToAll, send.bytes().len(), || self.inner.all_to_all(send, receive))
+        self.record(Call::AllToAll, send.byte_len(), || self.inner.all_to_all(send, receive))
     }
     fn all_to_all_v(
         &self,
@@ -245,41 +245,41 @@ impl Communicator for Ledger {
         receive: BufferMut<'_>,
         receive_counts: &[usize],
     ) -> Result<()> {
-        self.record(Call::AllToAllV, send.bytes().len(), || {
+        self.record(Call::AllToAllV, send.byte_len(), || {
             self.inner.all_to_all_v(send, send_counts, receive, receive_counts)
         })
     }
-    fn broadcast(&self, mut buffer: BufferMut<'_>, root: Rank) -> Result<()> {
-        self.record(Call::Broadcast, buffer.bytes_mut().len(), || self.inner.broadcast(buffer, root))
+    fn broadcast(&self, buffer: BufferMut<'_>, root: Rank) -> Result<()> {
+        self.record(Call::Broadcast, buffer.byte_len(), || self.inner.broadcast(buffer, root))
     }
     fn send(&self, buffer: Buffer<'_>, to: Rank, tag: Tag) -> Result<()> {
-        self.record(Call::Send, buffer.bytes().len(), || self.inner.send(buffer, to, tag))
+        self.record(Call::Send, buffer.byte_len(), || self.inner.send(buffer, to, tag))
     }
-    fn receive(&self, mut buffer: BufferMut<'_>, from: Rank, tag: Tag) -> Result<()> {
-        self.record(Call::Receive, buffer.bytes_mut().len(), || self.inner.receive(buffer, from, tag))
+    fn receive(&self, buffer: BufferMut<'_>, from: Rank, tag: Tag) -> Result<()> {
+        self.record(Call::Receive, buffer.byte_len(), || self.inner.receive(buffer, from, tag))
     }
     fn barrier(&self) -> Result<()> {
         self.record(Call::Barrier, 0, || self.inner.barrier())
     }
 
     fn start_all_reduce(&self, buffer: OwnedBuffer, op: ReduceOp) -> Result<Request> {
-        let bytes = buffer.as_buffer().bytes().len();
+        let bytes = buffer.byte_len();
         self.started(Call::StartAllReduce, bytes, || self.inner.start_all_reduce(buffer, op))
     }
     fn start_reduce_scatter(&self, send: OwnedBuffer, receive: OwnedBuffer, op: ReduceOp) -> Result<Request> {
-        let bytes = send.as_buffer().bytes().len();
+        let bytes = send.byte_len();
         self.started(Call::StartReduceScatter, bytes, || self.inner.start_reduce_scatter(send, receive, op))
     }
     fn start_all_gather(&self, send: OwnedBuffer, receive: OwnedBuffer) -> Result<Request> {
-        let bytes = send.as_buffer().bytes().len();
+        let bytes = send.byte_len();
         self.started(Call::StartAllGather, bytes, || self.inner.start_all_gather(send, receive))
     }
     fn start_send(&self, buffer: OwnedBuffer, to: Rank, tag: Tag) -> Result<Request> {
-        let bytes = buffer.as_buffer().bytes().len();
+        let bytes = buffer.byte_len();
         self.started(Call::StartSend, bytes, || self.inner.start_send(buffer, to, tag))
     }
     fn start_receive(&self, buffer: OwnedBuffer, from: Rank, tag: Tag) -> Result<Request> {
-        let bytes = buffer.as_buffer().bytes().len();
+        let bytes = buffer.byte_len();
         self.started(Call::StartReceive, bytes, || self.inner.start_receive(buffer, from, tag))
     }
 

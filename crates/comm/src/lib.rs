@@ -6,6 +6,7 @@
 //! - [`solo::Solo`], a group of one, which answers at once;
 //! - [`threads::Threads`], ranks as threads of one process over shared memory, for tests and small runs;
 //! - `mpi::Mpi`, ranks as processes over an MPI library (with the feature `mpi`, on by default);
+//! - [`staged::Staged`], any of these for buffers on a device, through page-locked host memory;
 //!
 //! and under the decorators [`ledger::Ledger`], which records every call, [`stopwatch::Stopwatch`], which adds up how long
 //! callers are held up, and [`faulty::Faulty`], which fails on purpose.
@@ -14,7 +15,8 @@
 //!
 //! Blocking calls borrow their memory as a [`Buffer`] or a [`BufferMut`]; calls that `start_` something own it as an
 //! [`OwnedBuffer`] until their [`Request`] gives it back. Both are typed at run time, by [`Kind`], so that the trait stays
-//! object-safe.
+//! object-safe. Memory on a device is a [`DeviceMemory`]; what communication needs of the device is an [`Accelerator`], and
+//! [`accelerator`] says in what order things happen there. [`fake::FakeDevice`] is one for tests.
 //!
 //! # Examples
 //! The mean of what four ranks hold, and a message around their ring:
@@ -52,25 +54,28 @@
 //! launcher beside the wrapper. Without the feature `mpi` no MPI library is needed.
 
 pub mod absent;
+pub mod accelerator;
 mod arguments;
 pub mod buffer;
 pub mod call;
-#[cfg(any(feature = "mpi", test))]
 mod chunks;
 pub mod communicator;
 pub mod conformance;
 pub mod error;
+pub mod fake;
 pub mod faulty;
 pub mod ledger;
 #[cfg(feature = "mpi")]
 pub mod mpi;
 mod reduce;
 pub mod solo;
+pub mod staged;
 pub mod stopwatch;
 mod sync;
 pub mod threads;
 
-pub use buffer::{Buffer, BufferMut, ByteBuffer, Element, Kind, OwnedBuffer};
+pub use accelerator::{Accelerator, Event, Pinned, Stream};
+pub use buffer::{Buffer, BufferMut, ByteBuffer, DeviceMemory, DeviceRun, Element, Kind, OwnedBuffer, Place};
 pub use call::Call;
 pub use communicator::{Communicator, Rank, ReduceOp, Request, Tag};
 pub use error::{Error, Result};

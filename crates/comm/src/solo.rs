@@ -6,10 +6,14 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use crate::arguments::Site;
+use crate::buffer::HostMut;
 use crate::communicator::Pending;
 use crate::{Buffer, BufferMut, Call, Communicator, Error, Kind, OwnedBuffer, Rank, ReduceOp, Request, Result, Tag};
 
 /// A group of one: collectives copy what there is to copy, messages go from the rank to itself.
+///
+/// Of memory on a device it takes what needs no copy, an all-reduce or a broadcast; for the rest wrap it in
+/// [`Staged`](crate::staged::Staged).
 ///
 /// # Examples
 /// ```
@@ -93,6 +97,12 @@ impl Solo {
     }
 }
 
+/// Copies what this rank sends to where it receives.
+fn copy(site: Site<'_>, send: Buffer<'_>, receive: BufferMut<'_>) -> Result<()> {
+    site.host_mut(receive)?.bytes_mut().copy_from_slice(site.host(send)?.bytes());
+    Ok(())
+}
+
 /// The right to one message.
 struct Inbox {
     group: String,
@@ -103,7 +113,7 @@ struct Inbox {
 
 impl Inbox {
     /// Copies the message out. Where there is none the right to it ends, so that the next receive has it.
-    fn take(&self, call: Call, mut buffer: BufferMut<'_>) -> Result<()> {
+    fn take(&self, call: Call, mut buffer: HostMut<'_>) -> Result<()> {
         let sent = with_queue(&self.mailbox, self.tag, |queue| {
             queue.leave(&self.slot);
             self.slot.get()
@@ -130,7 +140,7 @@ impl Pending for Receiving {
         Ok(self.inbox.slot.get().is_some())
     }
     fn finish(mut self: Box<Self>) -> Result<OwnedBuffer> {
-        self.inbox.take(Call::StartReceive, self.buffer.as_buffer_mut())?;
+        self.inbox.take(Call::StartReceive, self.buffer.as_host_mut())?;
         Ok(self.buffer)
     }
 }
@@ -156,35 +166,34 @@ impl Communicator for Solo {
         self.site(Call::AllReduce).op(buffer.kind(), op)
     }
 
-    fn reduce_scatter(&self, send: Buffer<'_>, mut receive: BufferMut<'_>, op: ReduceOp) -> Result<()> {
-        self.site(Call::ReduceScatter).reduce_scatter(send, receive.as_buffer(), op)?;
-        receive.bytes_mut().copy_from_slice(send.bytes());
-        Ok(())
+    fn reduce_scatter(&self, send: Buffer<'_>, receive: BufferMut<'_>, op: ReduceOp) -> Result<()> {
+        let site = self.site(Call::ReduceScatter);
+        site.reduce_scatter(send, receive.as_buffer(), op)?;
+        copy(site, send, receive)
     }
 
-    fn all_gather(&self, send: Buffer<'_>, mut receive: BufferMut<'_>) -> Result<()> {
-        self.site(Call::AllGather).all_gather(send, receive.as_buffer())?;
-        receive.bytes_mut().copy_from_slice(send.bytes());
-        Ok(())
+    fn all_gather(&self, send: Buffer<'_>, receive: BufferMut<'_>) -> Result<()> {
+        let site = self.site(Call::AllGather);
+        site.all_gather(send, receive.as_buffer())?;
+        copy(site, send, receive)
     }
 
-    fn all_to_all(&self, send: Buffer<'_>, mut receive: BufferMut<'_>) -> Result<()> {
-        self.site(Call::AllToAll).all_to_all(send, receive.as_buffer())?;
-        receive.bytes_mut().copy_from_slice(send.bytes());
-        Ok(())
+    fn all_to_all(&self, send: Buffer<'_>, receive: BufferMut<'_>) -> Result<()> {
+        let site = self.site(Call::AllToAll);
+        site.all_to_all(send, receive.as_buffer())?;
+        copy(site, send, receive)
     }
 
     fn all_to_all_v(
         &self,
         send: Buffer<'_>,
         send_counts: &[usize],
-        mut receive: BufferMut<'_>,
+        receive: BufferMut<'_>,
         receive_counts: &[usize],
     ) -> Result<()> {
         let site = self.site(Call::AllToAllV);
         site.all_to_all_v(Rank(0), (send, send_counts), (receive.as_buffer(), receive_counts))?;
-        receive.bytes_mut().copy_from_slice(send.bytes());
-        Ok(())
+        copy(site, send, receive)
     }
 
     fn broadcast(&self, _buffer: BufferMut<'_>, root: Rank) -> Result<()> {
@@ -196,7 +205,9 @@ impl Communicator for Solo {
     }
 
     fn receive(&self, buffer: BufferMut<'_>, from: Rank, tag: Tag) -> Result<()> {
-        self.site(Call::Receive).rank(from)?;
+        let site = self.site(Call::Receive);
+        site.rank(from)?;
+        let buffer = site.host_mut(buffer)?;
         self.receiving(tag).take(Call::Receive, buffer)
     }
 
@@ -210,26 +221,31 @@ impl Communicator for Solo {
     }
 
     fn start_reduce_scatter(&self, send: OwnedBuffer, mut receive: OwnedBuffer, op: ReduceOp) -> Result<Request> {
-        self.site(Call::StartReduceScatter).reduce_scatter(send.as_buffer(), receive.as_buffer(), op)?;
-        receive.as_buffer_mut().bytes_mut().copy_from_slice(send.as_buffer().bytes());
+        let site = self.site(Call::StartReduceScatter);
+        site.reduce_scatter(send.as_buffer(), receive.as_buffer(), op)?;
+        copy(site, send.as_buffer(), receive.as_buffer_mut())?;
         Ok(Request::ready(receive))
     }
 
     fn start_all_gather(&self, send: OwnedBuffer, mut receive: OwnedBuffer) -> Result<Request> {
-        self.site(Call::StartAllGather).all_gather(send.as_buffer(), receive.as_buffer())?;
-        receive.as_buffer_mut().bytes_mut().copy_from_slice(send.as_buffer().bytes());
+        let site = self.site(Call::StartAllGather);
+        site.all_gather(send.as_buffer(), receive.as_buffer())?;
+        copy(site, send.as_buffer(), receive.as_buffer_mut())?;
         Ok(Request::ready(receive))
     }
 
     fn start_send(&self, buffer: OwnedBuffer, to: Rank, tag: Tag) -> Result<Request> {
-        self.site(Call::StartSend).rank(to)?;
-        let message = Message { kind: buffer.kind(), bytes: buffer.as_buffer().bytes().to_vec() };
+        let site = self.site(Call::StartSend);
+        site.rank(to)?;
+        let message = Message { kind: buffer.kind(), bytes: site.host(buffer.as_buffer())?.bytes().to_vec() };
         with_queue(&self.mailbox, tag, |queue| queue.send(message));
         Ok(Request::ready(buffer))
     }
 
     fn start_receive(&self, buffer: OwnedBuffer, from: Rank, tag: Tag) -> Result<Request> {
-        self.site(Call::StartReceive).rank(from)?;
+        let site = self.site(Call::StartReceive);
+        site.rank(from)?;
+        site.owned(&buffer)?;
         Ok(Request::new(Receiving { inbox: self.receiving(tag), buffer }))
     }
 

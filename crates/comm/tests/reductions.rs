@@ -18,7 +18,7 @@ fn all_reduced<T: Element>(rows: &[Vec<T>], op: ReduceOp) -> Vec<Vec<T>> {
         let mut blocking = rows[comm.rank().0].clone();
         comm.all_reduce(BufferMut::new(&mut blocking), op)?;
         let started = comm.start_all_reduce(rows[comm.rank().0].clone().into(), op)?.wait()?;
-        assert_eq!(bytemuck::cast_slice::<T, u8>(&blocking), started.as_buffer().bytes());
+        assert_eq!(Some(bytemuck::cast_slice::<T, u8>(&blocking)), started.as_buffer().bytes());
         Ok::<_, Error>(blocking)
     })
 }

@@ -2,13 +2,15 @@
 //!
 //! An operation under way hands out its memory piece by piece while the library still writes earlier pieces. So the
 //! owner is asked where its memory is once, when the buffer is made, and is not touched again until it is dropped:
-//! whatever it would answer the next time, nothing rests on it.
+//! whatever it would answer the next time, nothing rests on it. Memory on a device is never handed out; its owner is
+//! just kept.
 #![allow(unsafe_code)]
 
 use std::ops::Range;
 use std::ptr::NonNull;
 
-use super::{check, Buffer, BufferMut, Element, Kind};
+use super::device::{DeviceMemory, DeviceRun};
+use super::{check, Buffer, BufferMut, Element, Host, HostMut, Kind, Memory, MemoryMut, Place};
 use crate::Result;
 
 /// Memory with an owner of another crate, a tensor's for instance.
@@ -26,25 +28,36 @@ impl<T: Element> ByteBuffer for Vec<T> {
 /// A run of elements handed to a non-blocking call until it completes.
 pub struct OwnedBuffer {
     kind: Kind,
-    /// From a box; a pointer, since moving a box claims what is inside, which the library may be writing.
-    owner: NonNull<dyn ByteBuffer>,
+    owner: Owner,
+    /// Where the host's memory begins; dangling for memory on a device.
     start: NonNull<u8>,
     bytes: usize,
 }
 
-// SAFETY: the owner is `Send`, and it and its bytes are reached through this buffer alone.
+/// Who frees the memory.
+enum Owner {
+    /// From a box; a pointer, since moving a box claims what is inside, which the library may be writing.
+    Host(NonNull<dyn ByteBuffer>),
+    /// Claims nothing that the library writes: that lies on the device.
+    Device(Box<dyn DeviceMemory>),
+}
+
+// SAFETY: either owner is `Send`, and it and its bytes are reached through this buffer alone.
 unsafe impl Send for OwnedBuffer {}
 
 impl std::fmt::Debug for OwnedBuffer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("OwnedBuffer").field("kind", &self.kind).field("len", &self.len()).finish()
+        let mut shown = f.debug_struct("OwnedBuffer");
+        shown.field("kind", &self.kind).field("len", &self.len()).field("place", &self.place()).finish()
     }
 }
 
 impl Drop for OwnedBuffer {
     fn drop(&mut self) {
-        // SAFETY: made from a box by `hold`, which is its only other user; views borrow this buffer and are gone.
-        drop(unsafe { Box::from_raw(self.owner.as_ptr()) });
+        if let Owner::Host(owner) = self.owner {
+            // SAFETY: made from a box by `hold`, which is its only other user; views borrow this buffer and are gone.
+            drop(unsafe { Box::from_raw(owner.as_ptr()) });
+        }
     }
 }
 
@@ -61,18 +74,28 @@ impl OwnedBuffer {
     /// [`Error::Layout`](crate::Error::Layout) where length or alignment do not fit the kind.
     pub fn new(kind: Kind, memory: Box<dyn ByteBuffer>) -> Result<Self> {
         let held = Self::hold(kind, memory);
-        check(kind, held.run(0..held.bytes))?;
+        check(kind, held.start.as_ptr() as usize, held.bytes)?;
         Ok(held)
+    }
+
+    /// Takes memory on a device that holds elements of `kind`.
+    ///
+    /// # Errors
+    /// [`Error::Layout`](crate::Error::Layout) where length or alignment do not fit the kind.
+    pub fn on_device(kind: Kind, memory: Box<dyn DeviceMemory>) -> Result<Self> {
+        let bytes = memory.bytes();
+        check(kind, memory.address(), bytes)?;
+        Ok(Self { kind, owner: Owner::Device(memory), start: NonNull::dangling(), bytes })
     }
 
     /// Asks the owner for its memory, the one time.
     fn hold(kind: Kind, memory: Box<dyn ByteBuffer>) -> Self {
         // SAFETY: a box is never null.
-        let owner = unsafe { NonNull::new_unchecked(Box::into_raw(memory)) };
-        let mut held = Self { kind, owner, start: NonNull::dangling(), bytes: 0 };
+        let mut owner = unsafe { NonNull::new_unchecked(Box::into_raw(memory)) };
+        let mut held = Self { kind, owner: Owner::Host(owner), start: NonNull::dangling(), bytes: 0 };
         // SAFETY: the only access to the owner until its drop, so that the answer may be borrowed for as long: with a
         // leaked box the compiler would grant the same. Should it panic, `held` frees the owner.
-        let memory = unsafe { held.owner.as_mut() }.bytes_mut();
+        let memory = unsafe { owner.as_mut() }.bytes_mut();
         held.bytes = memory.len();
         held.start = NonNull::from(memory).cast();
         held
@@ -93,20 +116,55 @@ impl OwnedBuffer {
         self.len() == 0
     }
 
+    /// Returns the length in bytes.
+    pub fn byte_len(&self) -> usize {
+        self.bytes
+    }
+
+    /// Says where the memory lies.
+    pub fn place(&self) -> Place {
+        self.device().map_or(Place::Host, |run| Place::Device(run.device()))
+    }
+
+    /// Returns the run of device memory, or `None` for memory of the host.
+    pub fn device(&self) -> Option<DeviceRun<'_>> {
+        match &self.owner {
+            Owner::Host(_) => None,
+            // As long as it was when it was checked, whatever the owner says now.
+            Owner::Device(memory) => Some(DeviceRun::new(&**memory).part(0..self.bytes)),
+        }
+    }
+
     /// Borrows to read.
     pub fn as_buffer(&self) -> Buffer<'_> {
-        Buffer { kind: self.kind, bytes: self.run(0..self.bytes) }
+        let memory = self.device().map_or_else(|| Memory::Host(self.run(0..self.bytes)), Memory::Device);
+        Buffer { kind: self.kind, memory }
     }
 
     /// Borrows to overwrite.
     pub fn as_buffer_mut(&mut self) -> BufferMut<'_> {
-        BufferMut { kind: self.kind, bytes: self.run_mut(0..self.bytes) }
+        let (kind, bytes) = (self.kind, self.bytes);
+        if let Owner::Host(_) = self.owner {
+            return BufferMut { kind, memory: MemoryMut::Host(self.run_mut(0..bytes)) };
+        }
+        let run = self.device().unwrap_or_else(|| unreachable!("memory that is not the host's"));
+        BufferMut { kind, memory: MemoryMut::Device(run) }
+    }
+
+    /// Borrows to read what a backend has checked to be the host's.
+    pub(crate) fn as_host(&self) -> Host<'_> {
+        Host::new(self.kind, self.run(0..self.bytes))
+    }
+
+    /// Borrows to overwrite what a backend has checked to be the host's.
+    pub(crate) fn as_host_mut(&mut self) -> HostMut<'_> {
+        HostMut::new(self.kind, self.run_mut(0..self.bytes))
     }
 
     /// Borrows some bytes to read, and claims nothing about the others.
     ///
     /// # Panics
-    /// If the range is not within the buffer.
+    /// If the range is not within the buffer, or the buffer on a device.
     pub(crate) fn run(&self, range: Range<usize>) -> &[u8] {
         self.within(&range);
         // SAFETY: a part of what `hold` was given, which stays valid while the owner is not touched.
@@ -116,7 +174,7 @@ impl OwnedBuffer {
     /// Borrows some bytes to overwrite, and claims nothing about the others, which the library may be writing.
     ///
     /// # Panics
-    /// If the range is not within the buffer.
+    /// If the range is not within the buffer, or the buffer on a device.
     pub(crate) fn run_mut(&mut self, range: Range<usize>) -> &mut [u8] {
         self.within(&range);
         // SAFETY: as for `run`; `self` is borrowed exclusively.
@@ -124,13 +182,14 @@ impl OwnedBuffer {
     }
 
     fn within(&self, range: &Range<usize>) {
+        assert!(matches!(self.owner, Owner::Host(_)), "the host reads memory of a device");
         assert!(range.start <= range.end && range.end <= self.bytes, "bytes {range:?} of {}", self.bytes);
     }
 
     /// Copies the elements out.
     ///
     /// # Panics
-    /// If `T` is not of this buffer's kind.
+    /// If `T` is not of this buffer's kind, or the buffer on a device.
     pub fn to_vec<T: Element>(&self) -> Vec<T> {
         assert_eq!(T::KIND, self.kind, "element type of another kind");
         bytemuck::pod_collect_to_vec(self.run(0..self.bytes))
@@ -176,9 +235,9 @@ mod tests {
         for (i, byte) in (0..16).zip(1..) {
             buffer.run_mut(i..i + 1)[0] = byte;
         }
-        buffer.as_buffer_mut().bytes_mut()[15] = 99;
+        buffer.as_buffer_mut().bytes_mut().expect("host memory")[15] = 99;
         let expected: Vec<u8> = (1..16).chain([99]).collect();
-        assert_eq!((buffer.to_vec::<u8>(), buffer.as_buffer().bytes()), (expected.clone(), &expected[..]));
+        assert_eq!((buffer.to_vec::<u8>(), buffer.as_buffer().bytes()), (expected.clone(), Some(&expected[..])));
         assert_eq!((seen.asked.load(Ordering::Relaxed), seen.dropped.load(Ordering::Relaxed)), (1, 0));
         drop(buffer);
         assert_eq!((seen.asked.load(Ordering::Relaxed), seen.dropped.load(Ordering::Relaxed)), (1, 1));
@@ -201,6 +260,54 @@ mod tests {
         let refused = OwnedBuffer::new(Kind::F64, Box::new(Odd(Box::new([0; 7]), Arc::clone(&seen))));
         assert!(matches!(refused, Err(Error::Layout { kind: Kind::F64, bytes: 7, .. })));
         assert_eq!(seen.dropped.load(Ordering::Relaxed), 1);
+    }
+
+    /// Device memory that is nowhere.
+    struct Nowhere(usize, usize, Arc<Seen>);
+
+    impl DeviceMemory for Nowhere {
+        fn device(&self) -> usize {
+            3
+        }
+        fn address(&self) -> usize {
+            self.0
+        }
+        fn bytes(&self) -> usize {
+            self.1
+        }
+    }
+
+    impl Drop for Nowhere {
+        fn drop(&mut self) {
+            self.2.dropped.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn the_host_gets_no_view_of_device_memory() {
+        let seen = Arc::new(Seen::default());
+        let memory = Nowhere(0x1000, 32, Arc::clone(&seen));
+        let mut buffer = OwnedBuffer::on_device(Kind::F64, Box::new(memory)).expect("four elements");
+        assert_eq!((buffer.len(), buffer.place()), (4, Place::Device(3)));
+        assert_eq!(buffer.as_buffer().bytes(), None);
+        assert_eq!(buffer.as_buffer_mut().bytes_mut(), None);
+        assert_eq!(buffer.as_buffer_mut().into_bytes(), None);
+        let run = buffer.device().expect("a run").part(8..24);
+        assert_eq!((run.address(), run.start(), run.bytes()), (0x1008, 8, 16));
+        drop(buffer);
+        assert_eq!(seen.dropped.load(Ordering::Relaxed), 1);
+        for (address, bytes) in [(0x1004, 32), (0x1000, 31)] {
+            let odd = OwnedBuffer::on_device(Kind::F64, Box::new(Nowhere(address, bytes, Arc::clone(&seen))));
+            assert!(matches!(odd, Err(Error::Layout { kind: Kind::F64, .. })));
+        }
+        assert_eq!(seen.dropped.load(Ordering::Relaxed), 3);
+    }
+
+    #[test]
+    #[should_panic(expected = "the host reads memory of a device")]
+    fn device_memory_is_not_copied_out_by_the_host() {
+        let memory = Nowhere(0x1000, 32, Arc::default());
+        OwnedBuffer::on_device(Kind::F64, Box::new(memory)).expect("four elements").to_vec::<f64>();
     }
 
     #[test]

@@ -1,9 +1,7 @@
 //! Arguments that every backend refuses before anything is sent; all ranks make the same mistake together.
 
-use std::sync::Arc;
-
-use super::{Check, Outcome, Wrong};
-use crate::{Buffer, BufferMut, Call, Communicator, Error, Kind, Rank, ReduceOp, Tag};
+use super::{Bench, Check, Outcome, Wrong};
+use crate::{Call, Error, Kind, Rank, ReduceOp, Tag};
 
 pub(super) const REFUSALS: &[Check] = &[
     Check { name: "averages of integers are refused", body: averages },
@@ -24,70 +22,76 @@ fn refused<T>(what: &str, result: crate::Result<T>, expected: impl Fn(&Error) ->
     }
 }
 
-fn averages(comm: &Arc<dyn Communicator>) -> Outcome {
+fn averages(comm: &Bench) -> Outcome {
     let n = comm.size();
+    let avg = ReduceOp::Avg;
     let unsupported = |e: &Error| matches!(e, Error::UnsupportedOp { op: ReduceOp::Avg, .. });
-    refused("i64", comm.all_reduce(BufferMut::new(&mut [1i64]), ReduceOp::Avg), unsupported)?;
-    refused("started i32", comm.start_all_reduce(vec![1i32].into(), ReduceOp::Avg), unsupported)?;
-    let (send, mut out) = (vec![1u8; n], [0u8]);
-    refused("u8", comm.reduce_scatter(Buffer::new(&send), BufferMut::new(&mut out), ReduceOp::Avg), unsupported)?;
-    refused("started u8", comm.start_reduce_scatter(send.into(), vec![0u8].into(), ReduceOp::Avg), unsupported)
+    refused("i64", comm.all_reduce(comm.array(vec![1i64])?.buffer_mut()?, avg), unsupported)?;
+    refused("started i32", comm.start_all_reduce(comm.owned(vec![1i32])?, avg), unsupported)?;
+    let (send, mut out) = (comm.array(vec![1u8; n])?, comm.array(vec![0u8])?);
+    refused("u8", comm.reduce_scatter(send.buffer()?, out.buffer_mut()?, avg), unsupported)?;
+    let (send, out) = (comm.owned(vec![1u8; n])?, comm.owned(vec![0u8])?);
+    refused("started u8", comm.start_reduce_scatter(send, out, avg), unsupported)
 }
 
-fn ranks(comm: &Arc<dyn Communicator>) -> Outcome {
+fn ranks(comm: &Bench) -> Outcome {
     let beyond = Rank(comm.size());
     let named = |call: Call| move |e: &Error| matches!(e, Error::NoSuchRank { call: c, rank, .. } if *c == call && *rank == beyond);
-    let mut x = [0f32];
-    refused("broadcast", comm.broadcast(BufferMut::new(&mut x), beyond), named(Call::Broadcast))?;
-    refused("send", comm.send(Buffer::new(&[0f32]), beyond, Tag(0)), named(Call::Send))?;
-    refused("receive", comm.receive(BufferMut::new(&mut x), beyond, Tag(0)), named(Call::Receive))?;
-    refused("start_send", comm.start_send(vec![0f32].into(), beyond, Tag(0)), named(Call::StartSend))?;
-    refused("start_receive", comm.start_receive(vec![0f32].into(), beyond, Tag(0)), named(Call::StartReceive))
+    let mut x = comm.array(vec![0f32])?;
+    refused("broadcast", comm.broadcast(x.buffer_mut()?, beyond), named(Call::Broadcast))?;
+    refused("send", comm.send(x.buffer()?, beyond, Tag(0)), named(Call::Send))?;
+    refused("receive", comm.receive(x.buffer_mut()?, beyond, Tag(0)), named(Call::Receive))?;
+    refused("start_send", comm.start_send(comm.owned(vec![0f32])?, beyond, Tag(0)), named(Call::StartSend))?;
+    refused("start_receive", comm.start_receive(comm.owned(vec![0f32])?, beyond, Tag(0)), named(Call::StartReceive))
 }
 
-fn to_itself(comm: &Arc<dyn Communicator>) -> Outcome {
+fn to_itself(comm: &Bench) -> Outcome {
     let to_itself = |e: &Error| matches!(e, Error::ToItself { .. });
-    refused("send", comm.send(Buffer::new(&[1u8]), comm.rank(), Tag(0)), to_itself)
+    refused("send", comm.send(comm.array(vec![1u8])?.buffer()?, comm.rank(), Tag(0)), to_itself)
 }
 
-fn lengths(comm: &Arc<dyn Communicator>) -> Outcome {
+fn lengths(comm: &Bench) -> Outcome {
     let n = comm.size();
     let length = |e: &Error| matches!(e, Error::Length { .. });
-    let mut out = vec![0f32; n + 1];
-    refused("all_gather", comm.all_gather(Buffer::new(&[1f32]), BufferMut::new(&mut out)), length)?;
-    refused("start_all_gather", comm.start_all_gather(vec![1f32].into(), vec![0f32; n + 1].into()), length)?;
-    let send = vec![1f32; 2 * n];
+    let one = comm.array(vec![1f32])?;
+    let (mut long, mut short) = (comm.array(vec![0f32; n + 1])?, comm.array(vec![0f32; n])?);
+    refused("all_gather", comm.all_gather(one.buffer()?, long.buffer_mut()?), length)?;
+    let (send, receive) = (comm.owned(vec![1f32])?, comm.owned(vec![0f32; n + 1])?);
+    refused("start_all_gather", comm.start_all_gather(send, receive), length)?;
+    let send = comm.array(vec![1f32; 2 * n])?;
     let sum = ReduceOp::Sum;
-    refused("reduce_scatter", comm.reduce_scatter(Buffer::new(&send), BufferMut::new(&mut out[..1]), sum), length)?;
-    refused("all_to_all", comm.all_to_all(Buffer::new(&send), BufferMut::new(&mut out[..n])), length)?;
+    let mut single = comm.array(vec![0f32])?;
+    refused("reduce_scatter", comm.reduce_scatter(send.buffer()?, single.buffer_mut()?, sum), length)?;
+    refused("all_to_all", comm.all_to_all(send.buffer()?, short.buffer_mut()?), length)?;
     let counts = vec![1; n];
-    let short = BufferMut::new(&mut out[..n]);
-    refused("all_to_all_v", comm.all_to_all_v(Buffer::new(&send), &counts, short, &counts), length)?;
-    let short = BufferMut::new(&mut out[..n]);
-    refused("counts", comm.all_to_all_v(Buffer::new(&send[..n]), &counts[1..], short, &counts), length)?;
+    let uneven = comm.all_to_all_v(send.buffer()?, &counts, short.buffer_mut()?, &counts);
+    refused("all_to_all_v", uneven, length)?;
+    let few = comm.array(vec![1f32; n])?;
+    refused("counts", comm.all_to_all_v(few.buffer()?, &counts[1..], short.buffer_mut()?, &counts), length)?;
     if n > 1 {
         let indivisible = |e: &Error| matches!(e, Error::NotDivisible { .. });
-        let odd = Buffer::new(&send[..n + 1]);
-        refused("reduce_scatter", comm.reduce_scatter(odd, BufferMut::new(&mut out[..1]), sum), indivisible)?;
-        refused("all_to_all", comm.all_to_all(odd, BufferMut::new(&mut out)), indivisible)?;
+        let odd = comm.array(vec![1f32; n + 1])?;
+        refused("reduce_scatter", comm.reduce_scatter(odd.buffer()?, single.buffer_mut()?, sum), indivisible)?;
+        refused("all_to_all", comm.all_to_all(odd.buffer()?, long.buffer_mut()?), indivisible)?;
     }
     Ok(())
 }
 
-fn kinds(comm: &Arc<dyn Communicator>) -> Outcome {
+fn kinds(comm: &Bench) -> Outcome {
     let n = comm.size();
     let kind = |e: &Error| matches!(e, Error::Kind { expected: Kind::F32, found: Kind::I32, .. });
-    let (send, mut out) = (vec![1f32; n], vec![0i32; n]);
-    let sum = ReduceOp::Sum;
-    refused("all_gather", comm.all_gather(Buffer::new(&[1f32]), BufferMut::new(&mut out)), kind)?;
-    refused("all_to_all", comm.all_to_all(Buffer::new(&send), BufferMut::new(&mut out)), kind)?;
-    refused("reduce_scatter", comm.reduce_scatter(Buffer::new(&send), BufferMut::new(&mut out[..1]), sum), kind)?;
-    refused("start_all_gather", comm.start_all_gather(vec![1f32].into(), vec![0i32; n].into()), kind)
+    let (one, send) = (comm.array(vec![1f32])?, comm.array(vec![1f32; n])?);
+    let (mut out, mut part) = (comm.array(vec![0i32; n])?, comm.array(vec![0i32])?);
+    refused("all_gather", comm.all_gather(one.buffer()?, out.buffer_mut()?), kind)?;
+    refused("all_to_all", comm.all_to_all(send.buffer()?, out.buffer_mut()?), kind)?;
+    refused("reduce_scatter", comm.reduce_scatter(send.buffer()?, part.buffer_mut()?, ReduceOp::Sum), kind)?;
+    let (send, receive) = (comm.owned(vec![1f32])?, comm.owned(vec![0i32; n])?);
+    refused("start_all_gather", comm.start_all_gather(send, receive), kind)
 }
 
-fn goes_on(comm: &Arc<dyn Communicator>) -> Outcome {
+fn goes_on(comm: &Bench) -> Outcome {
     averages(comm)?;
-    let mut x = [2f64];
-    comm.all_reduce(BufferMut::new(&mut x), ReduceOp::Sum)?;
-    super::same("the sum", [2.0 * comm.size() as f64], x)
+    let mut x = comm.array(vec![2f64])?;
+    comm.all_reduce(x.buffer_mut()?, ReduceOp::Sum)?;
+    super::same("the sum", vec![2.0 * comm.size() as f64], comm.look(&x)?)
 }

@@ -1,9 +1,7 @@
 //! Groups: what they say of themselves, and splits.
 
-use std::sync::Arc;
-
-use super::{same, Check, Outcome};
-use crate::{BufferMut, Communicator, Error, Rank, ReduceOp};
+use super::{same, Bench, Check, Outcome};
+use crate::{Error, Rank, ReduceOp};
 
 pub(super) const CHECKS: &[Check] = &[
     Check { name: "ranks and sizes", body: identity },
@@ -15,21 +13,21 @@ pub(super) const CHECKS: &[Check] = &[
 ];
 
 /// Sums over a group, to see who is in it.
-fn sum(comm: &dyn Communicator, mine: usize) -> Result<i64, Error> {
-    let mut x = [mine as i64];
-    comm.all_reduce(BufferMut::new(&mut x), ReduceOp::Sum)?;
-    Ok(x[0])
+fn sum(comm: &Bench, mine: usize) -> Result<i64, Error> {
+    let mut x = comm.array(vec![mine as i64])?;
+    comm.all_reduce(x.buffer_mut()?, ReduceOp::Sum)?;
+    Ok(comm.look(&x)?[0])
 }
 
-fn identity(comm: &Arc<dyn Communicator>) -> Outcome {
+fn identity(comm: &Bench) -> Outcome {
     let n = comm.size();
     same("the rank is below the size", true, comm.rank().0 < n)?;
     same("the local rank is below the local size", true, comm.local_rank().0 < comm.local_size())?;
     same("the node holds no more than the group", true, comm.local_size() <= n)?;
-    same("ranks count from 0", (n * (n - 1) / 2) as i64, sum(&**comm, comm.rank().0)?)
+    same("ranks count from 0", (n * (n - 1) / 2) as i64, sum(comm, comm.rank().0)?)
 }
 
-fn parity(comm: &Arc<dyn Communicator>) -> Outcome {
+fn parity(comm: &Bench) -> Outcome {
     let (rank, n) = (comm.rank().0, comm.size());
     let Some(half) = comm.split(Some(rank as u32 % 2), (n - rank) as u32, "half")? else {
         return same("a group", true, false);
@@ -38,12 +36,12 @@ fn parity(comm: &Arc<dyn Communicator>) -> Outcome {
     same("its name", "half", half.name())?;
     same("its size", members.len(), half.size())?;
     same("the rank in it", members.iter().position(|m| *m == rank), Some(half.rank().0))?;
-    same("its members", members.iter().sum::<usize>() as i64, sum(&*half, rank)?)?;
+    same("its members", members.iter().sum::<usize>() as i64, sum(&comm.of(half), rank)?)?;
     // The old group is as it was.
-    same("the old group", n as i64, sum(&**comm, 1)?)
+    same("the old group", n as i64, sum(comm, 1)?)
 }
 
-fn left_out(comm: &Arc<dyn Communicator>) -> Outcome {
+fn left_out(comm: &Bench) -> Outcome {
     let rank = comm.rank();
     let color = (rank != Rank(0)).then_some(3);
     let rest = comm.split(color, 0, "rest")?;
@@ -56,7 +54,7 @@ fn left_out(comm: &Arc<dyn Communicator>) -> Outcome {
     same("nobody wants a group", true, comm.split(None, 0, "nobody")?.is_none())
 }
 
-fn nested(comm: &Arc<dyn Communicator>) -> Outcome {
+fn nested(comm: &Bench) -> Outcome {
     let rank = comm.rank().0;
     let Some(pair) = comm.split(Some(rank as u32 / 2), 0, "pair")? else { return same("a pair", true, false) };
     let Some(alone) = pair.split(Some(pair.rank().0 as u32), 0, "alone")? else {
@@ -65,10 +63,10 @@ fn nested(comm: &Arc<dyn Communicator>) -> Outcome {
     same("its size", 1, alone.size())?;
     // Children outlive their parents.
     drop(pair);
-    same("its sum", rank as i64, sum(&*alone, rank)?)
+    same("its sum", rank as i64, sum(&comm.of(alone), rank)?)
 }
 
-fn large(comm: &Arc<dyn Communicator>) -> Outcome {
+fn large(comm: &Bench) -> Outcome {
     let (rank, n) = (comm.rank().0, comm.size());
     match comm.split(Some(u32::MAX), u32::MAX - rank as u32, "reversed")? {
         Some(all) => same("the rank in it", n - 1 - rank, all.rank().0),
@@ -76,15 +74,15 @@ fn large(comm: &Arc<dyn Communicator>) -> Outcome {
     }
 }
 
-fn two_threads(comm: &Arc<dyn Communicator>) -> Outcome {
+fn two_threads(comm: &Bench) -> Outcome {
     let groups = [comm.split(Some(0), 0, "first")?, comm.split(Some(0), 0, "second")?];
-    let rounds =
-        |group: &dyn Communicator| -> Result<i64, Error> { (0..50).try_fold(0, |total, i| Ok(total + sum(group, i)?)) };
+    let rounds = |group: &Bench| -> Result<i64, Error> { (0..50).try_fold(0, |total, i| Ok(total + sum(group, i)?)) };
     let [Some(first), Some(second)] = groups else { return same("two groups", true, false) };
+    let (first, second) = (comm.of(first), comm.of(second));
     let (a, b) = std::thread::scope(|scope| {
-        let other = scope.spawn(|| rounds(&*second));
+        let other = scope.spawn(|| rounds(&second));
         // Which of the two groups a rank serves first is up to its scheduler, and other on each.
-        let a = rounds(&*first);
+        let a = rounds(&first);
         (a, other.join().unwrap_or(Ok(-1)))
     });
     let expected = (comm.size() * 50 * 49 / 2) as i64;

@@ -1,12 +1,14 @@
 //! One suite that every [`Communicator`] passes.
 //!
 //! [`run`] is called by all ranks of a group and returns the same [`Report`] on each: after every check the ranks agree,
-//! by a reduction, on how many of them failed. It takes any backend, plain or decorated, of any size.
+//! by a reduction, on how many of them failed. It takes any backend, plain or decorated, of any size; [`run_on`] takes a
+//! [`Bench`] as well, which says whether the buffers lie on the host or on a device.
 //!
 //! What differs between backends (which disagreements between ranks are detected, what a dead peer does) is tested
 //! beside each backend.
 
 mod arguments;
+mod bench;
 mod collectives;
 mod groups;
 mod messages;
@@ -16,6 +18,7 @@ mod values;
 use std::fmt;
 use std::sync::Arc;
 
+pub use self::bench::{Allocate, Bench, Rounding};
 use crate::{BufferMut, Communicator, Error, ReduceOp};
 
 /// Why a check failed on a rank.
@@ -56,7 +59,7 @@ pub(crate) fn same<T: PartialEq + fmt::Debug>(what: impl fmt::Display, expected:
 /// A named check.
 pub(crate) struct Check {
     pub(crate) name: &'static str,
-    pub(crate) body: fn(&Arc<dyn Communicator>) -> Outcome,
+    pub(crate) body: fn(&Bench) -> Outcome,
 }
 
 /// What a suite found, the same on every rank.
@@ -97,7 +100,7 @@ impl fmt::Display for Report {
     }
 }
 
-/// Runs every check on a group; all its ranks call this together.
+/// Runs every check on a group, with buffers of the host; all its ranks call this together.
 ///
 /// # Errors
 /// Where the ranks cannot even agree on a check's outcome.
@@ -108,8 +111,16 @@ impl fmt::Display for Report {
 /// assert!(reports.iter().all(|report| report.failures.is_empty()));
 /// ```
 pub fn run(comm: &Arc<dyn Communicator>) -> crate::Result<Report> {
+    run_on(&Bench::on_host(Arc::clone(comm)))
+}
+
+/// Runs every check on a group, with the buffers where the bench has them; all its ranks call this together.
+///
+/// # Errors
+/// Where the ranks cannot even agree on a check's outcome.
+pub fn run_on(bench: &Bench) -> crate::Result<Report> {
     let suites = [collectives::CHECKS, messages::CHECKS, started::CHECKS, groups::CHECKS];
-    all(comm, &[&suites[..], &[arguments::REFUSALS, arguments::CHECKS]].concat())
+    all(bench, &[&suites[..], &[arguments::REFUSALS, arguments::CHECKS]].concat())
 }
 
 /// Runs the checks of what is refused before anything is sent: all that a rank without peers can pass.
@@ -117,13 +128,13 @@ pub fn run(comm: &Arc<dyn Communicator>) -> crate::Result<Report> {
 /// # Errors
 /// As [`run`].
 pub fn refusals(comm: &Arc<dyn Communicator>) -> crate::Result<Report> {
-    all(comm, &[arguments::REFUSALS])
+    all(&Bench::on_host(Arc::clone(comm)), &[arguments::REFUSALS])
 }
 
-fn all(comm: &Arc<dyn Communicator>, suites: &[&[Check]]) -> crate::Result<Report> {
+fn all(bench: &Bench, suites: &[&[Check]]) -> crate::Result<Report> {
     let mut report = Report::default();
     for check in suites.iter().copied().flatten() {
-        report.note(&**comm, check.name, (check.body)(comm))?;
+        report.note(&***bench, check.name, (check.body)(bench))?;
     }
     Ok(report)
 }

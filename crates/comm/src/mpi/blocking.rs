@@ -12,8 +12,9 @@ use super::messages::exchange;
 use super::raw::{self, datatype, int, invoke, operation, MPI_Request, Ticket, What};
 use super::session::may_block;
 use super::{scale, REDUCE_CHUNK_BYTES, SMALL_BYTES};
+use crate::buffer::{Host, HostMut};
 use crate::chunks::cut;
-use crate::{Buffer, BufferMut, Call, Kind, Rank, ReduceOp, Result};
+use crate::{Call, Kind, Rank, ReduceOp, Result};
 
 /// Makes one collective MPI call and blocks until it is complete.
 ///
@@ -52,7 +53,7 @@ fn reduce_chunk(group: &Group, call: Call, bytes: &mut [u8], wire: Kind, op: Red
     )
 }
 
-pub(super) fn all_reduce(group: &Group, mut buffer: BufferMut<'_>, op: ReduceOp) -> Result<()> {
+pub(super) fn all_reduce(group: &Group, mut buffer: HostMut<'_>, op: ReduceOp) -> Result<()> {
     let kind = buffer.kind();
     let mut wide = Vec::new();
     for chunk in buffer.bytes_mut().chunks_mut(REDUCE_CHUNK_BYTES) {
@@ -70,9 +71,9 @@ pub(super) fn all_reduce(group: &Group, mut buffer: BufferMut<'_>, op: ReduceOp)
     Ok(())
 }
 
-pub(super) fn reduce_scatter(group: &Group, send: Buffer<'_>, mut receive: BufferMut<'_>, op: ReduceOp) -> Result<()> {
+pub(super) fn reduce_scatter(group: &Group, send: Host<'_>, mut receive: HostMut<'_>, op: ReduceOp) -> Result<()> {
     let kind = send.kind();
-    if send.is_empty() {
+    if send.bytes().is_empty() {
         return Ok(());
     }
     if kind == Kind::Bf16 {
@@ -126,7 +127,7 @@ fn reduce_scatter_block(group: &Group, send: &[u8], receive: &mut [u8], wire: Ki
 }
 
 /// Reduces bfloat16 through `f32`, chunk by chunk.
-fn reduce_scatter_narrow(group: &Group, send: Buffer<'_>, mut receive: BufferMut<'_>, op: ReduceOp) -> Result<()> {
+fn reduce_scatter_narrow(group: &Group, send: Host<'_>, mut receive: HostMut<'_>, op: ReduceOp) -> Result<()> {
     let (part, mut wide, mut sums) = (receive.len(), Vec::new(), Vec::new());
     for run in cut(part, REDUCE_CHUNK_BYTES / 4 / group.size.min(4)) {
         wide.resize(run.len() * group.size, 0f32);
@@ -142,7 +143,7 @@ fn reduce_scatter_narrow(group: &Group, send: Buffer<'_>, mut receive: BufferMut
     Ok(())
 }
 
-pub(super) fn all_gather(group: &Group, send: Buffer<'_>, mut receive: BufferMut<'_>) -> Result<()> {
+pub(super) fn all_gather(group: &Group, send: Host<'_>, mut receive: HostMut<'_>) -> Result<()> {
     let (mine, all) = (send.bytes(), receive.bytes_mut());
     if all.is_empty() {
         return Ok(());
@@ -176,7 +177,7 @@ pub(super) fn gather(group: &Group, call: Call, mine: &[u8], all: &mut [u8]) -> 
     )
 }
 
-pub(super) fn all_to_all(group: &Group, send: Buffer<'_>, mut receive: BufferMut<'_>) -> Result<()> {
+pub(super) fn all_to_all(group: &Group, send: Host<'_>, mut receive: HostMut<'_>) -> Result<()> {
     let (mine, all) = (send.bytes(), receive.bytes_mut());
     let part = mine.len() / group.size;
     if part == 0 {
@@ -201,8 +202,8 @@ pub(super) fn all_to_all(group: &Group, send: Buffer<'_>, mut receive: BufferMut
 
 pub(super) fn all_to_all_v(
     group: &Group,
-    send: (Buffer<'_>, &[usize]),
-    mut receive: (BufferMut<'_>, &[usize]),
+    send: (Host<'_>, &[usize]),
+    mut receive: (HostMut<'_>, &[usize]),
 ) -> Result<()> {
     let width = send.0.kind().bytes();
     let (mut sends, mut receives) = (Vec::new(), Vec::new());
@@ -230,7 +231,7 @@ fn broadcast_chunk(group: &Group, call: Call, bytes: &mut [u8], root: Rank) -> R
     )
 }
 
-pub(super) fn broadcast(group: &Group, mut buffer: BufferMut<'_>, root: Rank) -> Result<()> {
+pub(super) fn broadcast(group: &Group, mut buffer: HostMut<'_>, root: Rank) -> Result<()> {
     let chunks = buffer.bytes_mut().chunks_mut(super::MESSAGE_CHUNK_BYTES);
     chunks.into_iter().try_for_each(|chunk| broadcast_chunk(group, Call::Broadcast, chunk, root))
 }

@@ -12,9 +12,10 @@ use super::legs::{advance, arrived, cancel, complete, post_receive, post_send, L
 use super::raw::{self, datatype, int, invoke};
 use super::session::may_block;
 use super::MESSAGE_CHUNK_BYTES;
+use crate::buffer::{Host, HostMut};
 use crate::chunks::cut_message;
 use crate::communicator::Pending;
-use crate::{Buffer, BufferMut, Call, Error, Kind, OwnedBuffer, Rank, Result, Tag};
+use crate::{Call, Error, Kind, OwnedBuffer, Rank, Result, Tag};
 
 /// The tag of exchanges within collectives, above all tags of callers.
 pub(super) const EXCHANGE_TAG: c_int = 1 << 16;
@@ -34,7 +35,7 @@ fn receive_chunks(group: &Group, call: Call, bytes: &mut [u8], from: Rank, tag: 
 }
 
 /// Sends and waits.
-pub(super) fn send(group: &Group, buffer: Buffer<'_>, to: Rank, tag: Tag) -> Result<()> {
+pub(super) fn send(group: &Group, buffer: Host<'_>, to: Rank, tag: Tag) -> Result<()> {
     let bytes = buffer.bytes();
     if bytes.len() > MESSAGE_CHUNK_BYTES || !may_block() || !engine::all_idle() {
         let mut legs = Legs::new();
@@ -49,7 +50,7 @@ pub(super) fn send(group: &Group, buffer: Buffer<'_>, to: Rank, tag: Tag) -> Res
 }
 
 /// Receives and waits.
-pub(super) fn receive(group: &Group, mut buffer: BufferMut<'_>, from: Rank, tag: Tag) -> Result<()> {
+pub(super) fn receive(group: &Group, mut buffer: HostMut<'_>, from: Rank, tag: Tag) -> Result<()> {
     let bytes = buffer.bytes_mut();
     if bytes.len() > MESSAGE_CHUNK_BYTES || !may_block() || !engine::all_idle() {
         let mut legs = Legs::new();
@@ -96,7 +97,7 @@ pub(super) struct Message {
 /// Starts a send.
 pub(super) fn start_send(group: &Arc<Group>, buffer: OwnedBuffer, to: Rank, tag: Tag) -> Result<Message> {
     let post = |message: &mut Message, buffer: &mut OwnedBuffer| {
-        send_chunks(group, message.call, buffer.as_buffer().bytes(), to, tag.0.into(), &mut message.legs)
+        send_chunks(group, message.call, buffer.as_host().bytes(), to, tag.0.into(), &mut message.legs)
     };
     Message::start(group, Call::StartSend, buffer, post)
 }
@@ -104,7 +105,7 @@ pub(super) fn start_send(group: &Arc<Group>, buffer: OwnedBuffer, to: Rank, tag:
 /// Starts a receive.
 pub(super) fn start_receive(group: &Arc<Group>, buffer: OwnedBuffer, from: Rank, tag: Tag) -> Result<Message> {
     let post = |message: &mut Message, buffer: &mut OwnedBuffer| {
-        let bytes = buffer.as_buffer_mut().into_bytes();
+        let bytes = buffer.as_host_mut().into_bytes();
         receive_chunks(group, message.call, bytes, from, tag.0.into(), &mut message.legs)
     };
     Message::start(group, Call::StartReceive, buffer, post)

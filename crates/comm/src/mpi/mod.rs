@@ -126,23 +126,27 @@ impl Communicator for Mpi {
     }
 
     fn all_reduce(&self, buffer: BufferMut<'_>, op: ReduceOp) -> Result<()> {
-        self.group.site(Call::AllReduce).op(buffer.kind(), op)?;
-        blocking::all_reduce(&self.group, buffer, op)
+        let site = self.group.site(Call::AllReduce);
+        site.op(buffer.kind(), op)?;
+        blocking::all_reduce(&self.group, site.host_mut(buffer)?, op)
     }
 
     fn reduce_scatter(&self, send: Buffer<'_>, receive: BufferMut<'_>, op: ReduceOp) -> Result<()> {
-        self.group.site(Call::ReduceScatter).reduce_scatter(send, receive.as_buffer(), op)?;
-        blocking::reduce_scatter(&self.group, send, receive, op)
+        let site = self.group.site(Call::ReduceScatter);
+        site.reduce_scatter(send, receive.as_buffer(), op)?;
+        blocking::reduce_scatter(&self.group, site.host(send)?, site.host_mut(receive)?, op)
     }
 
     fn all_gather(&self, send: Buffer<'_>, receive: BufferMut<'_>) -> Result<()> {
-        self.group.site(Call::AllGather).all_gather(send, receive.as_buffer())?;
-        blocking::all_gather(&self.group, send, receive)
+        let site = self.group.site(Call::AllGather);
+        site.all_gather(send, receive.as_buffer())?;
+        blocking::all_gather(&self.group, site.host(send)?, site.host_mut(receive)?)
     }
 
     fn all_to_all(&self, send: Buffer<'_>, receive: BufferMut<'_>) -> Result<()> {
-        self.group.site(Call::AllToAll).all_to_all(send, receive.as_buffer())?;
-        blocking::all_to_all(&self.group, send, receive)
+        let site = self.group.site(Call::AllToAll);
+        site.all_to_all(send, receive.as_buffer())?;
+        blocking::all_to_all(&self.group, site.host(send)?, site.host_mut(receive)?)
     }
 
     fn all_to_all_v(
@@ -154,22 +158,26 @@ impl Communicator for Mpi {
     ) -> Result<()> {
         let site = self.group.site(Call::AllToAllV);
         site.all_to_all_v(self.rank(), (send, send_counts), (receive.as_buffer(), receive_counts))?;
+        let (send, receive) = (site.host(send)?, site.host_mut(receive)?);
         blocking::all_to_all_v(&self.group, (send, send_counts), (receive, receive_counts))
     }
 
     fn broadcast(&self, buffer: BufferMut<'_>, root: Rank) -> Result<()> {
-        self.group.site(Call::Broadcast).rank(root)?;
-        blocking::broadcast(&self.group, buffer, root)
+        let site = self.group.site(Call::Broadcast);
+        site.rank(root)?;
+        blocking::broadcast(&self.group, site.host_mut(buffer)?, root)
     }
 
     fn send(&self, buffer: Buffer<'_>, to: Rank, tag: Tag) -> Result<()> {
-        self.group.site(Call::Send).peer(self.rank(), to)?;
-        messages::send(&self.group, buffer, to, tag)
+        let site = self.group.site(Call::Send);
+        site.peer(self.rank(), to)?;
+        messages::send(&self.group, site.host(buffer)?, to, tag)
     }
 
     fn receive(&self, buffer: BufferMut<'_>, from: Rank, tag: Tag) -> Result<()> {
-        self.group.site(Call::Receive).rank(from)?;
-        messages::receive(&self.group, buffer, from, tag)
+        let site = self.group.site(Call::Receive);
+        site.rank(from)?;
+        messages::receive(&self.group, site.host_mut(buffer)?, from, tag)
     }
 
     fn barrier(&self) -> Result<()> {
@@ -178,29 +186,39 @@ impl Communicator for Mpi {
 
     fn start_all_reduce(&self, buffer: OwnedBuffer, op: ReduceOp) -> Result<Request> {
         let call = Call::StartAllReduce;
-        self.group.site(call).op(buffer.kind(), op)?;
+        let site = self.group.site(call);
+        site.op(buffer.kind(), op)?;
+        site.owned(&buffer)?;
         Ok(Request::new(engine::start(&self.group, call, Task::AllReduce { op }, buffer)?))
     }
 
     fn start_reduce_scatter(&self, send: OwnedBuffer, receive: OwnedBuffer, op: ReduceOp) -> Result<Request> {
         let call = Call::StartReduceScatter;
-        self.group.site(call).reduce_scatter(send.as_buffer(), receive.as_buffer(), op)?;
+        let site = self.group.site(call);
+        site.reduce_scatter(send.as_buffer(), receive.as_buffer(), op)?;
+        site.owned(&send).and_then(|()| site.owned(&receive))?;
         Ok(Request::new(engine::start(&self.group, call, Task::ReduceScatter { send, op }, receive)?))
     }
 
     fn start_all_gather(&self, send: OwnedBuffer, receive: OwnedBuffer) -> Result<Request> {
         let call = Call::StartAllGather;
-        self.group.site(call).all_gather(send.as_buffer(), receive.as_buffer())?;
+        let site = self.group.site(call);
+        site.all_gather(send.as_buffer(), receive.as_buffer())?;
+        site.owned(&send).and_then(|()| site.owned(&receive))?;
         Ok(Request::new(engine::start(&self.group, call, Task::AllGather { send }, receive)?))
     }
 
     fn start_send(&self, buffer: OwnedBuffer, to: Rank, tag: Tag) -> Result<Request> {
-        self.group.site(Call::StartSend).rank(to)?;
+        let site = self.group.site(Call::StartSend);
+        site.rank(to)?;
+        site.owned(&buffer)?;
         Ok(Request::new(messages::start_send(&self.group, buffer, to, tag)?))
     }
 
     fn start_receive(&self, buffer: OwnedBuffer, from: Rank, tag: Tag) -> Result<Request> {
-        self.group.site(Call::StartReceive).rank(from)?;
+        let site = self.group.site(Call::StartReceive);
+        site.rank(from)?;
+        site.owned(&buffer)?;
         Ok(Request::new(messages::start_receive(&self.group, buffer, from, tag)?))
     }
 

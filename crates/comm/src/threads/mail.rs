@@ -10,8 +10,9 @@ use std::sync::Arc;
 use super::hub::{gone, Hub, Member};
 use crate::arguments::Site;
 use crate::buffer::lent::Lent;
+use crate::buffer::HostMut;
 use crate::communicator::Pending;
-use crate::{BufferMut, Call, Kind, OwnedBuffer, Rank, Result, Tag};
+use crate::{Call, Kind, OwnedBuffer, Rank, Result, Tag};
 
 /// Sender, receiver and tag.
 pub(super) type Channel = (usize, usize, u16);
@@ -56,7 +57,7 @@ impl Payload {
         match self {
             Payload::Copied(bytes) => bytes,
             Payload::Lent(bytes) => bytes,
-            Payload::Owned(buffer) => buffer.as_buffer().bytes(),
+            Payload::Owned(buffer) => buffer.as_host().bytes(),
         }
     }
 
@@ -87,7 +88,7 @@ impl Hub {
         }
         if let Some(mut buffer) = state.mail.expecting.remove(&key) {
             drop(state);
-            let outcome = self.deliver(Call::StartReceive, kind, &payload, buffer.as_buffer_mut());
+            let outcome = self.deliver(Call::StartReceive, kind, &payload, buffer.as_host_mut());
             let mut state = self.lock();
             if !state.mail.abandoned.remove(&key) {
                 state.mail.delivered.insert(key, outcome.clone().map(|()| buffer));
@@ -107,7 +108,7 @@ impl Hub {
     }
 
     /// Copies a message's elements where they belong.
-    fn deliver(&self, call: Call, kind: Kind, payload: &Payload, mut buffer: BufferMut<'_>) -> Result<()> {
+    fn deliver(&self, call: Call, kind: Kind, payload: &Payload, mut buffer: HostMut<'_>) -> Result<()> {
         let site = Site { call, group: &self.name, size: self.size };
         site.kind(buffer.kind(), kind)?;
         site.length("the message", buffer.len(), payload.bytes().len() / kind.bytes())?;
@@ -116,7 +117,7 @@ impl Hub {
     }
 
     /// Copies a message out and tells its sender.
-    fn open(&self, call: Call, key: (Channel, u64), message: Message, buffer: BufferMut<'_>) -> Result<()> {
+    fn open(&self, call: Call, key: (Channel, u64), message: Message, buffer: HostMut<'_>) -> Result<()> {
         let Message { kind, payload } = message;
         let outcome = self.deliver(call, kind, &payload, buffer);
         let returned = payload.into_buffer();
@@ -145,7 +146,7 @@ impl Hub {
     }
 
     /// Blocks until the next message of a channel is there and copies it out.
-    pub(super) fn take(&self, call: Call, channel: Channel, buffer: BufferMut<'_>) -> Result<()> {
+    pub(super) fn take(&self, call: Call, channel: Channel, buffer: HostMut<'_>) -> Result<()> {
         let key = (channel, self.lock().mail.queue(channel));
         let message = self.wait_for(|state| match state.mail.messages.remove(&key) {
             Some(message) => Some(Ok(message)),
@@ -164,7 +165,7 @@ impl Hub {
             return (key.1, None);
         };
         drop(state);
-        let outcome = self.open(Call::StartReceive, key, message, buffer.as_buffer_mut());
+        let outcome = self.open(Call::StartReceive, key, message, buffer.as_host_mut());
         (key.1, Some(outcome.map(|()| buffer)))
     }
 }

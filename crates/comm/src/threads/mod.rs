@@ -22,6 +22,7 @@ use self::round::{Deposit, Round, Signature, Started};
 pub use self::run::{run, try_run, Failure};
 use crate::arguments::Site;
 use crate::buffer::lent::{lend, lend_mut, Lent, LentMut};
+use crate::buffer::{Host, HostMut};
 use crate::{reduce, Buffer, BufferMut, Call, Communicator, Kind, OwnedBuffer, Rank, ReduceOp, Request, Result, Tag};
 
 /// The longest message, in bytes, whose blocking send does not wait for the receiver.
@@ -72,7 +73,7 @@ impl Threads {
     }
 
     /// Tells the peers of a collective when this rank's own arguments were refused.
-    fn checked(&self, outcome: Result<()>) -> Result<()> {
+    fn checked<T>(&self, outcome: Result<T>) -> Result<T> {
         outcome.map_err(|reason| self.hub().refuse(self.member.rank, reason))
     }
 
@@ -87,6 +88,11 @@ impl Threads {
         let number = self.hub().start(self.member.rank, signature, deposit, compute);
         Ok(Request::new(Started { member: Arc::clone(&self.member), number }))
     }
+}
+
+/// Checks that both buffers of a call are the host's.
+fn both<'a, 'b>(site: Site<'_>, send: Buffer<'a>, receive: BufferMut<'b>) -> Result<(Host<'a>, HostMut<'b>)> {
+    Ok((site.host(send)?, site.host_mut(receive)?))
 }
 
 /// Takes a token of every rank's memory, in rank order; ranks that brought none are left out.
@@ -114,7 +120,7 @@ fn pieces(mut memory: LentMut, kind: Kind, size: usize) -> Vec<Option<LentMut>> 
 /// Views what each rank writes in a started collective, and takes what it reads out of the way.
 fn owned_parts(deposits: &mut [Deposit]) -> (Vec<Option<OwnedBuffer>>, Vec<&mut [u8]>) {
     let parts = deposits.iter_mut().filter_map(|deposit| match deposit {
-        Deposit::Owned { send, receive } => Some((send.take(), receive.as_buffer_mut().into_bytes())),
+        Deposit::Owned { send, receive } => Some((send.take(), receive.as_host_mut().into_bytes())),
         _ => None,
     });
     parts.unzip()
@@ -137,9 +143,9 @@ impl Communicator for Threads {
         self.size()
     }
 
-    fn all_reduce(&self, mut buffer: BufferMut<'_>, op: ReduceOp) -> Result<()> {
-        let kind = buffer.kind();
-        self.checked(self.site(Call::AllReduce).op(kind, op))?;
+    fn all_reduce(&self, buffer: BufferMut<'_>, op: ReduceOp) -> Result<()> {
+        let (site, kind) = (self.site(Call::AllReduce), buffer.kind());
+        let mut buffer = self.checked(site.op(kind, op).and_then(|()| site.host_mut(buffer)))?;
         let signature =
             Signature { kind: Some(kind), len: buffer.len(), op: Some(op), ..Signature::new(Call::AllReduce) };
         let Member { hub, rank } = &*self.member;
@@ -152,8 +158,10 @@ impl Communicator for Threads {
         })
     }
 
-    fn reduce_scatter(&self, send: Buffer<'_>, mut receive: BufferMut<'_>, op: ReduceOp) -> Result<()> {
-        self.checked(self.site(Call::ReduceScatter).reduce_scatter(send, receive.as_buffer(), op))?;
+    fn reduce_scatter(&self, send: Buffer<'_>, receive: BufferMut<'_>, op: ReduceOp) -> Result<()> {
+        let site = self.site(Call::ReduceScatter);
+        let checked = site.reduce_scatter(send, receive.as_buffer(), op);
+        let (send, mut receive) = self.checked(checked.and_then(|()| both(site, send, receive)))?;
         let signature =
             Signature { kind: Some(send.kind()), len: send.len(), op: Some(op), ..Signature::new(Call::ReduceScatter) };
         lend(send.bytes(), |memory| {
@@ -166,8 +174,10 @@ impl Communicator for Threads {
         })
     }
 
-    fn all_gather(&self, send: Buffer<'_>, mut receive: BufferMut<'_>) -> Result<()> {
-        self.checked(self.site(Call::AllGather).all_gather(send, receive.as_buffer()))?;
+    fn all_gather(&self, send: Buffer<'_>, receive: BufferMut<'_>) -> Result<()> {
+        let site = self.site(Call::AllGather);
+        let checked = site.all_gather(send, receive.as_buffer());
+        let (send, mut receive) = self.checked(checked.and_then(|()| both(site, send, receive)))?;
         let signature = Signature { kind: Some(send.kind()), len: send.len(), ..Signature::new(Call::AllGather) };
         lend(send.bytes(), |memory| {
             self.exchange(signature, Deposit::Shared(memory), |peers| {
@@ -181,8 +191,10 @@ impl Communicator for Threads {
         })
     }
 
-    fn all_to_all(&self, send: Buffer<'_>, mut receive: BufferMut<'_>) -> Result<()> {
-        self.checked(self.site(Call::AllToAll).all_to_all(send, receive.as_buffer()))?;
+    fn all_to_all(&self, send: Buffer<'_>, receive: BufferMut<'_>) -> Result<()> {
+        let site = self.site(Call::AllToAll);
+        let checked = site.all_to_all(send, receive.as_buffer());
+        let (send, mut receive) = self.checked(checked.and_then(|()| both(site, send, receive)))?;
         let signature = Signature { kind: Some(send.kind()), len: send.len(), ..Signature::new(Call::AllToAll) };
         let run = send.bytes().len() / self.size();
         let mine = self.member.rank * run..(self.member.rank + 1) * run;
@@ -199,12 +211,13 @@ impl Communicator for Threads {
         &self,
         send: Buffer<'_>,
         send_counts: &[usize],
-        mut receive: BufferMut<'_>,
+        receive: BufferMut<'_>,
         receive_counts: &[usize],
     ) -> Result<()> {
         let (own, kind) = (self.rank(), send.kind());
         let site = self.site(Call::AllToAllV);
-        self.checked(site.all_to_all_v(own, (send, send_counts), (receive.as_buffer(), receive_counts)))?;
+        let checked = site.all_to_all_v(own, (send, send_counts), (receive.as_buffer(), receive_counts));
+        let (send, mut receive) = self.checked(checked.and_then(|()| both(site, send, receive)))?;
         let signature = Signature { kind: Some(kind), ..Signature::new(Call::AllToAllV) };
         lend(send.bytes(), |memory| {
             let (send, receive_counts) = (send_counts.to_vec(), receive_counts.to_vec());
@@ -220,8 +233,9 @@ impl Communicator for Threads {
         })
     }
 
-    fn broadcast(&self, mut buffer: BufferMut<'_>, root: Rank) -> Result<()> {
-        self.checked(self.site(Call::Broadcast).rank(root))?;
+    fn broadcast(&self, buffer: BufferMut<'_>, root: Rank) -> Result<()> {
+        let site = self.site(Call::Broadcast);
+        let mut buffer = self.checked(site.rank(root).and_then(|()| site.host_mut(buffer)))?;
         let signature = Signature {
             kind: Some(buffer.kind()),
             len: buffer.len(),
@@ -229,8 +243,7 @@ impl Communicator for Threads {
             ..Signature::new(Call::Broadcast)
         };
         if self.rank() == root {
-            let bytes = buffer.as_buffer();
-            return lend(bytes.bytes(), |memory| self.exchange(signature, Deposit::Shared(memory), |_| {}));
+            return lend(buffer.bytes_mut(), |memory| self.exchange(signature, Deposit::Shared(memory), |_| {}));
         }
         self.exchange(signature, Deposit::Nothing, |peers| {
             peers.iter().for_each(|peer| buffer.bytes_mut().copy_from_slice(peer));
@@ -238,7 +251,9 @@ impl Communicator for Threads {
     }
 
     fn send(&self, buffer: Buffer<'_>, to: Rank, tag: Tag) -> Result<()> {
-        self.site(Call::Send).peer(self.rank(), to)?;
+        let site = self.site(Call::Send);
+        site.peer(self.rank(), to)?;
+        let buffer = site.host(buffer)?;
         let channel = (self.member.rank, to.0, tag.0);
         if buffer.bytes().len() <= EAGER_BYTES {
             let payload = Payload::Copied(buffer.bytes().to_vec());
@@ -251,9 +266,10 @@ impl Communicator for Threads {
     }
 
     fn receive(&self, buffer: BufferMut<'_>, from: Rank, tag: Tag) -> Result<()> {
-        self.site(Call::Receive).rank(from)?;
+        let site = self.site(Call::Receive);
+        site.rank(from)?;
         let channel = (from.0, self.member.rank, tag.0);
-        self.hub().take(Call::Receive, channel, buffer)
+        self.hub().take(Call::Receive, channel, site.host_mut(buffer)?)
     }
 
     fn barrier(&self) -> Result<()> {
@@ -262,7 +278,8 @@ impl Communicator for Threads {
 
     fn start_all_reduce(&self, buffer: OwnedBuffer, op: ReduceOp) -> Result<Request> {
         let kind = buffer.kind();
-        self.checked(self.site(Call::StartAllReduce).op(kind, op))?;
+        let site = self.site(Call::StartAllReduce);
+        self.checked(site.op(kind, op).and_then(|()| site.owned(&buffer)))?;
         let signature =
             Signature { kind: Some(kind), len: buffer.len(), op: Some(op), ..Signature::new(Call::StartAllReduce) };
         self.start(signature, Deposit::Owned { send: None, receive: buffer }, |deposits| {
@@ -273,26 +290,29 @@ impl Communicator for Threads {
     fn start_reduce_scatter(&self, send: OwnedBuffer, receive: OwnedBuffer, op: ReduceOp) -> Result<Request> {
         let kind = send.kind();
         let site = self.site(Call::StartReduceScatter);
-        self.checked(site.reduce_scatter(send.as_buffer(), receive.as_buffer(), op))?;
+        let checked = site.reduce_scatter(send.as_buffer(), receive.as_buffer(), op);
+        self.checked(checked.and_then(|()| site.owned(&send)).and_then(|()| site.owned(&receive)))?;
         let signature =
             Signature { kind: Some(kind), len: send.len(), op: Some(op), ..Signature::new(Call::StartReduceScatter) };
         self.start(signature, Deposit::Owned { send: Some(send), receive }, |deposits| {
             let (sends, outs) = owned_parts(deposits);
             for (rank, out) in outs.into_iter().enumerate() {
                 let range = rank * out.len()..(rank + 1) * out.len();
-                let runs: Vec<&[u8]> = sends.iter().flatten().map(|s| &s.as_buffer().bytes()[range.clone()]).collect();
+                let runs: Vec<&[u8]> = sends.iter().flatten().map(|s| &s.as_host().bytes()[range.clone()]).collect();
                 reduce::into(&runs, out, kind, op);
             }
         })
     }
 
     fn start_all_gather(&self, send: OwnedBuffer, receive: OwnedBuffer) -> Result<Request> {
-        self.checked(self.site(Call::StartAllGather).all_gather(send.as_buffer(), receive.as_buffer()))?;
+        let site = self.site(Call::StartAllGather);
+        let checked = site.all_gather(send.as_buffer(), receive.as_buffer());
+        self.checked(checked.and_then(|()| site.owned(&send)).and_then(|()| site.owned(&receive)))?;
         let signature = Signature { kind: Some(send.kind()), len: send.len(), ..Signature::new(Call::StartAllGather) };
         self.start(signature, Deposit::Owned { send: Some(send), receive }, |deposits| {
             let (sends, outs) = owned_parts(deposits);
             for out in outs {
-                let runs = sends.iter().flatten().map(|s| s.as_buffer().bytes());
+                let runs = sends.iter().flatten().map(|s| s.as_host().bytes());
                 let mut rest = out;
                 for run in runs {
                     let here;
@@ -304,14 +324,18 @@ impl Communicator for Threads {
     }
 
     fn start_send(&self, buffer: OwnedBuffer, to: Rank, tag: Tag) -> Result<Request> {
-        self.site(Call::StartSend).rank(to)?;
+        let site = self.site(Call::StartSend);
+        site.rank(to)?;
+        site.owned(&buffer)?;
         let channel = (self.member.rank, to.0, tag.0);
         let number = self.hub().post(Call::StartSend, channel, buffer.kind(), Payload::Owned(buffer))?;
         Ok(Request::new(Sending { member: Arc::clone(&self.member), to, tag, number }))
     }
 
     fn start_receive(&self, buffer: OwnedBuffer, from: Rank, tag: Tag) -> Result<Request> {
-        self.site(Call::StartReceive).rank(from)?;
+        let site = self.site(Call::StartReceive);
+        site.rank(from)?;
+        site.owned(&buffer)?;
         let (number, outcome) = self.hub().expect((from.0, self.member.rank, tag.0), buffer);
         let member = Arc::clone(&self.member);
         Ok(Request::new(Receiving { member, from, tag, number, outcome, wanted: true }))

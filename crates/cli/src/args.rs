@@ -82,6 +82,10 @@ pub struct Plan {
     /// layout.
     #[arg(long, value_name = "FILE")]
     pub html: Option<PathBuf>,
+    /// With --cluster: time the stages of the best N layouts on this machine, and replay the cluster's step with those times;
+    /// default: 3, or 1 where all degrees are set.
+    #[arg(long, value_name = "N", num_args = 0..=1, requires = "cluster")]
+    pub simulate: Option<Option<usize>>,
     /// The folder that plan.json is written into.
     #[arg(long, value_name = "DIR", default_value = ".", conflicts_with = "cluster")]
     pub out: PathBuf,

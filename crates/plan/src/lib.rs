@@ -25,6 +25,8 @@
 //!     a training step takes, by what it is spent on;
 //! 11. [`search()`]: the best layouts under the memory limit, and what does not fit; [`ranking`]: the same as JSON and as tables; [`published`]: the runs that the model of
 //!     time is held against; [`picture`]: a layout as a page of pictures.
+//! 12. [`trial`]: what is built to time a stage; [`Estimator::replay`]: a step from such times; [`what_if`]: both as JSON and as
+//!     tables.
 //!
 //! Everything that cannot be cut is refused with an [`Error`] that names the values and the legal degrees.
 //!
@@ -100,6 +102,7 @@ mod table;
 pub mod traffic;
 pub mod trial;
 mod waits;
+pub mod what_if;
 
 pub use architecture::Architecture;
 pub use arrangement::{Arrangement, Bucket, Unit, Zero};
@@ -136,4 +139,5 @@ pub use stages::{Folding, Stages};
 pub use step::{Activity, ActivityKind, Estimate, Estimator, Replayed, Spent, StepTime, StepTimeline};
 pub use storage::{Precision, RankBytes, Storage};
 pub use traffic::{Traffic, Workload};
-pub use trial::{Sizes, Trial};
+pub use trial::{Sizes, TimedStage, Trial};
+pub use what_if::WhatIf;

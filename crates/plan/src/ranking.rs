@@ -197,15 +197,21 @@ pub(crate) const HEADER: [&str; 15] = [
 
 /// Writes a table of layouts.
 fn rows(layouts: &[Estimate], misses: bool) -> String {
-    let mut table: Vec<[String; 15]> = vec![HEADER.map(str::to_owned)];
-    table.extend(layouts.iter().enumerate().map(|(index, layout)| row(index + 1, layout, misses)));
-    let width = |column: usize| table.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
-    let widths: [usize; 15] = std::array::from_fn(width);
-    let line = |row: &[String; 15]| {
-        let cells = row.iter().zip(widths).map(|(cell, width)| format!("{cell:>width$}"));
+    let head = HEADER.map(str::to_owned).to_vec();
+    let layouts = layouts.iter().enumerate().map(|(index, layout)| row(index + 1, layout, misses).to_vec());
+    aligned(&std::iter::once(head).chain(layouts).collect::<Vec<_>>())
+}
+
+/// Writes rows of as many cells each, to the right, in columns as wide as their widest cell.
+pub(crate) fn aligned(rows: &[Vec<String>]) -> String {
+    let columns = rows.first().map_or(0, Vec::len);
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..columns).map(width).collect();
+    let line = |row: &Vec<String>| {
+        let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:>width$}"));
         cells.collect::<Vec<_>>().join("  ").trim_end().to_owned() + "\n"
     };
-    table.iter().map(line).collect()
+    rows.iter().map(line).collect()
 }
 
 pub(crate) fn row(number: usize, layout: &Estimate, misses: bool) -> [String; 15] {

@@ -4,6 +4,8 @@
 //! All layers of a model are alike, so that a stage takes `a + n·b` with its `n` layers: two numbers of layers give both.
 //! Of layers of which every `k`-th is computed again, multiples of `k` are alike.
 
+use serde::{Deserialize, Serialize};
+
 use crate::{
     memory::MemoryModel, Architecture, Candidate, Folding, Job, RankMemory, RecomputeName, Result, Schedule,
     ScheduleName, StageCosts, Stages,
@@ -58,6 +60,18 @@ pub enum Sizes {
         /// The larger one.
         large: usize,
     },
+}
+
+/// What a virtual stage was seen to take, and what was run to see it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TimedStage {
+    /// The stage's layers.
+    pub layers: usize,
+    /// The numbers of layers that were run: all, or two that the time of all is read from.
+    pub timed: Vec<usize>,
+    /// One micro-batch through all of them.
+    pub seconds: StageCosts,
 }
 
 impl Trial {

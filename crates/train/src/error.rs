@@ -116,6 +116,20 @@ pub enum Error {
         /// Bytes that are free there.
         free: u64,
     },
+    /// A shard that a machine has no room for, to time it.
+    #[error(
+        "one micro-batch through {layers} layers of a stage takes {bytes} bytes ({}) on one rank, and {free} ({}) are free on \
+         this machine; time a layout with a smaller `parallel.micro_batch`, or cut its matrices over more ranks (`parallel.tp`)",
+        gib(*bytes), gib(*free)
+    )]
+    Trial {
+        /// The layers.
+        layers: usize,
+        /// What one rank keeps while it runs and updates them.
+        bytes: u64,
+        /// Bytes that are free.
+        free: u64,
+    },
     /// A layout that cannot be.
     #[error(transparent)]
     Plan(#[from] mp_plan::Error),
@@ -253,6 +267,7 @@ impl Error {
             | Error::Config { .. }
             | Error::Cluster { .. }
             | Error::Memory { .. }
+            | Error::Trial { .. }
             | Error::Plan(_)
             | Error::Read { .. }
             | Error::RunFolder { .. }

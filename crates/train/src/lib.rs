@@ -43,6 +43,7 @@ mod examples;
 pub mod text;
 pub mod audit;
 pub mod run;
+pub mod trial;
 pub mod verify;
 
 pub use config::Config;

@@ -2,6 +2,7 @@
 //! machine.
 
 mod html;
+mod simulate;
 
 use std::path::Path;
 
@@ -62,11 +63,17 @@ fn choose(args: &Plan, config: &Config, vocab: usize, cluster: &str) -> Result<(
     let job = Layout::job(config, vocab)?;
     let space = Space::of(&job, ranks).fixed(&config.parallel);
     let costs = cost::of(&cluster);
-    let found = mp_plan::search(&job, &cluster, &*costs, &space, ranks, args.best).map_err(Error::from)?;
+    let simulated = simulate::layouts(args, &config.parallel)?;
+    let most = args.best.max(simulated.unwrap_or(0));
+    let found = mp_plan::search(&job, &cluster, &*costs, &space, ranks, most).map_err(Error::from)?;
     let mut screen = Screen::open(&args.output, true)?;
     let pictures = html::Html::open(args.html.as_deref())?;
     screen.line(found.table(&job, &cluster, ranks).trim_end());
     pictures.write(&screen, || Ok(Page::of_found(&job, &cluster, &*costs, &found)?))?;
+    if let Some(layouts) = simulated {
+        let searched = simulate::Searched { config, job: &job, cluster: &cluster, costs: &*costs, found: &found };
+        return simulate::run(args, &mut screen, &searched, layouts);
+    }
     Ok(screen.result(&Ranking::new(&job, &cluster, &found))?)
 }
 

@@ -9,4 +9,5 @@ mod inputs;
 mod pictures;
 mod ranks;
 mod runs;
+mod simulate;
 mod verify;

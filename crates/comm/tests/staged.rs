@@ -173,8 +173,11 @@ fn out(memory: &mut dyn DeviceMemory) -> Result<BufferMut<'_>, Error> {
     BufferMut::on_device(Kind::I64, memory)
 }
 
+/// What calls come to.
+type Outcomes = Vec<(Call, Result<(), Error>)>;
+
 /// Makes every call that takes a buffer, with buffers on a device, and returns what each comes to.
-fn every_call(comm: &dyn Communicator, device: &FakeDevice) -> Result<Vec<(Call, Result<(), Error>)>, Error> {
+fn every_call(comm: &dyn Communicator, device: &FakeDevice) -> Result<Outcomes, Error> {
     let (own, n, sum) = (comm.rank(), comm.size(), ReduceOp::Sum);
     let (mut receive, mut part) = (device.allocate(8 * n), device.allocate(8));
     let (send, one) = (device.allocate(8 * n), device.allocate(8));

@@ -3,4 +3,6 @@
 //! `configs/` holds the recipes, `peers/` the PyTorch programs that they are timed beside; the binary `train` measures
 //! throughput with the split of its time.
 
+pub mod correlation;
 pub mod gemm;
+pub mod layouts;

@@ -2,6 +2,7 @@
 
 mod checkpoint;
 mod data;
+mod planner;
 mod shakespeare;
 mod throughput;
 
@@ -26,6 +27,9 @@ pub enum Which {
     /// Saving and loading a GPT-2-sized state on one and two ranks, beside the raw disk, torch.save and
     /// torch.distributed.checkpoint
     Checkpoint(checkpoint::Options),
+    /// Forty layouts of small models on one, two and four ranks: memory and time of a step as the planner says and as runs
+    /// measure, and how far they order the layouts alike
+    Planner(planner::Options),
 }
 
 /// Runs one benchmark.
@@ -33,6 +37,7 @@ pub fn command(workspace: &Workspace, which: &Which) -> Result<ExitCode> {
     match which {
         Which::Shakespeare(options) => shakespeare::command(workspace, options),
         Which::Train(options) => throughput::command(workspace, &throughput::TRAIN, options),
+        Which::Planner(options) => planner::command(workspace, options),
         Which::Data(options) => data::command(workspace, options),
         Which::Checkpoint(options) => checkpoint::command(workspace, options),
         Which::Parallel(options) => throughput::command(workspace, &throughput::PARALLEL, options),

@@ -1,0 +1,51 @@
+//! `cargo xtask bench planner`: what the planner says of forty layouts of small models, beside what their runs measure.
+
+use anyhow::Result;
+use clap::Args;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use crate::workspace::Workspace;
+use crate::{environment, process, setup};
+
+/// Layouts are for so many ranks.
+const RANKS: [usize; 3] = [1, 2, 4];
+
+/// Arguments of `cargo xtask bench planner`.
+#[derive(Args)]
+pub struct Options {
+    /// Where machines and runs are written; default: the build folder
+    #[arg(long, value_name = "DIR")]
+    folder: Option<PathBuf>,
+    /// Steps of each run
+    #[arg(long, value_name = "N", default_value_t = 40, value_parser = clap::value_parser!(u64).range(1..))]
+    steps: u64,
+    /// How often each layout is run; the fastest counts
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..))]
+    rounds: u64,
+}
+
+/// Measures the machine with as many ranks as then train on it, and trains.
+pub fn command(workspace: &Workspace, options: &Options) -> Result<ExitCode> {
+    let installs = setup::ensure(workspace)?;
+    for (package, binary) in [("mp-cli", "mp-cli"), ("mp-benches", "planner")] {
+        let mut build = workspace.cargo();
+        build.args(["build", "--release", "-p", package, "--bin", binary]);
+        installs.apply(&mut build);
+        process::run(&mut build)?;
+    }
+    let target = workspace.target()?;
+    let folder = options.folder.clone().unwrap_or_else(|| target.clone());
+    for ranks in RANKS {
+        let machine = folder.join(format!("bench-planner-{}-{ranks}.toml", std::process::id()));
+        let mut measure = environment::mpirun(&installs.mpi, ranks, &target.join("release/mp-cli"));
+        measure.args(["plan", "--measure"]).arg(&machine);
+        process::run(&mut measure)?;
+        let mut run = environment::mpirun(&installs.mpi, ranks, &target.join("release/planner"));
+        run.arg("--cluster").arg(&machine).arg("--folder").arg(&folder);
+        run.args(["--steps", &options.steps.to_string(), "--rounds", &options.rounds.to_string()]);
+        process::run(&mut run)?;
+        std::fs::remove_file(&machine)?;
+    }
+    Ok(ExitCode::SUCCESS)
+}

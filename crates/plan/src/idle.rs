@@ -56,7 +56,15 @@ pub fn check_effect(
         alone("parallel.sequence_parallel", "true".into(), does, "parallel.tp")
     };
     require(tp > 1 || config.sequence_parallel != Switch::Set(true), idle)?;
-    match recompute(config)? {
+    let (name, every) = recompute(config)?;
+    let layers = architecture.layers;
+    require(every <= layers, || Error::Idle {
+        key: "parallel.recompute_every",
+        value: every.to_string(),
+        because: format!("of {layers} layers (model.layers) the first alone would be computed again, as with {layers}"),
+        way_out: format!("set it to {layers} or less"),
+    })?;
+    match (name, every) {
         (RecomputeName::Selective, _) => check_selective(config.context, mesh, architecture, sequences),
         (RecomputeName::None | RecomputeName::Full, _) => Ok(()),
     }

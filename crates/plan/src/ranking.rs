@@ -140,6 +140,13 @@ impl Found {
             }
             text += &rows(&self.misses, true);
         }
+        if self.layouts.iter().chain(&self.misses).any(|layout| layout.time.is_none()) {
+            let precision = format!("{:?}", job.precision).to_lowercase();
+            text += &format!(
+                "\ntimes are n/a, and layouts ordered by memory: the machine has no `device.peak.{precision}`, the rate of \
+                 products in `train.precision` = \"{precision}\"; state or measure it, or plan for another precision\n"
+            );
+        }
         // Writing to a string cannot fail.
         let _ = writeln!(text, "\n{} layouts considered, {} estimated in full", self.considered, self.estimated);
         text

@@ -98,3 +98,16 @@ fn selective_recompute_needs_weights_or_repeated_heads_to_drop() {
         on(mesh, model, false, parallel).unwrap();
     }
 }
+
+#[test]
+fn every_how_many_th_layer_is_one_that_there_is() {
+    let layers = model(4).layers;
+    let every = |every: usize| {
+        let text = format!("recompute = 'full'\nrecompute_every = {every}");
+        on(Degrees::default(), &model(4), false, &text)
+    };
+    every(layers).unwrap();
+    let error = every(layers + 1).unwrap_err().to_string();
+    let head = format!("parallel.recompute_every {} changes nothing: of {layers} layers", layers + 1);
+    assert!(error.starts_with(&head) && error.ends_with(&format!("set it to {layers} or less")), "{error}");
+}

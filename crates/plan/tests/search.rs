@@ -416,6 +416,8 @@ fn without_a_peak_there_is_memory_and_no_time() {
     assert!(found.layouts.iter().all(|layout| layout.time.is_none()));
     assert_eq!(found.layouts, exhaustive(&job, &cluster, &Space::of(&job, 4), 4)[..3]);
     assert_eq!(found.misses, []);
+    let text = found.table(&job, &cluster, 4);
+    assert!(text.contains("has no `device.peak.bf16`, the rate of products in `train.precision` = \"bf16\""), "{text}");
 }
 
 /// A trillion parameters on ten thousand devices.

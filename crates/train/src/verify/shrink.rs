@@ -101,6 +101,8 @@ impl Shrunk {
         let mut config = self.config.clone();
         config.train.global_batch = Self::global_batch(case);
         config.parallel = case.parallel(config.train.global_batch, BUCKET_BYTES, &self.split);
+        // Of fewer layers fewer are left out.
+        config.parallel.recompute_every = config.parallel.recompute_every.min(config.model.layers);
         config
     }
 

@@ -75,6 +75,9 @@ pub struct Plan {
     /// Choose the layout for this machine: a TOML file, or one of a100-80, h100, h200, cpu.
     #[arg(long, value_name = "FILE|NAME")]
     pub cluster: Option<String>,
+    /// Measure this machine with all ranks that mpirun started, and write it into this file, for --cluster.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["cluster", "ranks", "best", "out"])]
+    pub measure: Option<PathBuf>,
     /// With --cluster: how many layouts to show.
     #[arg(long, value_name = "N", default_value_t = 10, requires = "cluster")]
     pub best: usize,

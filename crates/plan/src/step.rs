@@ -268,7 +268,10 @@ impl Passes {
     }
 
     /// Adds everything up.
-    pub(crate) fn total(&self) -> f64 {
+    ///
+    /// # Units
+    /// Seconds.
+    pub fn total(&self) -> f64 {
         self.forward.total() + self.input.total() + self.weight.total()
     }
 }

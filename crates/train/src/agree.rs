@@ -1,6 +1,7 @@
 //! All ranks decide together: results and choices that are the same everywhere because a reduction made them so.
 
-use mp_comm::{BufferMut, Communicator, ReduceOp};
+use mp_comm::{BufferMut, Communicator, Rank, ReduceOp};
+use serde::{de::DeserializeOwned, Serialize};
 
 use crate::{Error, Result};
 
@@ -56,10 +57,41 @@ pub fn agree_and_vote<T>(world: &dyn Communicator, result: Result<T>, votes: Vot
     }
 }
 
+/// Gives every rank what rank 0 knows: its `value`, which on the others counts for nothing.
+///
+/// # Communication
+/// Two broadcasts; collective over `world`.
+///
+/// # Errors
+/// [`Error::Comm`].
+///
+/// # Panics
+/// If rank 0 has no value, or one that JSON cannot carry.
+pub fn told<T: Serialize + DeserializeOwned>(world: &dyn Communicator, value: Option<T>) -> Result<T> {
+    let mut bytes = match world.rank() {
+        Rank(0) => serde_json::to_vec(&value.expect("rank 0 knows")).expect("plain data is JSON"),
+        _ => Vec::new(),
+    };
+    let mut length = [bytes.len() as i64];
+    world.broadcast(BufferMut::new(&mut length), Rank(0))?;
+    bytes.resize(length[0] as usize, 0);
+    world.broadcast(BufferMut::new(&mut bytes), Rank(0))?;
+    Ok(serde_json::from_slice(&bytes).expect("what rank 0 wrote is read"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use mp_comm::threads;
+
+    #[test]
+    fn all_ranks_are_told_what_the_first_one_knows() {
+        let heard = threads::run(3, |world| {
+            let known = (world.rank() == Rank(0)).then(|| (0.1 + 0.2, vec!["a".to_string()]));
+            told(&*world, known)
+        });
+        assert_eq!(heard, vec![(0.1 + 0.2, vec!["a".to_string()]); 3]);
+    }
 
     /// What each of four ranks hears when the ranks of `failing` fail.
     fn outcomes(failing: &[(usize, bool)]) -> Vec<Result<usize>> {

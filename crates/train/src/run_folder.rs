@@ -17,9 +17,9 @@ use std::io::{ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use mp_comm::{BufferMut, Communicator, Rank};
+use mp_comm::Communicator;
 
-use crate::agree::agree;
+use crate::agree::{agree, told};
 use crate::checkpoint::{CheckpointStore, DirectoryStore};
 use crate::durable;
 use crate::{Config, Error, Result};
@@ -59,13 +59,8 @@ impl RunFolder {
     pub fn open(world: &dyn Communicator, config: &Config) -> Result<Self> {
         let made = if world.rank().0 == 0 { prepare(config).map(Some) } else { Ok(None) };
         let (path, lock) = agree(world, made)?.unzip();
-        let path = path.unwrap_or_default();
-        let mut bytes = path.to_string_lossy().into_owned().into_bytes();
-        let mut length = [bytes.len() as i64];
-        world.broadcast(BufferMut::new(&mut length), Rank(0))?;
-        bytes.resize(length[0] as usize, 0);
-        world.broadcast(BufferMut::new(&mut bytes), Rank(0))?;
-        Ok(Self { path: String::from_utf8_lossy(&bytes).into_owned().into(), _lock: lock })
+        let path = told(world, path.map(|path: PathBuf| path.to_string_lossy().into_owned()))?;
+        Ok(Self { path: path.into(), _lock: lock })
     }
 
     /// Returns the folder itself, absolute.
@@ -244,7 +239,7 @@ pub fn newest_step(folder: &Path) -> Option<u64> {
 }
 
 /// Writes a time as `20260131-235959`, in UTC.
-fn timestamp(now: SystemTime) -> String {
+pub fn timestamp(now: SystemTime) -> String {
     let seconds = now.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs();
     let (days, clock) = (seconds / 86_400, seconds % 86_400);
     let (year, month, day) = civil(days);

@@ -1,5 +1,7 @@
 //! `mp-cli plan`: where each parameter lies, as a table for people and `plan.json` for programs; or the best layouts for a
-//! machine.
+//! machine; or that machine, measured.
+
+mod measure;
 
 mod html;
 mod simulate;
@@ -25,6 +27,9 @@ const FILE: &str = "plan.json";
 /// # Errors
 /// An input error for what cannot be cut, or a folder that cannot be written.
 pub fn run(args: &Plan, world: &World) -> Result<(), Failure> {
+    if let Some(file) = &args.measure {
+        return measure::run(args, file, world);
+    }
     if !world.is_first() {
         return Ok(());
     }
@@ -59,9 +64,9 @@ fn choose(args: &Plan, config: &Config, vocab: usize, cluster: &str) -> Result<(
     let ranks = args.ranks.unwrap_or(cluster.ranks());
     let cluster = cluster.with_ranks(ranks);
     // Of so many ranks it may be none.
-    cluster.check().map_err(Error::from)?;
+    cluster.check().map_err(|error| refused("--ranks", ranks, format!("such a machine cannot be: {error}")))?;
     let job = Layout::job(config, vocab)?;
-    let space = Space::of(&job, ranks).fixed(&config.parallel);
+    let space = Space::of(&job, ranks).fixed(&config.parallel.reopened());
     let costs = cost::of(&cluster);
     let simulated = simulate::layouts(args, &config.parallel)?;
     let most = args.best.max(simulated.unwrap_or(0));

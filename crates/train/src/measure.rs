@@ -1,0 +1,182 @@
+//! What the machine at hand does: rates and times as a training step meets them, measured by all ranks at once.
+//!
+//! | file | is |
+//! |---|---|
+//! | `measure.rs` | what is measured in which order, and the machine made of it |
+//! | `measure/bench.rs` | one operation timed by all ranks |
+//! | `measure/compute.rs` | products, sweeps over memory, attention |
+//! | `measure/starts.rs` | what an operation of a step takes beside its work |
+//! | `measure/links.rs` | collectives and messages |
+//! | `measure/file.rs` | the machine as a file |
+//!
+//! Ranks of a node share its cores, its caches and its memory, so that all of them compute while one is timed. What counts
+//! is the median of repetitions, and the mean of the ranks' medians.
+
+mod bench;
+mod compute;
+mod file;
+mod links;
+mod starts;
+
+use std::sync::Arc;
+
+use mp_comm::{BufferMut, Communicator, ReduceOp};
+use mp_plan::cluster::measured::{Points, Product};
+use mp_plan::cluster::{Efficiency, Peak};
+use mp_plan::{Cluster, Precision};
+use mp_runtime::{device, Device};
+
+use crate::Result;
+
+pub use file::text;
+
+use bench::Bench;
+
+/// How much is measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Effort {
+    /// What one run needs, in its precision, in about two seconds.
+    Quick(Precision),
+    /// All precisions, in ten to twenty seconds.
+    Full,
+}
+
+impl Effort {
+    fn precisions(self) -> Vec<Precision> {
+        match self {
+            Effort::Quick(precision) => vec![precision],
+            Effort::Full => vec![Precision::Fp32, Precision::Bf16, Precision::Fp64],
+        }
+    }
+}
+
+/// Hears what is being measured, on every rank.
+pub trait Listener {
+    /// A part begins.
+    fn begin(&mut self, _what: &str) {}
+}
+
+/// Hears nothing.
+impl Listener for () {}
+
+/// Measures the machine that the ranks of `world` are on: each of their nodes has as many devices as ranks were started on it.
+/// Collective; all ranks get the same numbers.
+///
+/// # Errors
+/// On all ranks, what an operation or a collective fails with.
+pub fn measure(
+    world: &Arc<dyn Communicator>,
+    device: Device,
+    effort: Effort,
+    listener: &mut dyn Listener,
+) -> Result<Cluster> {
+    // Steps and collectives that are only timed are none of the run's, whoever listens to those.
+    tracing::subscriber::with_default(tracing::subscriber::NoSubscriber::default(), || {
+        measured(world, device, effort, listener)
+    })
+}
+
+fn measured(
+    world: &Arc<dyn Communicator>,
+    device: Device,
+    effort: Effort,
+    listener: &mut dyn Listener,
+) -> Result<Cluster> {
+    let bench = Bench::new(&**world, effort);
+    let mut points = Points::default();
+    for precision in effort.precisions() {
+        listener.begin(&format!("products in {}", name(precision)));
+        *points.products.of_mut(precision) = compute::products(&bench, precision, device)?;
+        listener.begin(&format!("attention in {}", name(precision)));
+        *points.attention.of_mut(precision) = compute::attention(&bench, precision, device)?;
+    }
+    listener.begin("operations element by element");
+    points.memory = compute::sweeps(&bench, device)?;
+    let devices = bench.least(world.local_size() as f64)? as usize;
+    listener.begin("the start of an operation");
+    // Of a layer on one rank, which no link concerns.
+    let plain = cluster(&bench, world.size(), devices, device, points.clone())?;
+    let launch = starts::launch(&bench, &plain, effort.precisions()[0], device)?;
+    if world.size() > 1 {
+        listener.begin("collectives and messages");
+        points.collectives = links::collectives(&bench, world, devices)?;
+        points.messages = links::messages(&bench, world, devices)?;
+    }
+    let mut cluster = cluster(&bench, world.size(), devices, device, points)?;
+    cluster.efficiency.launch = launch;
+    Ok(cluster)
+}
+
+/// Returns a precision's name.
+fn name(precision: Precision) -> String {
+    format!("{precision:?}").to_lowercase()
+}
+
+/// Makes a machine of the points; the start of an operation is still to come.
+fn cluster(bench: &Bench<'_>, ranks: usize, devices: usize, device: Device, points: Points) -> Result<Cluster> {
+    let best = |precision: Precision| {
+        let rates = points.products.of(precision).iter().map(|product| product.3);
+        rates.fold(None, |best: Option<f64>, rate| Some(best.map_or(rate, |best| best.max(rate))))
+    };
+    let peak = Peak { bf16: best(Precision::Bf16), fp32: best(Precision::Fp32), fp64: best(Precision::Fp64) };
+    let preset = Cluster::preset("cpu").expect("a preset that there is");
+    let links = links::rates(&points.collectives, preset.node, preset.network);
+    let free = bench.least(device::free_bytes(device).unwrap_or(0) as f64)? as usize;
+    let precision = bench.effort().precisions()[0];
+    let memory_bandwidth = points.memory.last().map_or(preset.device.memory_bandwidth, |point| point[1]);
+    let mut node = mp_plan::cluster::Node { count: ranks.div_ceil(devices), devices, memory_bytes: free, ..links.0 };
+    if free == 0 {
+        // The system does not say; the layout is then chosen as if there were enough.
+        node.memory_bytes = preset.node.memory_bytes;
+    }
+    Ok(Cluster {
+        node,
+        device: mp_plan::cluster::Device { name: processor(device), memory_bytes: 0, memory_bandwidth, peak },
+        network: links.1,
+        efficiency: Efficiency {
+            matrix: 1.0,
+            matrix_half: half(points.products.of(precision), best(precision)),
+            attention: share(points.attention.of(precision), best(precision)),
+            memory: 1.0,
+            node: 1.0,
+            network: 1.0,
+            launch: 0.0,
+            reserve: Efficiency::default().reserve,
+        },
+        measured: Some(points),
+    })
+}
+
+/// Returns the length at which a cube's rate is what was measured of the middle one, for where points are not asked.
+fn half(products: &[Product], peak: Option<f64>) -> f64 {
+    let cubes: Vec<&Product> =
+        products.iter().filter(|product| product.0 == product.1 && product.1 == product.2).collect();
+    let (Some(peak), Some(cube)) = (peak, cubes.get(cubes.len() / 2)) else { return 0.0 };
+    cube.0 as f64 * ((peak / cube.3).cbrt() - 1.0).max(0.0)
+}
+
+/// Returns the best rate of attention as a share of the peak.
+fn share(points: &[[f64; 2]], peak: Option<f64>) -> f64 {
+    let best = points.iter().map(|point| point[1]).fold(0.0, f64::max);
+    peak.map_or(0.0, |peak| (best / peak).min(1.0))
+}
+
+/// Names what a rank computes with.
+fn processor(device: Device) -> String {
+    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
+    let model = model.map_or("CPU", |(_, model)| model.trim());
+    match device {
+        Device::Cpu => format!("{model}, {}", crate::counted::counted(device::threads(), "thread")),
+        other => format!("{other:?}"),
+    }
+}
+
+impl Bench<'_> {
+    /// Returns the least value of any rank.
+    fn least(&self, value: f64) -> Result<f64> {
+        let mut values = [value];
+        self.world().all_reduce(BufferMut::new(&mut values), ReduceOp::Min)?;
+        Ok(values[0])
+    }
+}

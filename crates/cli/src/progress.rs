@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressStyle};
 use mp_train::counted::counted;
 use mp_train::ledger::{Deviation, Ledger, Seconds, TimeDeviation};
-use mp_train::records::{EndReason, EvalRecord, Observer, Report, Start, StepRecord};
+use mp_train::records::{Choice, EndReason, EvalRecord, Observer, Report, Start, StepRecord};
 
 use crate::screen::Screen;
 use crate::stop::Stop;
@@ -101,6 +101,10 @@ impl<'a> Progress<'a> {
 }
 
 impl Observer for Progress<'_> {
+    fn chosen(&mut self, choice: &Choice) {
+        self.line(&chosen(choice));
+    }
+
     fn start(&mut self, start: &Start) {
         self.steps = start.steps;
         self.ranks = start.ranks;
@@ -189,6 +193,22 @@ impl Observer for Progress<'_> {
             _ => self.line(&format!("done: {}", report.run_dir.display())),
         }
     }
+}
+
+/// Says in one line what the planner has chosen, and why.
+fn chosen(choice: &Choice) -> String {
+    let step = |seconds: Option<f64>| seconds.map_or("unknown".into(), |seconds| format!("{:.3} s", seconds));
+    let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+    let (memory, room) = (mib(choice.memory_bytes), mib(choice.room_bytes));
+    let next =
+        choice.next.as_ref().map(|next| format!("; next {}: {}, {}", next.layout, step(next.step_seconds), next.why));
+    format!(
+        "planner   {}: {} a step, {memory:.0} of {room:.0} MiB a rank on {}{}",
+        choice.layout,
+        step(choice.step_seconds),
+        choice.machine,
+        next.unwrap_or_default()
+    )
 }
 
 /// Says where an interrupted run is saved and how it goes on.

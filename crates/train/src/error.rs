@@ -130,6 +130,22 @@ pub enum Error {
         /// Bytes that are free.
         free: u64,
     },
+    /// A model that fits in no layout.
+    #[error(
+        "no layout of {ranks} {} fits: the nearest, {nearest}, keeps {} on its fullest rank, {} more than the {} that a rank may; \
+         make the model or `train.seq` smaller, or start more ranks",
+        if *ranks == 1 { "rank" } else { "ranks" }, size(*bytes), size(bytes.saturating_sub(*room)), size(*room)
+    )]
+    NoRoom {
+        /// The number of ranks.
+        ranks: usize,
+        /// The layout that lacks least, in words.
+        nearest: String,
+        /// What its fullest rank keeps.
+        bytes: u64,
+        /// What a rank may keep.
+        room: u64,
+    },
     /// A layout that cannot be.
     #[error(transparent)]
     Plan(#[from] mp_plan::Error),
@@ -268,6 +284,7 @@ impl Error {
             | Error::Cluster { .. }
             | Error::Memory { .. }
             | Error::Trial { .. }
+            | Error::NoRoom { .. }
             | Error::Plan(_)
             | Error::Read { .. }
             | Error::RunFolder { .. }
@@ -297,6 +314,14 @@ impl Error {
 /// Writes bytes for people.
 fn gib(bytes: u64) -> String {
     format!("{:.1} GiB", bytes as f64 / f64::from(1 << 30))
+}
+
+/// Writes bytes of small models, too.
+fn size(bytes: u64) -> String {
+    match bytes {
+        large if large >= 1 << 30 => gib(large),
+        small => format!("{:.1} MiB", small as f64 / f64::from(1 << 20)),
+    }
 }
 
 /// Words the most similar name as a question.

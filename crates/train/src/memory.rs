@@ -16,7 +16,7 @@ pub fn check(config: &Config, layout: &Layout, world: &dyn Communicator, device:
     let Some(free) = device::free_bytes(device) else { return Ok(()) };
     let ranks = world.local_size();
     let rank_bytes = rank_bytes(config, layout)
-        .saturating_add(copy_bytes(config, layout, world.size()))
+        .saturating_add(copy_bytes(config, layout.partition.architecture.parameter_count(), world.size()))
         .saturating_add(batch_bytes(config, layout));
     match rank_bytes.saturating_mul(ranks as u64) > free {
         true => Err(Error::Memory { rank_bytes, ranks, free }),
@@ -33,15 +33,14 @@ fn rank_bytes(config: &Config, layout: &Layout) -> u64 {
     }
 }
 
-/// Returns the bytes of the copy that checkpoints are written from: each element on one rank.
-fn copy_bytes(config: &Config, layout: &Layout, world: usize) -> u64 {
+/// Returns the bytes of the copy that checkpoints of so many elements are written from: each element on one rank.
+pub(crate) fn copy_bytes(config: &Config, elements: usize, world: usize) -> u64 {
     if !config.checkpoint.asynchronous {
         return 0;
     }
-    let elements = layout.partition.architecture.parameter_count() as u64;
     let width = config.train.precision.backend().master().elt_size_in_bytes() as u64;
     let tensors = 1 + Layout::moments(config) as u64;
-    elements.saturating_mul(width * tensors) / world as u64
+    (elements as u64).saturating_mul(width * tensors) / world as u64
 }
 
 /// Returns the bytes of the batches that are read ahead: two numbers of eight bytes for each position.

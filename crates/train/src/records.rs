@@ -89,6 +89,35 @@ impl Record {
     }
 }
 
+/// What the planner has chosen for a run, and why.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Choice {
+    /// The layout, as [`Start`] has it.
+    pub layout: String,
+    /// What its ranks compute on.
+    pub machine: String,
+    /// The seconds of a step that it predicts; `None` where the machine's rate in the run's precision is unknown: the layout
+    /// is then the one that keeps least.
+    pub step_seconds: Option<f64>,
+    /// The bytes that its fullest rank keeps.
+    pub memory_bytes: u64,
+    /// The bytes that a rank may keep.
+    pub room_bytes: u64,
+    /// The best layout of other degrees, or where all are fixed the next one.
+    pub next: Option<RunnerUp>,
+}
+
+/// A layout that was not chosen.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RunnerUp {
+    /// The layout.
+    pub layout: String,
+    /// The seconds of a step that are predicted.
+    pub step_seconds: Option<f64>,
+    /// What of its step grows most over the one that was chosen.
+    pub why: String,
+}
+
 /// What is known once a run is about to make its first step.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Start {
@@ -133,6 +162,8 @@ pub struct Report {
 
 /// Hears what happens in a run, on rank 0. Every method may be left out.
 pub trait Observer {
+    /// The planner has chosen the layout.
+    fn chosen(&mut self, _choice: &Choice) {}
     /// The first step is about to begin.
     fn start(&mut self, _start: &Start) {}
     /// An update is done.

@@ -64,7 +64,7 @@ fn run(
     observer: &mut dyn Observer,
     through: impl FnOnce(Arc<dyn SampleSource>) -> Arc<dyn SampleSource>,
 ) -> Result<Report> {
-    let chosen = choose(config, &*world)?;
+    let chosen = choose(config, &world, device, observer)?;
     let mut run = Run::prepare(&chosen, world, device, observer, through)?;
     match run.steps(stop) {
         Ok(reason) => run.end(reason),

@@ -37,6 +37,8 @@ pub trait Accelerator: Send + Sync + fmt::Debug {
     fn index(&self) -> usize;
     /// Returns what tells the physical device apart from all others, in the same machine and elsewhere.
     fn identity(&self) -> Result<[u8; 16]>;
+    /// Makes the device the one that libraries of this thread use, NCCL for instance.
+    fn select(&self) -> Result<()>;
     /// Returns the stream on which this thread queues its work.
     fn current(&self) -> Result<Stream>;
     /// Makes, or takes from a pool, a stream of high priority for communication.

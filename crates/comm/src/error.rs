@@ -50,6 +50,79 @@ pub enum Error {
         /// The library's own words.
         message: String,
     },
+    /// NCCL, or the driver that it needs, cannot be used.
+    #[error(
+        "NCCL cannot be used: {path}: {reason}; install NCCL 2.18 or later and a driver, put their folders on \
+         LD_LIBRARY_PATH, or set parallel.transport=mpi"
+    )]
+    NcclLibrary {
+        /// The library's path, as it was asked for.
+        path: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// An NCCL that is too old.
+    #[error("{path} is NCCL {found}, and {needed} or later is needed: install that, or set parallel.transport=mpi")]
+    NcclVersion {
+        /// The library's path, as it was asked for.
+        path: String,
+        /// Its version.
+        found: String,
+        /// The oldest that serves.
+        needed: String,
+    },
+    /// An error that NCCL reported. The group is of no more use.
+    #[error("{call} in group {group}: {function} of {bytes} bytes failed with {message} (code {code})")]
+    Nccl {
+        /// The call.
+        call: Call,
+        /// The group's name.
+        group: String,
+        /// The NCCL function.
+        function: &'static str,
+        /// How many bytes this rank handed over.
+        bytes: usize,
+        /// NCCL's result code.
+        code: i32,
+        /// NCCL's own words.
+        message: String,
+    },
+    /// A call that took longer than the group's patience. The group is of no more use.
+    #[error(
+        "{call} in group {group}: {function} did not come to an end within {seconds} s, so that the group's NCCL \
+         communicator was aborted"
+    )]
+    NcclTimeout {
+        /// The call.
+        call: Call,
+        /// The group's name.
+        group: String,
+        /// The NCCL function, or `"the device"` for what was queued.
+        function: &'static str,
+        /// The patience, in seconds.
+        seconds: f64,
+    },
+    /// A way to carry tensors that cannot be had.
+    #[error("parallel.transport={asked}: {reason}")]
+    Transport {
+        /// What was asked for.
+        asked: String,
+        /// Why it cannot be had, and the way out.
+        reason: String,
+    },
+    /// Two ranks of a group with one device between them.
+    #[error(
+        "group {group}: ranks {} and {} have one device, which NCCL refuses: start one rank a device, or set \
+         parallel.transport=mpi", first.0, second.0
+    )]
+    SharedDevice {
+        /// The group's name.
+        group: String,
+        /// One rank.
+        first: Rank,
+        /// Another.
+        second: Rank,
+    },
     /// A buffer, a list of counts or a message of another length than the call needs.
     #[error("{call} in group {group}: {what} holds {found} instead of {expected}")]
     Length {

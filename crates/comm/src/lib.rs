@@ -6,7 +6,8 @@
 //! - [`solo::Solo`], a group of one, which answers at once;
 //! - [`threads::Threads`], ranks as threads of one process over shared memory, for tests and small runs;
 //! - `mpi::Mpi`, ranks as processes over an MPI library (with the feature `mpi`, on by default);
-//! - [`staged::Staged`], any of these for buffers on a device, through page-locked host memory;
+//! - [`nccl::Nccl`], ranks with a GPU each, over NCCL, which is looked for at run time;
+//! - [`staged::Staged`], any of the others for buffers on a device, through page-locked host memory;
 //!
 //! and under the decorators [`ledger::Ledger`], which records every call, [`stopwatch::Stopwatch`], which adds up how long
 //! callers are held up, and [`faulty::Faulty`], which fails on purpose.
@@ -67,12 +68,14 @@ pub mod faulty;
 pub mod ledger;
 #[cfg(feature = "mpi")]
 pub mod mpi;
+pub mod nccl;
 mod reduce;
 pub mod solo;
 pub mod staged;
 pub mod stopwatch;
 mod sync;
 pub mod threads;
+pub mod transport;
 
 pub use accelerator::{Accelerator, Event, Pinned, Stream};
 pub use buffer::{Buffer, BufferMut, ByteBuffer, DeviceMemory, DeviceRun, Element, Kind, OwnedBuffer, Place};

@@ -29,6 +29,8 @@ impl Lane {
         let released = if pace == Pace::Prompt { u64::MAX } else { 0 };
         let state = State { released, ..State::default() };
         let lane = Arc::new(Self { state: Mutex::new(state), changed: Condvar::new() });
+        #[cfg(all(test, not(feature = "shuttle")))]
+        super::wires::add_lane(&lane);
         let worker = Arc::clone(&lane);
         std::thread::spawn(move || worker.work());
         lane

@@ -47,6 +47,8 @@ impl FakeMemory {
         let address = NEXT.fetch_add(room, Ordering::Relaxed);
         let block = Arc::new(Block(Mutex::new(vec![0; bytes])));
         lock(&device.memory).insert(address, Arc::clone(&block));
+        #[cfg(all(test, not(feature = "shuttle")))]
+        super::wires::add_block(address, device.index, &block);
         Self { device: Arc::clone(device), address, block, bytes, kept: Mutex::default() }
     }
 

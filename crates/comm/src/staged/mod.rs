@@ -110,6 +110,17 @@ impl Staged {
         Ok(Self { inner, shared: Arc::new(shared) })
     }
 
+    /// Returns the communicator inside, for a call that blocks on peers.
+    pub(crate) fn host(&self) -> &dyn Communicator {
+        self.shared.flush();
+        &*self.inner
+    }
+
+    /// Carries buffers over another communicator, one split from the one inside.
+    pub(crate) fn beside(&self, inner: Arc<dyn Communicator>) -> Self {
+        Self { inner, shared: Arc::clone(&self.shared) }
+    }
+
     fn site(&self, call: Call) -> Site<'_> {
         Site { call, group: self.inner.name(), size: self.inner.size() }
     }
@@ -385,7 +396,6 @@ impl Communicator for Staged {
     fn split(&self, color: Option<u32>, key: u32, name: &str) -> Result<Option<Arc<dyn Communicator>>> {
         self.shared.flush();
         let part = self.inner.split(color, key, name)?;
-        let staged = part.map(|inner| Staged { inner, shared: Arc::clone(&self.shared) });
-        Ok(staged.map(|staged| Arc::new(staged) as Arc<dyn Communicator>))
+        Ok(part.map(|inner| Arc::new(self.beside(inner)) as Arc<dyn Communicator>))
     }
 }

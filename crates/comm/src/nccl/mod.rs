@@ -1,0 +1,350 @@
+//! Ranks with a device each, over NVIDIA's NCCL.
+//!
+//! NCCL is found at run time ([`Library::open`]); a program that never asks for it needs none. [`Nccl`] is made of a
+//! communicator of the host, over which the ranks find each other, and which carries host buffers from then on.
+//!
+//! # Order
+//! As [`accelerator`](crate::accelerator) says. Each group has a stream of high priority to itself, which waits for the
+//! caller's; so that groups which wait for different peers do not wait for each other. On one group calls are made in one
+//! order by all ranks.
+//!
+//! # Messages
+//! NCCL knows no tags: what two ranks send and receive is matched by order alone, and an order that differs hangs, or puts
+//! elements where others belong. Messages here keep their tags, as the pipeline's schedules need, which receive in other
+//! orders than their peers send. So they are carried by [`Staged`] over the communicator of the host.
+//! [`all_to_all`](Communicator::all_to_all) and [`all_to_all_v`](Communicator::all_to_all_v), whose order is known, are
+//! NCCL's own sends and receives, in one group.
+//!
+//! # Reductions
+//! NCCL's: the same bits on every rank; an average of `n` ranks may be a sum of elements that were each multiplied by `1/n`;
+//! and bfloat16 is rounded each time that elements of two ranks are added, not once. Reduce in `f32` where that matters.
+//!
+//! # When something goes wrong
+//! Calls are queued and the host goes on, so that a peer that is gone would show as a device that hangs. A thread looks at
+//! what is under way. Where NCCL reports an error, or a call has been on the device for longer than the `patience` of the
+//! group, it aborts the group's communicator: what hangs ends, and every later call, wait and poll of the group returns an
+//! error that names the group, and the call that was under way. What an aborted call has written is worth nothing.
+//!
+//! # What NCCL refuses
+//! Two ranks on one device: [`Error::SharedDevice`] says so before NCCL is asked. Buffers are checked by the CUDA driver to lie
+//! on the device that they say, see [`DeviceMemory`](crate::DeviceMemory).
+
+mod calls;
+mod handle;
+mod library;
+mod raw;
+mod watch;
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use self::handle::Handle;
+pub use self::library::Library;
+use self::raw::UniqueId;
+use self::watch::Watch;
+use crate::arguments::Site;
+use crate::communicator::Pending;
+use crate::staged::Staged;
+use crate::{
+    Accelerator, Buffer, BufferMut, Call, Communicator, Error, Event, OwnedBuffer, Place, Rank, ReduceOp, Request,
+    Result, Stream, Tag,
+};
+
+/// How long a call may be on the device where nothing else is said.
+pub const PATIENCE: Duration = Duration::from_secs(600);
+
+/// One rank's handle of a group of devices.
+pub struct Nccl {
+    group: Arc<Group>,
+}
+
+/// A group on this process; requests under way share it.
+struct Group {
+    shared: Arc<Shared>,
+    /// Host buffers and messages.
+    staged: Staged,
+    handle: Arc<Handle>,
+    stream: Stream,
+}
+
+/// What the groups that were split from one another share.
+struct Shared {
+    library: Arc<Library>,
+    accelerator: Arc<dyn Accelerator>,
+    patience: Duration,
+    watch: Watch,
+}
+
+impl fmt::Debug for Nccl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Nccl").field("host", &self.group.staged).field("library", &self.group.shared.library).finish()
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        self.handle.close();
+    }
+}
+
+impl Nccl {
+    /// Joins the devices of a group's ranks, one each. Collective over `host`.
+    ///
+    /// A call that is on the device for longer than `patience` counts as hung; so does a rank that does not come to join.
+    ///
+    /// # Errors
+    /// [`Error::SharedDevice`] where two ranks have one device; [`Error::Nccl`] or [`Error::NcclTimeout`] where NCCL cannot
+    /// join them; what `host` and the accelerator meet.
+    pub fn new(
+        host: Arc<dyn Communicator>,
+        accelerator: Arc<dyn Accelerator>,
+        library: Arc<Library>,
+        patience: Duration,
+    ) -> Result<Self> {
+        let staged = Staged::new(host, Arc::clone(&accelerator))?;
+        Self::over(staged, &Arc::new(Shared { library, accelerator, patience, watch: Watch::new() }))
+    }
+
+    fn over(staged: Staged, shared: &Arc<Shared>) -> Result<Self> {
+        let host = staged.host();
+        let accelerator = &shared.accelerator;
+        one_device_each(host, &**accelerator)?;
+        let id = agree_on_id(host, &shared.library)?;
+        accelerator.select()?;
+        let (group, place) = (host.name().to_owned(), (host.size(), host.rank().0));
+        let handle = Handle::join(Arc::clone(&shared.library), &group, place, id, shared.patience)?;
+        let (handle, stream) = (Arc::new(handle), accelerator.side()?);
+        Ok(Self { group: Arc::new(Group { shared: Arc::clone(shared), staged, handle, stream }) })
+    }
+
+    fn site(&self, call: Call) -> Site<'_> {
+        Site { call, group: self.name(), size: self.size() }
+    }
+
+    /// Says whether a call is NCCL's: all its buffers on this device, and anything in them.
+    fn is_ours(&self, places: &[Place], bytes: usize) -> bool {
+        let own = Place::Device(self.group.shared.accelerator.index());
+        // The rest passes through, and is refused there where it must be. Of nothing, nothing is sent.
+        bytes > 0 && places.iter().all(|place| *place == own)
+    }
+
+    /// Makes the caller's stream wait for a blocking call.
+    fn order(&self, mut ended: Box<dyn Event>) -> Result<()> {
+        ended.block(self.group.shared.accelerator.current()?)
+    }
+
+    fn started(&self, ended: Box<dyn Event>, buffer: OwnedBuffer) -> Request {
+        Request::new(Underway { group: Arc::clone(&self.group), ended, buffer })
+    }
+}
+
+/// Refuses a group of which two ranks have the same device. Collective.
+fn one_device_each(host: &dyn Communicator, accelerator: &dyn Accelerator) -> Result<()> {
+    let mine = accelerator.identity()?;
+    let mut all = vec![0u8; mine.len() * host.size()];
+    host.all_gather(Buffer::new(&mine), BufferMut::new(&mut all))?;
+    let devices: Vec<&[u8]> = all.chunks_exact(mine.len()).collect();
+    for (second, device) in devices.iter().enumerate() {
+        if let Some(first) = devices[..second].iter().position(|other| other == device) {
+            return Err(Error::SharedDevice { group: host.name().into(), first: Rank(first), second: Rank(second) });
+        }
+    }
+    Ok(())
+}
+
+/// Spreads an id that rank 0 makes. Collective.
+fn agree_on_id(host: &dyn Communicator, library: &Library) -> Result<UniqueId> {
+    let failed = |code, message| Error::Nccl {
+        call: Call::Split,
+        group: host.name().into(),
+        function: "ncclGetUniqueId",
+        bytes: 0,
+        code,
+        message,
+    };
+    let made = if host.rank() == Rank(0) { library.unique_id() } else { Ok(UniqueId([0; 128])) };
+    let mut message = [0u8; 129];
+    if let Ok(UniqueId(id)) = &made {
+        message[..128].copy_from_slice(id);
+        message[128] = 1;
+    }
+    host.broadcast(BufferMut::new(&mut message), Rank(0))?;
+    made.map_err(|(code, message)| failed(code, message))?;
+    if message[128] == 0 {
+        return Err(failed(0, "rank 0 could not make an id".into()));
+    }
+    let mut id = UniqueId([0; 128]);
+    id.0.copy_from_slice(&message[..128]);
+    Ok(id)
+}
+
+/// A started call under way. Dropped, it goes on all the same: its memory is kept for the stream.
+struct Underway {
+    group: Arc<Group>,
+    ended: Box<dyn Event>,
+    buffer: OwnedBuffer,
+}
+
+impl Pending for Underway {
+    fn poll(&mut self) -> Result<bool> {
+        self.group.handle.failure()?;
+        self.ended.is_done()
+    }
+
+    fn finish(mut self: Box<Self>) -> Result<OwnedBuffer> {
+        self.group.handle.failure()?;
+        self.ended.block(self.group.shared.accelerator.current()?)?;
+        Ok(self.buffer)
+    }
+}
+
+impl Communicator for Nccl {
+    fn name(&self) -> &str {
+        self.group.staged.name()
+    }
+    fn rank(&self) -> Rank {
+        self.group.staged.rank()
+    }
+    fn size(&self) -> usize {
+        self.group.staged.size()
+    }
+    fn local_rank(&self) -> Rank {
+        self.group.staged.local_rank()
+    }
+    fn local_size(&self) -> usize {
+        self.group.staged.local_size()
+    }
+
+    fn all_reduce(&self, buffer: BufferMut<'_>, op: ReduceOp) -> Result<()> {
+        self.site(Call::AllReduce).op(buffer.kind(), op)?;
+        match buffer.device().filter(|_| self.is_ours(&[buffer.place()], buffer.byte_len())) {
+            Some(run) => self.order(self.group.all_reduce(Call::AllReduce, run, buffer.kind(), op)?),
+            None => self.group.staged.all_reduce(buffer, op),
+        }
+    }
+
+    fn reduce_scatter(&self, send: Buffer<'_>, receive: BufferMut<'_>, op: ReduceOp) -> Result<()> {
+        self.site(Call::ReduceScatter).reduce_scatter(send, receive.as_buffer(), op)?;
+        match (send.device(), receive.device()) {
+            (Some(from), Some(to)) if self.is_ours(&[send.place(), receive.place()], send.byte_len()) => {
+                self.order(self.group.reduce_scatter(Call::ReduceScatter, (from, to), send.kind(), op)?)
+            }
+            _ => self.group.staged.reduce_scatter(send, receive, op),
+        }
+    }
+
+    fn all_gather(&self, send: Buffer<'_>, receive: BufferMut<'_>) -> Result<()> {
+        self.site(Call::AllGather).all_gather(send, receive.as_buffer())?;
+        match (send.device(), receive.device()) {
+            (Some(from), Some(to)) if self.is_ours(&[send.place(), receive.place()], send.byte_len()) => {
+                self.order(self.group.all_gather(Call::AllGather, (from, to), send.kind())?)
+            }
+            _ => self.group.staged.all_gather(send, receive),
+        }
+    }
+
+    fn all_to_all(&self, send: Buffer<'_>, receive: BufferMut<'_>) -> Result<()> {
+        self.site(Call::AllToAll).all_to_all(send, receive.as_buffer())?;
+        match (send.device(), receive.device()) {
+            (Some(from), Some(to)) if self.is_ours(&[send.place(), receive.place()], send.byte_len()) => {
+                let counts = vec![send.len() / self.size(); self.size()];
+                let kind = send.kind();
+                self.order(self.group.exchange(Call::AllToAll, (from, &counts), (to, &counts), kind)?)
+            }
+            _ => self.group.staged.all_to_all(send, receive),
+        }
+    }
+
+    fn all_to_all_v(
+        &self,
+        send: Buffer<'_>,
+        send_counts: &[usize],
+        receive: BufferMut<'_>,
+        receive_counts: &[usize],
+    ) -> Result<()> {
+        let site = self.site(Call::AllToAllV);
+        site.all_to_all_v(self.rank(), (send, send_counts), (receive.as_buffer(), receive_counts))?;
+        match (send.device(), receive.device()) {
+            // Also where this rank has nothing to send: another may.
+            (Some(from), Some(to)) if self.is_ours(&[send.place(), receive.place()], 1) => {
+                let (kind, send, receive) = (send.kind(), (from, send_counts), (to, receive_counts));
+                self.order(self.group.exchange(Call::AllToAllV, send, receive, kind)?)
+            }
+            _ => self.group.staged.all_to_all_v(send, send_counts, receive, receive_counts),
+        }
+    }
+
+    fn broadcast(&self, buffer: BufferMut<'_>, root: Rank) -> Result<()> {
+        self.site(Call::Broadcast).rank(root)?;
+        match buffer.device().filter(|_| self.is_ours(&[buffer.place()], buffer.byte_len())) {
+            Some(run) => self.order(self.group.broadcast(run, buffer.kind(), root)?),
+            None => self.group.staged.broadcast(buffer, root),
+        }
+    }
+
+    fn send(&self, buffer: Buffer<'_>, to: Rank, tag: Tag) -> Result<()> {
+        self.group.staged.send(buffer, to, tag)
+    }
+
+    fn receive(&self, buffer: BufferMut<'_>, from: Rank, tag: Tag) -> Result<()> {
+        self.group.staged.receive(buffer, from, tag)
+    }
+
+    fn barrier(&self) -> Result<()> {
+        self.group.handle.failure()?;
+        self.group.staged.barrier()
+    }
+
+    fn start_all_reduce(&self, buffer: OwnedBuffer, op: ReduceOp) -> Result<Request> {
+        self.site(Call::StartAllReduce).op(buffer.kind(), op)?;
+        match buffer.device().filter(|_| self.is_ours(&[buffer.place()], buffer.byte_len())) {
+            Some(run) => {
+                let ended = self.group.all_reduce(Call::StartAllReduce, run, buffer.kind(), op)?;
+                Ok(self.started(ended, buffer))
+            }
+            None => self.group.staged.start_all_reduce(buffer, op),
+        }
+    }
+
+    fn start_reduce_scatter(&self, send: OwnedBuffer, receive: OwnedBuffer, op: ReduceOp) -> Result<Request> {
+        let call = Call::StartReduceScatter;
+        self.site(call).reduce_scatter(send.as_buffer(), receive.as_buffer(), op)?;
+        match (send.device(), receive.device()) {
+            (Some(from), Some(to)) if self.is_ours(&[send.place(), receive.place()], send.byte_len()) => {
+                let ended = self.group.reduce_scatter(call, (from, to), send.kind(), op)?;
+                Ok(self.started(ended, receive))
+            }
+            _ => self.group.staged.start_reduce_scatter(send, receive, op),
+        }
+    }
+
+    fn start_all_gather(&self, send: OwnedBuffer, receive: OwnedBuffer) -> Result<Request> {
+        let call = Call::StartAllGather;
+        self.site(call).all_gather(send.as_buffer(), receive.as_buffer())?;
+        match (send.device(), receive.device()) {
+            (Some(from), Some(to)) if self.is_ours(&[send.place(), receive.place()], send.byte_len()) => {
+                let ended = self.group.all_gather(call, (from, to), send.kind())?;
+                Ok(self.started(ended, receive))
+            }
+            _ => self.group.staged.start_all_gather(send, receive),
+        }
+    }
+
+    fn start_send(&self, buffer: OwnedBuffer, to: Rank, tag: Tag) -> Result<Request> {
+        self.group.staged.start_send(buffer, to, tag)
+    }
+
+    fn start_receive(&self, buffer: OwnedBuffer, from: Rank, tag: Tag) -> Result<Request> {
+        self.group.staged.start_receive(buffer, from, tag)
+    }
+
+    fn split(&self, color: Option<u32>, key: u32, name: &str) -> Result<Option<Arc<dyn Communicator>>> {
+        let part = self.group.staged.host().split(color, key, name)?;
+        let joined = part.map(|host| Self::over(self.group.staged.beside(host), &self.group.shared)).transpose()?;
+        Ok(joined.map(|nccl| Arc::new(nccl) as Arc<dyn Communicator>))
+    }
+}
+
+#[cfg(all(test, not(feature = "shuttle")))]
+mod tests;

@@ -1,0 +1,303 @@
+//! NCCL as this crate uses it, over a library that behaves as NCCL does, or does not.
+
+mod fake;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use self::fake::{build, FakeNccl, Fault};
+use super::{Library, Nccl};
+use crate::conformance::{self, Bench, Rounding};
+use crate::fake::{FakeDevice, Pace, Step};
+use crate::threads::{run, try_run, Failure};
+use crate::{BufferMut, Call, Communicator, DeviceMemory, Error, Kind, OwnedBuffer, Rank, ReduceOp, Result, Stream};
+
+/// Longer than any test takes.
+const AGES: Duration = Duration::from_secs(300);
+/// Soon over, for what is to hang.
+const SOON: Duration = Duration::from_millis(200);
+
+/// The stream of the first group; the one before is that of copies.
+const OWN: Stream = Stream(2);
+
+/// This rank's device and communicator.
+fn join(fake: &FakeNccl, host: Arc<dyn Communicator>, patience: Duration) -> Result<(Arc<FakeDevice>, Nccl)> {
+    let device = Arc::new(FakeDevice::new(host.rank().0, Pace::Prompt));
+    let nccl = Nccl::new(host, device.clone(), Arc::clone(&fake.library), patience)?;
+    Ok((device, nccl))
+}
+
+fn owned(device: &FakeDevice, elements: usize) -> Result<OwnedBuffer> {
+    OwnedBuffer::on_device(Kind::F32, device.allocate(4 * elements))
+}
+
+/// Runs the suite with buffers of the fake devices.
+fn conforms(size: usize) {
+    let fake = FakeNccl::new();
+    let reports = run(size, |host| {
+        let (device, nccl) = join(&fake, host, AGES)?;
+        let owner = Arc::clone(&device);
+        let bench = Bench::on_device(Arc::new(nccl), device, Arc::new(move |bytes| Ok(owner.allocate(bytes))));
+        conformance::run_on(&bench.rounding(Rounding::EachSum))
+    });
+    reports.iter().for_each(|report| assert!(report.failures.is_empty() && report.passed > 20, "{report}"));
+    let (aborts, destroys) = fake.ended();
+    assert!(aborts == 0 && destroys > 0, "{aborts} aborted and {destroys} destroyed");
+}
+
+#[test]
+fn one_rank_conforms() {
+    conforms(1);
+}
+
+#[test]
+fn two_ranks_conform() {
+    conforms(2);
+}
+
+#[test]
+fn four_ranks_conform() {
+    conforms(4);
+}
+
+#[test]
+fn host_buffers_go_over_the_host() {
+    let fake = FakeNccl::new();
+    let reports = run(2, |host| {
+        let (device, nccl) = join(&fake, host, AGES)?;
+        let comm: Arc<dyn Communicator> = Arc::new(nccl);
+        let report = conformance::run(&comm)?;
+        assert!(device.take_log().is_empty());
+        Ok::<_, Error>(report)
+    });
+    reports.iter().for_each(|report| assert!(report.failures.is_empty(), "{report}"));
+}
+
+#[test]
+fn a_call_waits_for_the_caller_and_the_caller_for_it() {
+    let fake = FakeNccl::new();
+    let log = run(1, |host| {
+        let (device, nccl) = join(&fake, host, AGES)?;
+        let mut memory = device.allocate(16);
+        let address = memory.address();
+        nccl.all_reduce(BufferMut::on_device(Kind::F32, &mut *memory)?, ReduceOp::Sum)?;
+        Ok::<_, Error>((device.take_log(), address))
+    });
+    let (log, address) = &log[0];
+    let (compute, side) = (FakeDevice::COMPUTE, OWN);
+    let [Step::Record(first, before), Step::Block(waits, same), Step::Keep(kept, at), .., Step::Block(last, after)] =
+        log[..]
+    else {
+        panic!("{log:?}")
+    };
+    assert_eq!((first, waits, before), (compute, side, same), "{log:?}");
+    assert_eq!((kept, at, last), (side, *address, compute), "{log:?}");
+    assert!(log.contains(&Step::Record(side, after)), "{log:?}");
+}
+
+#[test]
+fn two_ranks_on_one_device_are_refused_before_nccl() {
+    let fake = FakeNccl::new();
+    let outcomes = run(3, |host| {
+        let device = Arc::new(FakeDevice::new(host.rank().0 % 2, Pace::Prompt));
+        Ok::<_, Error>(Nccl::new(host, device, Arc::clone(&fake.library), AGES).map(drop))
+    });
+    let refusal = Error::SharedDevice { group: "world".into(), first: Rank(0), second: Rank(2) };
+    assert_eq!(
+        refusal.to_string(),
+        "group world: ranks 0 and 2 have one device, which NCCL refuses: start one rank a device, \
+         or set parallel.transport=mpi"
+    );
+    assert_eq!(outcomes, [Err(refusal.clone()), Err(refusal.clone()), Err(refusal)]);
+}
+
+#[test]
+fn an_error_of_the_library_is_told_in_its_words() {
+    let fake = FakeNccl::new();
+    run(2, |host| {
+        let (device, nccl) = join(&fake, Arc::clone(&host), AGES)?;
+        host.barrier()?;
+        fake.misbehave("ncclAllGather", Fault::Fails(5));
+        let error = nccl.start_all_gather(owned(&device, 4)?, owned(&device, 8)?).expect_err("told to fail");
+        let expected = "start_all_gather in group world: ncclAllGather of 16 bytes failed with invalid usage: \
+                        ncclAllGather was told to fail (code 5)";
+        assert_eq!(error.to_string(), expected);
+        // It is not used any more.
+        assert_eq!(nccl.start_all_reduce(owned(&device, 4)?, ReduceOp::Sum).map(drop), Err(error.clone()));
+        assert_eq!(nccl.barrier(), Err(error));
+        host.barrier()
+    });
+    assert_eq!(fake.ended(), (2, 0));
+}
+
+#[test]
+fn an_error_within_a_group_of_sends_is_told() {
+    let fake = FakeNccl::new();
+    run(2, |host| {
+        let (device, nccl) = join(&fake, Arc::clone(&host), AGES)?;
+        host.barrier()?;
+        fake.misbehave("ncclSend", Fault::Fails(4));
+        let (send, mut receive) = (device.allocate(8), device.allocate(8));
+        let send = crate::Buffer::on_device(Kind::F32, &*send)?;
+        let outcome = nccl.all_to_all(send, BufferMut::on_device(Kind::F32, &mut *receive)?);
+        assert!(matches!(outcome, Err(Error::Nccl { call: Call::AllToAll, code: 4, .. })), "{outcome:?}");
+        host.barrier()
+    });
+}
+
+/// Starts a sum that goes wrong on the device, and polls until that shows.
+fn goes_wrong(fault: Fault, patience: Duration) -> Vec<Error> {
+    let fake = FakeNccl::new();
+    let errors = run(2, |host| {
+        let (device, nccl) = join(&fake, Arc::clone(&host), patience)?;
+        host.barrier()?;
+        fake.misbehave("ncclAllReduce", fault);
+        let mut request = nccl.start_all_reduce(owned(&device, 4)?, ReduceOp::Sum)?;
+        let error = loop {
+            match request.is_complete() {
+                Ok(_) => std::thread::yield_now(),
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(request.wait().map(drop), Err(error.clone()));
+        assert_eq!(nccl.barrier(), Err(error.clone()));
+        // What hung is over: the stream comes to its end.
+        let mut end = crate::Accelerator::event(&*device)?;
+        end.record(OWN)?;
+        end.synchronize()?;
+        host.barrier()?;
+        Ok::<_, Error>(error)
+    });
+    assert_eq!(fake.ended().0, 2);
+    errors
+}
+
+#[test]
+fn what_hangs_is_aborted_and_named() {
+    for error in goes_wrong(Fault::Hangs, SOON) {
+        let expected = "start_all_reduce in group world: the device did not come to an end within 0.2 s, \
+                        so that the group's NCCL communicator was aborted";
+        assert_eq!(error.to_string(), expected);
+    }
+}
+
+#[test]
+fn an_error_that_is_reported_later_is_told() {
+    for error in goes_wrong(Fault::Later, AGES) {
+        let expected =
+            "start_all_reduce in group world: ncclCommGetAsyncError of 0 bytes failed with remote process exited \
+                        or there was a network error: a peer has gone (code 6)";
+        assert_eq!(error.to_string(), expected);
+    }
+}
+
+#[test]
+fn a_rank_that_never_joins_is_waited_for_in_vain() {
+    let fake = FakeNccl::new();
+    fake.misbehave("join", Fault::Hangs);
+    let outcomes = run(2, |host| Ok::<_, Error>(join(&fake, host, SOON).map(drop)));
+    for outcome in outcomes {
+        let expected = Error::NcclTimeout {
+            call: Call::Split,
+            group: "world".into(),
+            function: "ncclCommInitRankConfig",
+            seconds: 0.2,
+        };
+        assert_eq!(outcome, Err(expected));
+    }
+    assert_eq!(fake.ended(), (2, 0));
+}
+
+#[test]
+fn rank_0_without_an_id_fails_all() {
+    let fake = FakeNccl::new();
+    fake.misbehave("ncclGetUniqueId", Fault::Fails(5));
+    for outcome in run(2, |host| Ok::<_, Error>(join(&fake, host, AGES).map(drop))) {
+        assert!(matches!(outcome, Err(Error::Nccl { function: "ncclGetUniqueId", .. })), "{outcome:?}");
+    }
+}
+
+#[test]
+fn a_rank_that_panics_aborts_instead_of_waiting() {
+    let fake = FakeNccl::new();
+    let outcomes = try_run(2, |host| {
+        let (device, nccl) = join(&fake, host, SOON)?;
+        if nccl.rank() == Rank(1) {
+            panic!("on purpose");
+        }
+        let request = nccl.start_all_reduce(owned(&device, 4)?, ReduceOp::Sum)?;
+        drop(request);
+        Ok::<_, Error>(())
+    });
+    assert!(matches!(outcomes[1], Err(Failure::Panic(_))));
+    assert_eq!(fake.ended().0, 2);
+}
+
+/// Memory that says it lies elsewhere than it does.
+struct Elsewhere(usize, Box<dyn DeviceMemory>);
+
+impl DeviceMemory for Elsewhere {
+    fn device(&self) -> usize {
+        0
+    }
+    fn address(&self) -> usize {
+        self.0
+    }
+    fn bytes(&self) -> usize {
+        self.1.bytes()
+    }
+}
+
+#[test]
+fn addresses_that_are_made_up_never_reach_nccl() {
+    let fake = FakeNccl::new();
+    run(1, |host| {
+        let (device, nccl) = join(&fake, host, AGES)?;
+        let other = FakeDevice::new(1, Pace::Prompt);
+        let here = [0u8; 64];
+        let end = device.allocate(64).address() + 32;
+        // Of the host; of another device; with an end beyond what is allocated.
+        for address in [here.as_ptr() as usize, other.allocate(64).address(), end] {
+            let mut memory = Elsewhere(address, device.allocate(64));
+            let outcome = nccl.all_reduce(BufferMut::on_device(Kind::U8, &mut memory)?, ReduceOp::Sum);
+            let refused = matches!(&outcome, Err(Error::Device { device: 0, doing: "checking a buffer for NCCL", .. }));
+            assert!(refused, "{address:#x}: {outcome:?}");
+        }
+        Ok::<_, Error>(())
+    });
+    assert_eq!(fake.ended(), (0, 1));
+}
+
+fn refusal(nccl: &Path, cuda: &Path) -> String {
+    Library::open_at(nccl, cuda).expect_err("no NCCL").to_string()
+}
+
+#[test]
+fn libraries_that_are_absent_broken_or_old_are_refused_with_the_way_out() {
+    let (folder, good) = build(&[]);
+    let way_out = "install NCCL 2.18 or later and a driver, put their folders on LD_LIBRARY_PATH, \
+                   or set parallel.transport=mpi";
+    let absent = folder.path().join("absent.so.2");
+    let text = refusal(&absent, &good);
+    assert!(text.contains("absent.so.2") && text.contains("No such file") && text.ends_with(way_out), "{text}");
+    let text = refusal(&good, &absent);
+    assert!(text.contains("absent.so.2") && text.ends_with(way_out), "{text}");
+
+    let broken = folder.path().join("broken.so.2");
+    std::fs::write(&broken, "no library").expect("a file");
+    let text = refusal(&broken, &good);
+    assert!(text.contains("broken.so.2") && text.ends_with(way_out), "{text}");
+
+    let (_lacking_folder, lacking) = build(&["LACKING"]);
+    let text = refusal(&lacking, &good);
+    assert!(text.contains("it has no function ncclCommDestroy") && text.ends_with(way_out), "{text}");
+
+    let (_old_folder, old) = build(&["VERSION=21703"]);
+    let text = refusal(&old, &good);
+    let expected = "is NCCL 2.17.3, and 2.18.1 or later is needed: install that, or set parallel.transport=mpi";
+    assert!(text.ends_with(expected), "{text}");
+    let (_ancient_folder, ancient) = build(&["VERSION=2708"]);
+    assert!(refusal(&ancient, &good).contains("is NCCL 2.7.8"));
+    assert_eq!(Library::open_at(&good, &good).expect("a good one").version(), "2.28.9");
+}

@@ -23,7 +23,6 @@ mod svg;
 mod timeline;
 
 use crate::{
-    memory::MemoryModel,
     ranking::{order, recompute, scaled, seconds, size},
     Candidate, Cluster, CostModel, Estimate, Estimator, Found, Job, Partition, Plan, RankBytes, RankMemory, Result,
     Schedule, StepTimeline,
@@ -112,44 +111,35 @@ impl Page {
         })
     }
 
-    /// Shows a layout on no machine in particular: its memory with what passes keep, where it is said what is trained, else what
-    /// lies there between steps alone.
-    ///
-    /// # Errors
-    /// As [`Partition::new`].
+    /// Shows a layout on no machine in particular: its memory with what passes keep, where the plan has it, else what lies
+    /// there between steps alone.
     ///
     /// # Panics
-    /// If plan, schedule and job are not of one layout.
-    pub fn of_layout(plan: Plan, schedule: &Schedule, job: Option<&Job>) -> Result<Self> {
+    /// If plan and schedule are not of one layout.
+    pub fn of_layout(plan: Plan, schedule: &Schedule, seq: usize) -> Self {
         let candidate = plan.candidate();
         let mut notes = vec![format!("No machine was named. {BY_FLOPS}")];
-        let memory = match job {
-            Some(job) => MemoryModel::new(job).ranks(&candidate, &schedule.stages, &schedule.ranks)?,
-            None => {
-                notes.push(
-                    "Memory is that of parameters and what belongs to them; what passes keep is not counted.".into(),
-                );
-                stored(&plan)
-            }
-        };
-        let passes = job.is_some();
-        let (architecture, seq) = (&plan.architecture, job.map_or(plan.architecture.max_seq, |job| job.seq));
+        let passes = !plan.memory.is_empty();
+        if !passes {
+            notes
+                .push("Memory is that of parameters and what belongs to them; what passes keep is not counted.".into());
+        }
         let parameters = scaled(plan.elements as f64);
         let ranks = plan.mesh.size();
-        Ok(Self {
+        Self {
             title: format!("{parameters} parameters over {ranks} {}", if ranks == 1 { "rank" } else { "ranks" }),
             candidate,
             micro_batches: schedule.micro_batches,
             notes,
-            timeline: StepTimeline::by_flops(schedule, architecture, seq, &candidate),
+            timeline: StepTimeline::by_flops(schedule, &plan.architecture, seq, &candidate),
             clock: Clock::Forwards,
-            memory,
+            memory: if passes { plan.memory.clone() } else { stored(&plan) },
             counted: std::array::from_fn(|component| passes || component < STORED),
             limit: None,
             plan,
             estimate: None,
             found: None,
-        })
+        }
     }
 
     /// Writes the page.

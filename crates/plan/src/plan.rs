@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     table, Architecture, Axis, Candidate, ContextForm, Degrees, Mesh, Partition, PartitionedParameter, Placement,
-    RankBytes, RecomputeName, Schedule, ScheduleName, Storage, Traffic, Zero,
+    RankBytes, RankMemory, RecomputeName, Schedule, ScheduleName, Storage, Traffic, Zero,
 };
 
 /// A layout of a model over ranks, complete and self-contained.
@@ -33,6 +33,9 @@ pub struct Plan {
     /// What each rank of the pipeline holds; empty without one.
     #[serde(default)]
     pub stages: Vec<PlannedStages>,
+    /// What each rank of the pipeline keeps at its fullest, by component; empty where that was not counted.
+    #[serde(default)]
+    pub memory: Vec<RankMemory>,
     /// What a step does, where a run is planned and not its storage alone.
     #[serde(default)]
     pub work: Option<PlannedWork>,
@@ -72,7 +75,7 @@ pub struct PlannedStages {
     pub layers: Vec<[usize; 2]>,
     /// The elements of its parameters, padding included.
     pub elements: usize,
-    /// What it stores between steps, without the padding of buckets.
+    /// What it stores between steps; with the padding of buckets where [`Plan::memory`] was counted.
     pub bytes: RankBytes,
 }
 
@@ -113,6 +116,7 @@ impl Plan {
             zero: Zero::Replicated,
             schedule: None,
             stages: Vec::new(),
+            memory: Vec::new(),
             work: None,
             parameters: partition.parameters.iter().map(planned).collect(),
         }
@@ -150,6 +154,23 @@ impl Plan {
         Self { work: Some(work), ..self }
     }
 
+    /// Writes down what each rank of the pipeline keeps. What it stores between steps is then told with the padding of buckets.
+    ///
+    /// # Panics
+    /// If there is no rank.
+    #[must_use]
+    pub fn keeping(mut self, memory: Vec<RankMemory>) -> Self {
+        let stored = |memory: &RankMemory| RankBytes {
+            parameters: memory.parameters,
+            gradients: memory.gradients,
+            master: memory.master,
+            moments: memory.moments,
+        };
+        self.stages.iter_mut().zip(&memory).for_each(|(stages, memory)| stages.bytes = stored(memory));
+        let bytes = memory.iter().map(stored).max_by_key(RankBytes::total).expect("a pipeline has a rank");
+        Self { memory, rank_bytes: bytes, ..self }
+    }
+
     /// Returns the layout as searches have it.
     pub fn candidate(&self) -> Candidate {
         let Degrees { pp, dp, cp, tp, ep } = self.mesh.degrees();
@@ -169,9 +190,9 @@ impl Plan {
     }
 
     /// Writes the plan for people: a line a parameter with its name, full shape, cut dim, each tensor rank's range, and
-    /// bytes a rank; then the sums.
+    /// bytes a rank, where `layers.*` stands for each layer; what each rank of the pipeline holds and keeps; then the sums.
     ///
-    /// With more than four tensor ranks, only the first two and the last are shown.
+    /// With more than four tensor ranks, lines show only the first two and the last, and a table has all.
     pub fn table(&self) -> String {
         table::table(self)
     }

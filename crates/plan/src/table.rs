@@ -1,4 +1,6 @@
-//! A plan as text: columns as wide as their widest cell, then the sums.
+//! A plan as text: the parameters, columns as wide as their widest cell; what single ranks hold; then the sums.
+
+mod ranks;
 
 use std::fmt::Write;
 
@@ -12,22 +14,50 @@ const HEADER: [&str; 5] = ["name", "shape", "dim", "range of each tensor rank", 
 /// Writes the table of a plan.
 pub(crate) fn table(plan: &Plan) -> String {
     let rows: Vec<[String; 5]> =
-        std::iter::once(HEADER.map(str::to_owned)).chain(plan.parameters.iter().map(row)).collect();
+        std::iter::once(HEADER.map(str::to_owned)).chain(shown(plan).into_iter().map(row)).collect();
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
     let widths: [usize; 5] = std::array::from_fn(width);
     let mut text = String::new();
     for row in &rows {
         write_row(&mut text, row, &widths);
     }
+    if plan.mesh.degree(Axis::Tp) > MOST_RANKS {
+        text += &ranks::tensor(plan);
+    }
+    text += &ranks::pipeline(plan);
     write_sums(&mut text, plan);
     text
 }
 
-fn row(parameter: &PlannedParameter) -> [String; 5] {
-    let PlannedParameter { name, shape, dim, bytes, .. } = parameter;
+/// Lists the parameters to show, with their names: where all layers are alike, `layers.*` stands for each of them.
+fn shown(plan: &Plan) -> Vec<(String, &PlannedParameter)> {
+    let inside = |parameter: &PlannedParameter| -> Option<(String, String)> {
+        let (layer, inside) = parameter.name.strip_prefix("layers.")?.split_once('.')?;
+        Some((layer.to_owned(), inside.to_owned()))
+    };
+    let mut all: Vec<(String, &PlannedParameter)> = Vec::new();
+    for parameter in &plan.parameters {
+        match inside(parameter) {
+            Some((_, inside)) if plan.architecture.layers > 1 => {
+                let name = format!("layers.*.{inside}");
+                let alike = |(known, other): &(String, &PlannedParameter)| {
+                    *known == name && other.shape == parameter.shape && other.ranges == parameter.ranges
+                };
+                if !all.iter().any(alike) {
+                    all.push((name, parameter));
+                }
+            }
+            _ => all.push((parameter.name.clone(), parameter)),
+        }
+    }
+    all
+}
+
+fn row((name, parameter): (String, &PlannedParameter)) -> [String; 5] {
+    let PlannedParameter { shape, dim, bytes, .. } = parameter;
     let shape: Vec<String> = shape.iter().map(usize::to_string).collect();
     let dim = dim.map_or("-".to_owned(), |dim| dim.to_string());
-    [name.clone(), shape.join("×"), dim, ranges(parameter), grouped(*bytes)]
+    [name, shape.join("×"), dim, ranges(parameter), grouped(*bytes)]
 }
 
 /// Writes `0..10 10..20 … 90..100`, with how often each element is held where it is more than once.
@@ -68,7 +98,9 @@ fn write_sums(text: &mut String, plan: &Plan) {
     if plan.zero > Zero::Replicated {
         let _ = writeln!(text, "shared out      by the data ranks, ZeRO stage {}: {}", plan.zero, shared(plan));
     }
-    for stages in &plan.stages {
+    // Where their memory was counted they have a table.
+    let untold = if plan.memory.is_empty() { plan.stages.as_slice() } else { &[] };
+    for stages in untold {
         let layers: Vec<String> = stages.layers.iter().map(|[start, end]| format!("{start}..{end}")).collect();
         let (elements, bytes) = (grouped(stages.elements), grouped(stages.bytes.total()));
         let _ = writeln!(

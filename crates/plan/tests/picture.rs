@@ -2,8 +2,8 @@
 
 use mp_plan::{
     published, search, ActivityKind, Analytic, Architecture, Candidate, Cluster, ContextForm, Estimator, Executor,
-    Found, Job, ModelConfig, Page, ParallelConfig, Partition, Plan, Precision, RankMemory, Schedule, ScheduleName,
-    Space, StepTimeline, Storage, Switch, Zero,
+    Found, Job, MemoryModel, ModelConfig, Page, ParallelConfig, Partition, Plan, Precision, RankMemory, Schedule,
+    ScheduleName, Space, StepTimeline, Storage, Switch, Zero,
 };
 use roxmltree::{Document, Node, ParsingOptions};
 
@@ -291,8 +291,9 @@ fn tiny() -> String {
     let schedule = Schedule::new(ScheduleName::OneFOneB, stages, 2, false).unwrap();
     let partition = Partition::new(&job.architecture, &candidate.mesh().unwrap()).unwrap();
     let storage = Storage { precision: Precision::Bf16, moments: 2 };
-    let plan = Plan::new(&partition, storage).cut(&partition, &schedule, Zero::Replicated);
-    Page::of_layout(plan, &schedule, Some(&job)).unwrap().html()
+    let memory = MemoryModel::new(&job).ranks(&candidate, &schedule.stages, &schedule.ranks).unwrap();
+    let plan = Plan::new(&partition, storage).cut(&partition, &schedule, Zero::Replicated).keeping(memory);
+    Page::of_layout(plan, &schedule, job.seq).html()
 }
 
 #[test]

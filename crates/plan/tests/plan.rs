@@ -1,8 +1,9 @@
 //! The written plan: its bytes, its JSON and its table.
 
 use mp_plan::{
-    Architecture, ContextForm, Degrees, Folding, Mesh, ModelConfig, Partition, Plan, PlannedWork, Precision, RankBytes,
-    RecomputeName, Schedule, ScheduleName, Stages, Storage, Traffic, Zero,
+    Architecture, Candidate, ContextForm, Degrees, Executor, Folding, Job, MemoryModel, Mesh, ModelConfig, Partition,
+    Plan, PlannedWork, Precision, RankBytes, RankMemory, RecomputeName, Schedule, ScheduleName, Stages, Storage,
+    Traffic, Zero,
 };
 
 fn plan(tp: usize, dp: usize, storage: Storage) -> Plan {
@@ -153,4 +154,72 @@ fn the_work_of_a_step_is_said_in_words() {
     assert!(plan.clone().running(alone).table().contains("sent in a step  nothing: there is one rank\n"));
     let two = PlannedWork { traffic: vec![sent, Traffic { pp: 7, ..sent }], ..work };
     assert!(plan.running(two).table().contains(" data 90 bytes, pp 7 bytes by a rank at most\n"));
+}
+
+/// The plan of 10⁹ parameters over ten tensor ranks in each of ten stages.
+fn hundred() -> (Plan, Vec<RankMemory>) {
+    let config = ModelConfig { hidden: 2000, layers: 20, heads: 20, kv_heads: 10, ffn: 6330, ..ModelConfig::default() };
+    let architecture = Architecture::resolve(&config, 257, 1024).unwrap();
+    let candidate = Candidate { tp: 10, pp: 10, ..Candidate::default() };
+    let job = Job {
+        architecture: architecture.clone(),
+        seq: 1024,
+        global_batch: 40,
+        precision: Precision::Bf16,
+        moments: 2,
+        bucket_elements: 1 << 22,
+        context: ContextForm::Ring,
+        within_documents: false,
+        executor: Executor::ENGINE,
+    };
+    let partition = Partition::new(&architecture, &candidate.mesh().unwrap()).unwrap();
+    let schedule = Schedule::new(ScheduleName::OneFOneB, candidate.stages(&job).unwrap(), 40, false).unwrap();
+    let memory = MemoryModel::new(&job).ranks(&candidate, &schedule.stages, &schedule.ranks).unwrap();
+    let plan = Plan::new(&partition, job.storage()).cut(&partition, &schedule, Zero::Replicated);
+    (plan.keeping(memory.clone()), memory)
+}
+
+#[test]
+fn a_hundred_parts_have_a_table_each_way() {
+    let (plan, memory) = hundred();
+    assert!((0.99e9..1.01e9).contains(&(plan.elements as f64)));
+    let table = plan.table();
+    let lines = |head: &str| -> Vec<Vec<&str>> {
+        let table = table.split_once(head).unwrap().1.lines().skip(2);
+        table.take_while(|line| !line.is_empty()).map(|line| line.split_whitespace().collect()).collect()
+    };
+    let tensor = lines("each tensor rank's rows or columns");
+    // Keys and values have ten heads of 100, queries twenty.
+    assert_eq!(tensor.len(), 10);
+    assert_eq!(tensor[3], ["3", "78..104", "600..800", "300..400", "600..800", "1899..2532", "1899..2532"]);
+    let pipeline = lines("each rank of the pipeline, in MiB:");
+    assert_eq!(pipeline.len(), 10);
+    assert_eq!(pipeline[7][..3], ["7", "70..80", "14..16"]);
+    for (row, memory) in pipeline.iter().zip(&memory) {
+        let total: f64 = row.last().unwrap().parse().unwrap();
+        assert!((total - memory.total() as f64 / f64::from(1 << 20)).abs() < 0.0051, "{row:?}");
+    }
+    assert!(table.contains("\nlayers.*.mlp.down.weight ") && !table.contains("layers.0."), "{table}");
+    assert!(!table.contains("pp rank 1 "), "the table has them: {table}");
+    assert_eq!(serde_json::from_str::<Plan>(&serde_json::to_string(&plan).unwrap()).unwrap(), plan);
+}
+
+#[test]
+fn what_is_kept_has_the_padding_of_buckets() {
+    let (plan, memory) = hundred();
+    let stored = |memory: &RankMemory| memory.parameters + memory.gradients + memory.master + memory.moments;
+    assert_eq!(plan.rank_bytes.total(), memory.iter().map(stored).max().unwrap());
+    for (stages, memory) in plan.stages.iter().zip(&memory) {
+        assert_eq!(stages.bytes.total(), stored(memory));
+        assert!(stages.bytes.total() >= 18 * stages.elements);
+    }
+}
+
+#[test]
+fn layers_that_differ_are_told_apart() {
+    let mut plan = hundred().0;
+    let odd = plan.parameters.iter_mut().find(|parameter| parameter.name == "layers.3.mlp.down.weight").unwrap();
+    odd.ranges[0] = [0, 7];
+    let table = plan.table();
+    assert_eq!(table.matches("layers.*.mlp.down.weight").count(), 2, "{table}");
 }

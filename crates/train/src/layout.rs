@@ -19,8 +19,8 @@ use mp_model::recompute::Recompute;
 use mp_model::regions::Between;
 use mp_model::Parameters;
 use mp_plan::{
-    Architecture, Arrangement, Axis, Candidate, ContextForm, Degrees, Executor, Job, Mesh, Partition, Plan,
-    PlannedWork, RecomputeName, Schedule, Sequences, Storage, Traffic, Workload, Zero,
+    Architecture, Arrangement, Axis, Candidate, ContextForm, Degrees, Executor, Job, MemoryModel, Mesh, Partition,
+    Plan, PlannedWork, RecomputeName, Schedule, Sequences, Storage, Traffic, Workload, Zero,
 };
 
 use crate::config::{DataFormat, OptimizerName};
@@ -245,7 +245,13 @@ impl Layout {
     pub fn plan(&self, config: &Config) -> Plan {
         let storage = Storage { precision: config.train.precision.planned(), moments: Self::moments(config) };
         let plan = Plan::new(&self.partition, storage).cut(&self.partition, &self.schedule, self.zero);
-        plan.running(self.work(config))
+        let plan = plan.running(self.work(config));
+        // Beside adapters passes keep other things than those that are counted.
+        let Ok((job, candidate)) = self.planned(config) else { return plan };
+        match MemoryModel::new(&job).ranks(&candidate, &self.schedule.stages, &self.schedule.ranks) {
+            Ok(memory) => plan.keeping(memory),
+            Err(_) => plan,
+        }
     }
 }
 

@@ -51,7 +51,7 @@ pub fn run(args: &Plan, world: &World) -> Result<(), Failure> {
     write(&path, &serde_json::to_string_pretty(&plan).expect("a plan is plain data"))?;
     screen.line(&plan.table());
     screen.line(&format!("written to {}", path.display()));
-    pictures.write(&screen, || html::page(&config, vocabulary(&config, &tokenizer), &layout, &plan))?;
+    pictures.write(&screen, || Ok(Page::of_layout(plan.clone(), &layout.schedule, config.train.seq)))?;
     Ok(screen.result(&plan)?)
 }
 

@@ -1,4 +1,4 @@
-//! `mp-cli plan --html`: a page for the configured layout, and for the best one of a machine.
+//! What `mp-cli plan` shows beside its lists: pages of pictures, and tables of single ranks.
 
 use std::fs;
 
@@ -33,4 +33,21 @@ fn a_page_that_cannot_be_written_is_an_input_error() {
         let ended = alone(folder.path(), &[&["plan", "--html", "no/where/a.html"], more].concat());
         assert!(ended.input_error().contains("--html"), "{ended:#?}");
     }
+}
+
+#[test]
+fn a_hundred_parts_are_told_rank_by_rank() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/hundred-parts.toml");
+    let ended = alone(folder.path(), &["plan", "--config", config, "--ranks", "100"]).success();
+    assert!(
+        ended.out.contains("each tensor rank's rows or columns") && ended.out.contains("on 100 ranks"),
+        "{ended:#?}"
+    );
+    let json = fs::read_to_string(folder.path().join("plan.json")).unwrap();
+    let plan: serde_json::Value = serde_json::from_str(&json).unwrap();
+    let memory = plan["memory"].as_array().unwrap();
+    assert_eq!((memory.len(), plan["parameters"][0]["ranges"].as_array().unwrap().len()), (10, 10));
+    assert!(memory.iter().all(|rank| rank["activations"].as_u64() > Some(0)));
+    assert!((0.99e9..1.01e9).contains(&plan["elements"].as_f64().unwrap()));
 }

@@ -4,9 +4,7 @@ use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use mp_plan::{Page, Plan};
-use mp_train::layout::Layout;
-use mp_train::Config;
+use mp_plan::Page;
 
 use crate::failure::refused;
 use crate::screen::Screen;
@@ -39,17 +37,4 @@ impl Html {
         screen.line(&written);
         Ok(())
     }
-}
-
-/// Shows the configured layout.
-///
-/// # Errors
-/// As [`Layout::job`], but for adapters and stages cut by hand.
-pub fn page(config: &Config, vocab: usize, layout: &Layout, plan: &Plan) -> mp_train::Result<Page> {
-    let mut config = config.clone();
-    // How layers are dealt out stands in the layout's own schedule.
-    config.parallel.split.clear();
-    // Beside adapters passes keep other things than those that are counted.
-    let job = if config.lora.rank > 0 { None } else { Some(Layout::job(&config, vocab)?) };
-    Ok(Page::of_layout(plan.clone(), &layout.schedule, job.as_ref())?)
 }

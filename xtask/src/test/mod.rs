@@ -1,9 +1,10 @@
 //! `cargo xtask test`: every check in turn, each shown as it runs and counted; a failure does not stop the next.
 //!
 //! `plan` says what the workspace has to run beyond nextest, `counts` reads results, `nextest` makes sure of the runner,
-//! `verify` has the program verify layouts, `report` adds up and keeps the time.
+//! `verify` has the program verify layouts, `hundred_parts` trains on 100 ranks, `report` adds up and keeps the time.
 
 mod counts;
+mod hundred_parts;
 mod nextest;
 mod plan;
 mod report;
@@ -39,7 +40,7 @@ const BARE: [&str; 2] = ["mp-comm", "mp-data"];
 /// Arguments of `cargo xtask test`.
 #[derive(Args)]
 pub struct Options {
-    /// Also run ignored tests, messages beyond 2^31 bytes, and the default training run in the release build
+    /// Also run ignored tests, messages beyond 2^31 bytes, a model in 100 parts on 100 ranks, and the default training run in the release build
     #[arg(long)]
     all: bool,
 }
@@ -76,6 +77,7 @@ fn checks(workspace: &Workspace, all: bool, report: &mut Report) {
         run.planned(report, &plan);
         run.verifications(report, all);
         if all {
+            report.step("a model in 100 parts on 100 ranks", || run.hundred_parts());
             report.step("default training run", || run.training());
         }
     }
@@ -90,7 +92,7 @@ fn set_up(workspace: &Workspace, deadline: Deadline) -> Result<Installs> {
 }
 
 fn notes(all: bool) -> Vec<String> {
-    let long = "ignored tests, mpi_conformance --huge, verification of all layouts on 8 ranks, the default training run in the release build";
+    let long = "ignored tests, mpi_conformance --huge, verification of all layouts on 8 ranks, a model in 100 parts on 100 ranks, the default training run in the release build";
     let first = match all {
         true => format!("--all added: {long}"),
         false => format!("left out (`cargo xtask test --all` runs them): {long}"),

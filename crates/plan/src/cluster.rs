@@ -158,6 +158,9 @@ pub struct Efficiency {
     pub node: f64,
     /// The share of `network.bandwidth` that collectives and messages reach.
     pub network: f64,
+    /// The share of what is sent that moves while the device computes: 1 where links move it by themselves, 0 where the
+    /// processor that computes also copies, as on a host, whose MPI moves messages only inside calls.
+    pub overlap: f64,
     /// What starting one operation takes on the device.
     ///
     /// # Units
@@ -254,8 +257,9 @@ impl Efficiency {
         ] {
             require(share > 0.0 && share <= 1.0, key, share, "must be a share above 0 and up to 1")?;
         }
-        let attention = self.attention;
-        require((0.0..=1.0).contains(&attention), "efficiency.attention", attention, "must be a share from 0 to 1")?;
+        for (key, share) in [("efficiency.attention", self.attention), ("efficiency.overlap", self.overlap)] {
+            require((0.0..=1.0).contains(&share), key, share, "must be a share from 0 to 1")?;
+        }
         require((0.0..1.0).contains(&self.reserve), "efficiency.reserve", self.reserve, "must be in [0, 1)")
     }
 }

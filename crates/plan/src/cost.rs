@@ -45,6 +45,11 @@ pub trait CostModel: Send + Sync {
 
     /// Returns the time of a message from rank to rank.
     fn message(&self, bytes: f64, inside_node: bool) -> f64;
+
+    /// Returns the share of what is sent that moves while the device computes: all of it, unless a machine says less.
+    fn overlap(&self) -> f64 {
+        1.0
+    }
 }
 
 /// What a machine's data sheet and a few shares say.
@@ -99,5 +104,9 @@ impl CostModel for Analytic {
             true => node.latency + bytes / (node.bandwidth * efficiency.node),
             false => network.latency + bytes / (network.bandwidth * efficiency.network),
         }
+    }
+
+    fn overlap(&self) -> f64 {
+        self.cluster.efficiency.overlap
     }
 }

@@ -115,6 +115,8 @@ proptest! {
         prop_assert!(faster(&|cluster| cluster.device.memory_bandwidth *= more) <= plain);
         prop_assert!(faster(&|cluster| cluster.device.peak.bf16 = Some(989e12 * more)) <= plain);
         prop_assert!(faster(&|cluster| cluster.node.latency /= more) <= plain);
+        // And one that moves less while it computes never makes it faster.
+        prop_assert!(faster(&|cluster| cluster.efficiency.overlap = 1.0 / more - 0.25) >= plain);
     }
 
     #[test]
@@ -482,6 +484,38 @@ fn nothing_hides_behind_products_that_are_put_off() {
     for cut in [false, true] {
         assert!(tensor(ScheduleName::ZbH1, cut) > tensor(ScheduleName::OneFOneB, cut), "sequence cut: {cut}");
     }
+}
+
+/// Where the processor itself moves what is sent, nothing hides: an executor that hides all takes as long as one that hides
+/// none, but for the messages of a pipeline, which are on their way while other micro-batches are computed.
+#[test]
+fn nothing_hides_where_nothing_moves_by_itself() {
+    let engine = job(4, 8, 0.0, 16);
+    let waiting =
+        Job { executor: Executor { hides_tensor: false, hides_data: false, ..engine.executor }, ..engine.clone() };
+    let links = cluster(4, 3_000_000_000, 1.0).with_ranks(4);
+    let mut host = links.clone();
+    host.efficiency.overlap = 0.0;
+    let time = |job: &Job, cluster: &Cluster, candidate: &Candidate| {
+        let costs = Analytic::new(cluster);
+        let estimate = Estimator::new(job, cluster, &costs).estimate(candidate).unwrap();
+        estimate.time.unwrap()
+    };
+    let plain = Candidate { micro_batch: 1, ..Candidate::default() };
+    for candidate in [
+        Candidate { tp: 4, ..plain },
+        Candidate { tp: 4, sequence_parallel: true, ..plain },
+        Candidate { dp: 4, ..plain },
+        Candidate { tp: 2, dp: 2, zero: Zero::Parameters, ..plain },
+    ] {
+        let host_time = time(&engine, &host, &candidate);
+        assert_eq!(host_time, time(&waiting, &links, &candidate), "{candidate:?}");
+        assert!(host_time.seconds > time(&engine, &links, &candidate).seconds, "{candidate:?}");
+    }
+    // Around a ring no executor waits on purpose; all of each message is waited for.
+    let ring = Candidate { cp: 4, ..plain };
+    let [moved, waited] = [&links, &host].map(|cluster| time(&engine, cluster, &ring).terms.context);
+    assert!(waited > moved, "{moved} {waited}");
 }
 
 /// What a rank stores is what the engine's own arrangement of its parameters allocates.

@@ -31,6 +31,7 @@ impl Default for Efficiency {
             // All-reduces over eight devices show 230 of 300 GB/s.
             node: 0.77,
             network: 0.8,
+            overlap: 1.0,
             launch: 5e-6,
             reserve: 0.08,
         }
@@ -103,7 +104,7 @@ fn cpu() -> Cluster {
         node: Node { count: 1, devices: 8, memory_bytes: 256 * GIB, bandwidth: 5e9, latency: 2e-6 },
         device: Device { name: "CPU".into(), memory_bytes: 0, memory_bandwidth: 25e9, peak },
         network: Network { bandwidth: 1.25e9, latency: 20e-6 },
-        efficiency: Efficiency { launch: 2e-6, attention: 0.4, ..Efficiency::default() },
+        efficiency: Efficiency { launch: 2e-6, attention: 0.4, overlap: 0.0, ..Efficiency::default() },
         measured: None,
     }
 }

@@ -211,7 +211,9 @@ impl<'a> Shapes<'a> {
                 let inside = self.context.neighbours == self.context.size;
                 let hops = (cp - 1) as f64;
                 let message = |bytes: f64| self.costs.message(bytes, inside);
-                let wait = |time: f64, message: f64| hops * (message - time / cp as f64).max(0.0);
+                let overlap = self.costs.overlap();
+                let wait =
+                    |time: f64, message: f64| hops * (message - (time / cp as f64).min(overlap * message)).max(0.0);
                 // What blocks found is merged, and their gradients are added, with all digits.
                 let merged = hops * self.costs.memory(4.0 * state * (self.tokens * self.query * k) as f64, 4);
                 let added = hops * self.costs.memory(3.0 * state * pair, 2);
@@ -299,7 +301,8 @@ impl Passes {
     /// Where a schedule puts the product for the weights off, nothing travels behind it.
     fn add_collectives(&mut self, shapes: &Shapes<'_>, column: bool, behind: [f64; 2]) {
         let boundary = shapes.boundary();
-        let waits = |behind: f64, hides: bool| if hides { (boundary - behind).max(0.0) } else { boundary };
+        let overlap = shapes.costs.overlap();
+        let waits = |behind: f64, hides: bool| if hides { boundary - behind.min(overlap * boundary) } else { boundary };
         let hides = shapes.job.executor.hides_tensor;
         let [input, weight] = behind;
         let reduced = waits(weight, hides && !shapes.candidate.schedule.splits_backward());

@@ -118,6 +118,10 @@ impl CostModel for Measured {
             None => self.plain.message(bytes, inside_node),
         }
     }
+
+    fn overlap(&self) -> f64 {
+        self.plain.overlap()
+    }
 }
 
 /// What becomes of times below the smallest size.

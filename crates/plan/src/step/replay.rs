@@ -227,6 +227,10 @@ impl CostModel for AtPace<'_> {
             self.costs.message(bytes, inside_node)
         }
     }
+
+    fn overlap(&self) -> f64 {
+        self.costs.overlap()
+    }
 }
 
 #[cfg(test)]

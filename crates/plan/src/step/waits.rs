@@ -45,8 +45,11 @@ impl Estimator<'_> {
         let collective = |what, bytes: f64| buckets * self.costs.collective(what, bytes / buckets, group);
         let gradients = (elements.all * self.job.precision.state_bytes()) as f64;
         let values = (elements.all * self.job.precision.parameter_bytes()) as f64;
-        let hides = if self.job.executor.hides_data { 1.0 } else { 0.0 };
-        let behind = |time: f64, window: f64| (time - hides * window * (1.0 - 1.0 / buckets)).max(time / buckets);
+        let hides = if self.job.executor.hides_data { self.costs.overlap() } else { 0.0 };
+        let behind = |time: f64, window: f64| {
+            let hidden = (window * (1.0 - 1.0 / buckets)).min(hides * time);
+            (time - hidden).max(time / buckets)
+        };
         match candidate.zero {
             Zero::Replicated => behind(collective(Collective::AllReduce, gradients), last),
             Zero::Optimizer => {

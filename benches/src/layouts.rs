@@ -8,7 +8,7 @@ pub type Case = (usize, &'static [&'static str]);
 
 /// What all share.
 pub const BASE: [&str; 6] = [
-    "train.seq=128",
+    "train.seq=64",
     "train.global_batch=8",
     "model.heads=4",
     "train.precision=fp32",
@@ -21,7 +21,7 @@ pub const CASES: [Case; 40] = [
     (1, &["model.hidden=64", "model.layers=2"]),
     (1, &["model.hidden=64", "model.layers=2", "parallel.micro_batch=1"]),
     (1, &["model.hidden=64", "model.layers=6", "parallel.micro_batch=2"]),
-    (1, &["model.hidden=64", "model.layers=4", "train.seq=512", "train.global_batch=2"]),
+    (1, &["model.hidden=64", "model.layers=4", "train.seq=512", "train.global_batch=1"]),
     (1, &["model.hidden=128", "model.layers=2", "train.seq=32"]),
     (1, &["model.hidden=128", "model.layers=4"]),
     (1, &["model.hidden=128", "model.layers=4", "parallel.recompute=full"]),

@@ -1,8 +1,8 @@
 //! The planner beside runs of small models: `mpirun -n N planner [--cluster FILE]`.
 //!
 //! Each layout for so many ranks is trained for some steps, as any run is, and its ledger says what was predicted and what
-//! was measured. Layouts take turns, so that a machine that changes its pace changes it for all; of the rounds the fastest
-//! counts, since others on the machine only ever make a step longer.
+//! was measured. Layouts take turns, so that a machine that changes its pace changes it for all; of all rounds the fastest step
+//! counts, since others on the machine only ever make a step longer. Each rank computes with one thread.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -40,7 +40,7 @@ fn main() -> Result<()> {
     let options = Options::parse();
     let mpi = Mpi::initialize()?;
     let world = mpi.communicator();
-    device::prepare((std::thread::available_parallelism()?.get() / world.local_size()).max(1));
+    device::prepare(1);
     if let Err(error) = bench(&options, &world) {
         eprintln!("{error:#}");
         mpi.abort(1)
@@ -52,11 +52,14 @@ fn main() -> Result<()> {
 struct Ear<'a> {
     last: u64,
     stop: &'a AtomicBool,
+    /// The fastest step's seconds.
+    fastest: f64,
     ledger: Option<Ledger>,
 }
 
 impl Observer for Ear<'_> {
     fn step(&mut self, record: &StepRecord) {
+        self.fastest = self.fastest.min(record.step_seconds);
         if record.step == self.last {
             self.stop.store(true, Ordering::Relaxed);
         }
@@ -79,8 +82,7 @@ fn bench(options: &Options, world: &Arc<dyn Communicator>) -> Result<()> {
     let mut figures: Vec<Vec<Figures>> = vec![Vec::new(); cases.len()];
     for _ in 0..options.rounds {
         for ((_, sets), figures) in cases.iter().zip(&mut figures) {
-            let ledger = trained(options, world, sets)?;
-            figures.extend(ledger.as_ref().map(of));
+            figures.extend(trained(options, world, sets)?);
         }
     }
     if world.rank() == Rank(0) {
@@ -90,8 +92,8 @@ fn bench(options: &Options, world: &Arc<dyn Communicator>) -> Result<()> {
     Ok(())
 }
 
-/// Trains under a layout; rank 0 gets the run's ledger.
-fn trained(options: &Options, world: &Arc<dyn Communicator>, sets: &[&str]) -> Result<Option<Ledger>> {
+/// Trains under a layout; rank 0 gets what came of it.
+fn trained(options: &Options, world: &Arc<dyn Communicator>, sets: &[&str]) -> Result<Option<Figures>> {
     let place = options.folder.join("planner-bench");
     let mut own = vec![
         format!("train.out={}", place.display()),
@@ -102,20 +104,20 @@ fn trained(options: &Options, world: &Arc<dyn Communicator>, sets: &[&str]) -> R
     let sets = BASE.iter().chain(sets).map(|set| (*set).to_owned());
     let config = Config::load(None, None, &sets.chain(own).collect::<Vec<_>>())?;
     let stop = AtomicBool::new(false);
-    let mut ear = Ear { last: options.steps, stop: &stop, ledger: None };
+    let mut ear = Ear { last: options.steps, stop: &stop, fastest: f64::INFINITY, ledger: None };
     run::train(&config, Arc::clone(world), Device::Cpu, &stop, &mut ear)?;
     if world.rank() == Rank(0) {
         remove(&place)?;
     }
     world.barrier()?;
-    Ok(ear.ledger)
+    Ok(ear.ledger.map(|ledger| of(&ledger, ear.fastest)))
 }
 
 fn remove(place: &Path) -> Result<()> {
     std::fs::remove_dir_all(place).with_context(|| format!("cannot remove {}", place.display()))
 }
 
-fn of(ledger: &Ledger) -> Figures {
+fn of(ledger: &Ledger, fastest: f64) -> Figures {
     let memory = || ledger.memory.ranks.iter().map(|rank| rank.total);
     let time = || ledger.time.ranks.iter().map(|rank| rank.total);
     Figures {
@@ -123,10 +125,7 @@ fn of(ledger: &Ledger) -> Figures {
             memory().filter_map(|total| total.predicted_bytes).max(),
             memory().filter_map(|total| total.measured_bytes).max(),
         ],
-        seconds: [
-            time().filter_map(|total| total.predicted_seconds).reduce(f64::max),
-            time().map(|total| total.measured_seconds).reduce(f64::max),
-        ],
+        seconds: [time().filter_map(|total| total.predicted_seconds).reduce(f64::max), Some(fastest)],
     }
 }
 

@@ -39,7 +39,7 @@ pub fn command(workspace: &Workspace, options: &Options) -> Result<ExitCode> {
     for ranks in RANKS {
         let machine = folder.join(format!("bench-planner-{}-{ranks}.toml", std::process::id()));
         let mut measure = environment::mpirun(&installs.mpi, ranks, &target.join("release/mp-cli"));
-        measure.args(["plan", "--measure"]).arg(&machine);
+        measure.args(["plan", "--measure"]).arg(&machine).args(["--set", "train.threads=1"]);
         process::run(&mut measure)?;
         let mut run = environment::mpirun(&installs.mpi, ranks, &target.join("release/planner"));
         run.arg("--cluster").arg(&machine).arg("--folder").arg(&folder);

@@ -112,6 +112,11 @@ impl<'a> Buffer<'a> {
         Ok(Self { kind, memory: Memory::Device(run) })
     }
 
+    /// Views a run of whole elements that was checked with its buffer.
+    pub(crate) fn of_run(kind: Kind, run: DeviceRun<'a>) -> Self {
+        Self { kind, memory: Memory::Device(run) }
+    }
+
     /// Returns the element kind.
     pub fn kind(&self) -> Kind {
         self.kind
@@ -193,6 +198,11 @@ impl<'a> BufferMut<'a> {
         let run = DeviceRun::new(memory);
         check(kind, run.address(), run.bytes())?;
         Ok(Self { kind, memory: MemoryMut::Device(run) })
+    }
+
+    /// Views a run of whole elements that was checked with its buffer.
+    pub(crate) fn of_run(kind: Kind, run: DeviceRun<'a>) -> Self {
+        Self { kind, memory: MemoryMut::Device(run) }
     }
 
     /// Returns the element kind.

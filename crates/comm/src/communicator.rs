@@ -55,6 +55,15 @@ pub trait Communicator: Send + Sync + fmt::Debug {
     /// Returns how many processes of the group share this node.
     fn local_size(&self) -> usize;
 
+    /// Says whether blocking calls take buffers on a device, as addresses: of memory that no queued work is using, and that
+    /// is free to be used when the call returns.
+    ///
+    /// [`Staged`](crate::staged::Staged) asks this of the communicator inside. Not so uneven all-to-alls, averages and
+    /// reductions of bfloat16, which are never asked for.
+    fn takes_device_pointers(&self) -> bool {
+        false
+    }
+
     /// Reduces elementwise in place; every rank ends with the result.
     ///
     /// # Errors

@@ -47,6 +47,7 @@ struct Identity {
     size: usize,
     local_rank: Rank,
     local_size: usize,
+    takes_device_pointers: bool,
 }
 
 impl Faulty {
@@ -58,6 +59,7 @@ impl Faulty {
             size: inner.size(),
             local_rank: inner.local_rank(),
             local_size: inner.local_size(),
+            takes_device_pointers: inner.takes_device_pointers(),
         };
         Self { inner: Mutex::new(Some(inner)), identity, calls: AtomicU64::new(0), k, fault }
     }
@@ -92,6 +94,9 @@ impl Communicator for Faulty {
     }
     fn local_size(&self) -> usize {
         self.identity.local_size
+    }
+    fn takes_device_pointers(&self) -> bool {
+        self.identity.takes_device_pointers
     }
 
     fn all_reduce(&self, buffer: BufferMut<'_>, op: ReduceOp) -> Result<()> {

@@ -99,6 +99,9 @@ impl Communicator for Stopwatch {
     fn local_size(&self) -> usize {
         self.inner.local_size()
     }
+    fn takes_device_pointers(&self) -> bool {
+        self.inner.takes_device_pointers()
+    }
 
     fn all_reduce(&self, buffer: BufferMut<'_>, op: ReduceOp) -> Result<()> {
         self.waited.during(|| self.inner.all_reduce(buffer, op))

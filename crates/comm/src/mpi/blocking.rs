@@ -21,7 +21,7 @@ use crate::{Call, Kind, Rank, ReduceOp, Result};
 /// MPI does not match blocking with non-blocking collectives, so the form depends on the thread level alone, which all
 /// ranks share. Inside a blocking call no queue of ours moves, and a peer may be waiting for just that: what is queued
 /// is handed to the library first.
-fn collective(
+pub(super) fn collective(
     group: &Group,
     what: What<'_>,
     blocking: impl FnOnce() -> c_int,

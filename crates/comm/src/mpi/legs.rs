@@ -2,7 +2,7 @@
 #![allow(unsafe_code)]
 
 use std::collections::VecDeque;
-use std::ffi::c_int;
+use std::ffi::{c_int, c_void};
 use std::time::{Duration, Instant};
 
 use mpi::ffi;
@@ -79,24 +79,48 @@ pub(super) fn post_receive(
     from: Rank,
     tag: c_int,
 ) -> Result<Leg> {
+    post_receive_at(group, comm, call, (memory.as_mut_ptr().cast(), memory.len()), from, tag)
+}
+
+/// Starts to receive into memory of the host, or of a device that the library follows addresses on.
+pub(super) fn post_receive_at(
+    group: &Group,
+    comm: Handle,
+    call: Call,
+    (start, bytes): (*mut c_void, usize),
+    from: Rank,
+    tag: c_int,
+) -> Result<Leg> {
     let mut ticket = Ticket::null();
-    let what = group.what(call, "MPI_Irecv", memory.len(), Some(from));
+    let what = group.what(call, "MPI_Irecv", bytes, Some(from));
     // SAFETY: the callers keep the memory, untouched, until the leg is complete.
     invoke(what, || unsafe {
-        let (start, kind) = (memory.as_mut_ptr().cast(), datatype(Kind::U8));
-        ffi::MPI_Irecv(start, int(memory.len()), kind, int(from.0), tag, comm.0, &mut ticket.0)
+        let kind = datatype(Kind::U8);
+        ffi::MPI_Irecv(start, int(bytes), kind, int(from.0), tag, comm.0, &mut ticket.0)
     })?;
     Ok(Leg { expects: true, ..Leg::new(ticket, what) })
 }
 
 /// Starts to send. The memory stays the caller's, unchanged, until the leg is complete.
 pub(super) fn post_send(group: &Group, comm: Handle, call: Call, memory: &[u8], to: Rank, tag: c_int) -> Result<Leg> {
+    post_send_at(group, comm, call, (memory.as_ptr().cast(), memory.len()), to, tag)
+}
+
+/// Starts to send from memory of the host, or of a device that the library follows addresses on.
+pub(super) fn post_send_at(
+    group: &Group,
+    comm: Handle,
+    call: Call,
+    (start, bytes): (*const c_void, usize),
+    to: Rank,
+    tag: c_int,
+) -> Result<Leg> {
     let mut ticket = Ticket::null();
-    let what = group.what(call, "MPI_Isend", memory.len(), Some(to));
+    let what = group.what(call, "MPI_Isend", bytes, Some(to));
     // SAFETY: the callers keep the memory, unchanged, until the leg is complete.
     invoke(what, || unsafe {
-        let (start, kind) = (memory.as_ptr().cast(), datatype(Kind::U8));
-        ffi::MPI_Isend(start, int(memory.len()), kind, int(to.0), tag, comm.0, &mut ticket.0)
+        let kind = datatype(Kind::U8);
+        ffi::MPI_Isend(start, int(bytes), kind, int(to.0), tag, comm.0, &mut ticket.0)
     })?;
     Ok(Leg::new(ticket, what))
 }

@@ -41,6 +41,7 @@
 //! refused on some ranks only.
 
 mod blocking;
+mod direct;
 mod engine;
 mod group;
 mod legs;
@@ -124,28 +125,43 @@ impl Communicator for Mpi {
     fn local_size(&self) -> usize {
         self.group.local_size
     }
+    fn takes_device_pointers(&self) -> bool {
+        direct::allowed()
+    }
 
     fn all_reduce(&self, buffer: BufferMut<'_>, op: ReduceOp) -> Result<()> {
         let site = self.group.site(Call::AllReduce);
         site.op(buffer.kind(), op)?;
+        if let Some(span) = direct::span(site, buffer.as_buffer())? {
+            return direct::all_reduce(&self.group, span, op);
+        }
         blocking::all_reduce(&self.group, site.host_mut(buffer)?, op)
     }
 
     fn reduce_scatter(&self, send: Buffer<'_>, receive: BufferMut<'_>, op: ReduceOp) -> Result<()> {
         let site = self.group.site(Call::ReduceScatter);
         site.reduce_scatter(send, receive.as_buffer(), op)?;
+        if let Some(spans) = direct::both(site, send, &receive)? {
+            return direct::reduce_scatter(&self.group, spans, op);
+        }
         blocking::reduce_scatter(&self.group, site.host(send)?, site.host_mut(receive)?, op)
     }
 
     fn all_gather(&self, send: Buffer<'_>, receive: BufferMut<'_>) -> Result<()> {
         let site = self.group.site(Call::AllGather);
         site.all_gather(send, receive.as_buffer())?;
+        if let Some(spans) = direct::both(site, send, &receive)? {
+            return direct::all_gather(&self.group, spans);
+        }
         blocking::all_gather(&self.group, site.host(send)?, site.host_mut(receive)?)
     }
 
     fn all_to_all(&self, send: Buffer<'_>, receive: BufferMut<'_>) -> Result<()> {
         let site = self.group.site(Call::AllToAll);
         site.all_to_all(send, receive.as_buffer())?;
+        if let Some(spans) = direct::both(site, send, &receive)? {
+            return direct::all_to_all(&self.group, spans);
+        }
         blocking::all_to_all(&self.group, site.host(send)?, site.host_mut(receive)?)
     }
 
@@ -165,18 +181,27 @@ impl Communicator for Mpi {
     fn broadcast(&self, buffer: BufferMut<'_>, root: Rank) -> Result<()> {
         let site = self.group.site(Call::Broadcast);
         site.rank(root)?;
+        if let Some(span) = direct::span(site, buffer.as_buffer())? {
+            return direct::broadcast(&self.group, span, root);
+        }
         blocking::broadcast(&self.group, site.host_mut(buffer)?, root)
     }
 
     fn send(&self, buffer: Buffer<'_>, to: Rank, tag: Tag) -> Result<()> {
         let site = self.group.site(Call::Send);
         site.peer(self.rank(), to)?;
+        if let Some(span) = direct::span(site, buffer)? {
+            return direct::send(&self.group, span, to, tag);
+        }
         messages::send(&self.group, site.host(buffer)?, to, tag)
     }
 
     fn receive(&self, buffer: BufferMut<'_>, from: Rank, tag: Tag) -> Result<()> {
         let site = self.group.site(Call::Receive);
         site.rank(from)?;
+        if let Some(span) = direct::span(site, buffer.as_buffer())? {
+            return direct::receive(&self.group, span, from, tag);
+        }
         messages::receive(&self.group, site.host_mut(buffer)?, from, tag)
     }
 

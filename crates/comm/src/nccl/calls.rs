@@ -34,7 +34,7 @@ impl Group {
         let accelerator = &*self.shared.accelerator;
         self.handle.failure()?;
         for run in runs {
-            self.shared.library.verify(*run)?;
+            self.shared.library.driver.verify(*run)?;
         }
         order(accelerator, accelerator.current()?, self.stream)?;
         runs.iter().try_for_each(|run| accelerator.keep(run.memory(), self.stream))?;

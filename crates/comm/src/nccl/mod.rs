@@ -30,6 +30,7 @@
 //! on the device that they say, see [`DeviceMemory`](crate::DeviceMemory).
 
 mod calls;
+pub(crate) mod driver;
 mod handle;
 mod library;
 mod raw;

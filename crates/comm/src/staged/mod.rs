@@ -11,6 +11,12 @@
 //! Host memory is kept for the next call; whoever takes it waits until no copy uses it any more. Buffers of the host pass
 //! through. A group of one moves memory within the device.
 //!
+//! # Device pointers
+//! Where the communicator inside [takes them](Communicator::takes_device_pointers), and [`Staged::direct`] made this one, a
+//! blocking call hands it the device's own memory, in one piece, once the caller's stream has come to the call: the host waits
+//! for an event. Uneven all-to-alls, averages, reductions of bfloat16, what is 2³¹ bytes or more, and all that is started go
+//! through host memory all the same; messages go in the same pieces either way, so that their two ends may differ.
+//!
 //! # Progress
 //! What was started enters the communicator inside once its copy down is done. That is seen to whenever any thread is
 //! inside a call of a group that was split from the same [`Staged`]; before such a call blocks on peers it lets all of it in,
@@ -65,6 +71,8 @@ struct Shared {
     /// The stream of all copies.
     side: Stream,
     chunk_bytes: usize,
+    /// Whether device pointers go to communicators that take them.
+    direct: bool,
     slots: Slots,
     queue: Queue,
 }
@@ -104,10 +112,42 @@ impl Staged {
         accelerator: Arc<dyn Accelerator>,
         chunk_bytes: usize,
     ) -> Result<Self> {
+        Self::made(inner, accelerator, chunk_bytes, false)
+    }
+
+    /// Hands device memory to a communicator that takes it, where that can be.
+    ///
+    /// # Errors
+    /// [`Error::Device`] where the device gives no stream.
+    pub fn direct(inner: Arc<dyn Communicator>, accelerator: Arc<dyn Accelerator>) -> Result<Self> {
+        Self::made(inner, accelerator, CHUNK_BYTES, true)
+    }
+
+    fn made(
+        inner: Arc<dyn Communicator>,
+        accelerator: Arc<dyn Accelerator>,
+        chunk_bytes: usize,
+        direct: bool,
+    ) -> Result<Self> {
         let side = accelerator.side()?;
-        let queue = Queue::default();
-        let shared = Shared { accelerator, side, chunk_bytes: chunk_bytes.max(8), slots: Slots::default(), queue };
-        Ok(Self { inner, shared: Arc::new(shared) })
+        let (chunk_bytes, slots, queue) = (chunk_bytes.max(8), Slots::default(), Queue::default());
+        Ok(Self { inner, shared: Arc::new(Shared { accelerator, side, chunk_bytes, direct, slots, queue }) })
+    }
+
+    fn may_go_direct(&self) -> bool {
+        self.shared.direct && self.inner.takes_device_pointers()
+    }
+
+    /// Says whether a call hands over device memory, once the work on it is done. All ranks come to the same answer.
+    fn goes_direct(&self, bytes: usize, reduction: Option<(Kind, ReduceOp)>) -> Result<bool> {
+        let ours = reduction.is_some_and(|(kind, op)| kind == Kind::Bf16 || op == ReduceOp::Avg);
+        if !self.may_go_direct() || ours || bytes >= 1 << 31 {
+            return Ok(false);
+        }
+        let mut event = self.shared.accelerator.event()?;
+        event.record(self.shared.accelerator.current()?)?;
+        event.synchronize()?;
+        Ok(true)
     }
 
     /// Returns the communicator inside, for a call that blocks on peers.
@@ -221,6 +261,9 @@ impl Communicator for Staged {
         if self.is_alone() {
             return Ok(());
         }
+        if self.goes_direct(buffer.byte_len(), Some((kind, op)))? {
+            return self.inner.all_reduce(buffer, op);
+        }
         let steps = steps::in_place(buffer.len(), kind.bytes(), self.chunk(kind, 1), Way::Both);
         self.in_place(steps, (kind, buffer.device()), |host| self.inner.all_reduce(host, op))
     }
@@ -235,6 +278,9 @@ impl Communicator for Staged {
         let (kind, size, part) = (send.kind(), self.size(), receive.len());
         if let (true, Some(from), Some(to)) = (self.is_alone(), send.device(), receive.device()) {
             return self.across(from, to);
+        }
+        if self.goes_direct(send.byte_len(), Some((kind, op)))? {
+            return self.inner.reduce_scatter(send, receive, op);
         }
         let steps = steps::scatter(part, size, kind.bytes(), self.chunk(kind, size));
         self.exchange(steps, (send, receive), |_, mine, part| self.inner.reduce_scatter(mine, part, op))
@@ -251,6 +297,9 @@ impl Communicator for Staged {
         if let (true, Some(from), Some(to)) = (self.is_alone(), send.device(), receive.device()) {
             return self.across(from, to);
         }
+        if self.goes_direct(receive.byte_len(), None)? {
+            return self.inner.all_gather(send, receive);
+        }
         let steps = steps::gather(send.len(), size, kind.bytes(), self.chunk(kind, size));
         self.exchange(steps, (send, receive), |_, mine, all| self.inner.all_gather(mine, all))
     }
@@ -265,6 +314,9 @@ impl Communicator for Staged {
         let (kind, size) = (send.kind(), self.size());
         if let (true, Some(from), Some(to)) = (self.is_alone(), send.device(), receive.device()) {
             return self.across(from, to);
+        }
+        if self.goes_direct(send.byte_len(), None)? {
+            return self.inner.all_to_all(send, receive);
         }
         let steps = steps::transpose(send.len() / size, size, kind.bytes(), self.chunk(kind, size));
         self.exchange(steps, (send, receive), |_, mine, theirs| self.inner.all_to_all(mine, theirs))
@@ -304,6 +356,9 @@ impl Communicator for Staged {
         if self.is_alone() {
             return Ok(());
         }
+        if self.goes_direct(buffer.byte_len(), None)? {
+            return self.inner.broadcast(buffer, root);
+        }
         let way = if self.rank() == root { Way::Down } else { Way::Up };
         let steps = steps::in_place(buffer.len(), kind.bytes(), self.chunk(kind, 1), way);
         self.in_place(steps, (kind, buffer.device()), |host| self.inner.broadcast(host, root))
@@ -317,6 +372,11 @@ impl Communicator for Staged {
             return self.inner.send(buffer, to, tag);
         }
         let steps = self.message(kind, buffer.byte_len(), Way::Down);
+        if let Some(run) = buffer.device().filter(|_| self.may_go_direct()) {
+            self.goes_direct(0, None)?;
+            let pieces = steps.iter().flat_map(|step| &step.down).map(|(piece, _)| run.part(piece.clone()));
+            return pieces.into_iter().try_for_each(|piece| self.inner.send(Buffer::of_run(kind, piece), to, tag));
+        }
         self.in_place(steps, (kind, buffer.device()), |host| self.inner.send(host.as_buffer(), to, tag))
     }
 
@@ -328,6 +388,13 @@ impl Communicator for Staged {
             return self.inner.receive(buffer, from, tag);
         }
         let steps = self.message(kind, buffer.byte_len(), Way::Up);
+        if let Some(run) = buffer.device().filter(|_| self.may_go_direct()) {
+            self.goes_direct(0, None)?;
+            let pieces = steps.iter().flat_map(|step| &step.up).map(|(_, piece)| run.part(piece.clone()));
+            return pieces
+                .into_iter()
+                .try_for_each(|piece| self.inner.receive(BufferMut::of_run(kind, piece), from, tag));
+        }
         self.in_place(steps, (kind, buffer.device()), |host| self.inner.receive(host, from, tag))
     }
 

@@ -261,7 +261,8 @@ fn addresses_that_are_made_up_never_reach_nccl() {
         for address in [here.as_ptr() as usize, other.allocate(64).address(), end] {
             let mut memory = Elsewhere(address, device.allocate(64));
             let outcome = nccl.all_reduce(BufferMut::on_device(Kind::U8, &mut memory)?, ReduceOp::Sum);
-            let refused = matches!(&outcome, Err(Error::Device { device: 0, doing: "checking a buffer for NCCL", .. }));
+            let refused =
+                matches!(&outcome, Err(Error::Device { device: 0, doing: "checking a buffer's address", .. }));
             assert!(refused, "{address:#x}: {outcome:?}");
         }
         Ok::<_, Error>(())

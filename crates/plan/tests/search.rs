@@ -5,9 +5,9 @@ use std::cmp::Ordering;
 use mp_plan::cluster::Device;
 use mp_plan::search::order;
 use mp_plan::{
-    check_all_to_all, check_effect, check_zero, search, Analytic, Architecture, Candidate, Cluster, ContextForm,
-    Degrees, Error, Estimate, Estimator, Executor, Job, Mesh, ModelConfig, ParallelConfig, Partition, Precision,
-    Ranking, RecomputeName, Schedule, ScheduleName, Sequences, Space, Stages, Switch, Zero,
+    check_all_to_all, check_effect, check_zero, search, Analytic, Architecture, ArchitectureName, Candidate, Cluster,
+    ContextForm, Degrees, Error, Estimate, Estimator, Executor, Job, Mesh, ModelConfig, ParallelConfig, Partition,
+    Precision, Ranking, RecomputeName, Schedule, ScheduleName, Sequences, Space, Stages, Switch, Zero,
 };
 use proptest::prelude::*;
 
@@ -48,11 +48,22 @@ fn exhaustive_by(
     ranks: usize,
     order: fn(&Estimate, &Estimate) -> Ordering,
 ) -> Vec<Estimate> {
+    exhaustive_within(cluster.rank_memory(), job, cluster, space, ranks, order)
+}
+
+fn exhaustive_within(
+    limit: usize,
+    job: &Job,
+    cluster: &Cluster,
+    space: &Space,
+    ranks: usize,
+    order: fn(&Estimate, &Estimate) -> Ordering,
+) -> Vec<Estimate> {
     let costs = Analytic::new(cluster);
     let mut estimator = Estimator::new(job, cluster, &costs);
     let mut all: Vec<Estimate> =
         space.candidates(job, ranks).map(|candidate| estimator.estimate(&candidate).unwrap()).collect();
-    all.retain(Estimate::fits);
+    all.retain(|estimate| estimate.largest().total() <= limit);
     all.sort_by(order);
     let mut degrees: Vec<Degrees> = Vec::new();
     all.retain(|estimate| {
@@ -69,8 +80,39 @@ fn seconds(estimate: &Estimate) -> f64 {
 }
 
 fn any_job() -> impl Strategy<Value = Job> {
-    (1..7_usize, prop::sample::select(vec![2, 8]), prop::sample::select(vec![0.0, 0.1]), 1..4_usize)
-        .prop_map(|(layers, kv_heads, dropout, batch)| job(layers, kv_heads, dropout, 8 * batch))
+    let sizes = (1..7_usize, prop::sample::select(vec![2, 8]), prop::sample::select(vec![0.0, 0.1]), 1..4_usize);
+    let families = [ArchitectureName::Llama, ArchitectureName::Gpt2, ArchitectureName::Bert];
+    let forms = (
+        prop::sample::select(families.to_vec()),
+        prop::sample::select(vec![ContextForm::Ring, ContextForm::AllToAll]),
+        prop::sample::select(vec![Precision::Bf16, Precision::Fp32]),
+        any::<bool>(),
+    );
+    (sizes, forms).prop_map(|((layers, kv_heads, dropout, batch), (family, context, precision, apart))| {
+        let plain = job(layers, kv_heads, dropout, 8 * batch);
+        // One table at both ends, where a family has it so.
+        let tied = family != ArchitectureName::Llama;
+        let heads = if family == ArchitectureName::Llama { kv_heads } else { 8 };
+        let model = ModelConfig {
+            architecture: family,
+            hidden: 512,
+            layers,
+            heads: 8,
+            kv_heads: heads,
+            ffn: 2048,
+            dropout,
+            tie_embeddings: Some(tied),
+            ..ModelConfig::default()
+        };
+        let architecture = Architecture::resolve(&model, 4096, 512).unwrap();
+        Job { architecture, context, precision, within_documents: apart, ..plain }
+    })
+}
+
+/// The job as so many ranks can run it: with one rank, no way between context ranks has an effect.
+fn on(ranks: usize, job: Job) -> Job {
+    let context = if ranks == 1 { ContextForm::Ring } else { job.context };
+    Job { context, ..job }
 }
 
 /// Devices of a node, ranks, memory.
@@ -85,6 +127,7 @@ proptest! {
     fn a_search_finds_what_estimating_everything_finds(
         job in any_job(), (devices, ranks, memory) in any_machine(), most in 1..6_usize,
     ) {
+        let job = on(ranks, job);
         let cluster = cluster(devices, memory, 1.0).with_ranks(ranks);
         let space = Space::of(&job, ranks);
         let found = search(&job, &cluster, &Analytic::new(&cluster), &space, ranks, most).unwrap();
@@ -92,12 +135,21 @@ proptest! {
         // With a single set of degrees the search lists all its layouts.
         let most = if ranks == 1 { 1 } else { most };
         prop_assert_eq!(&found.layouts[..most.min(found.layouts.len())], &all[..most.min(all.len())]);
+
+        // What would be faster with more room: of the three fastest, whatever they keep, those ahead of the best that fits.
+        let roomy = exhaustive_within(usize::MAX, &job, &cluster, &space, ranks, order);
+        let ahead = |estimate: &&Estimate| all.first().is_some_and(|best| order(estimate, best) == Ordering::Less);
+        let misses: Vec<&Estimate> = roomy.iter().take(3).filter(ahead).collect();
+        if ranks > 1 && !all.is_empty() {
+            prop_assert_eq!(found.misses.iter().collect::<Vec<_>>(), misses);
+        }
     }
 
     #[test]
     fn a_better_machine_never_makes_the_best_slower(
         job in any_job(), (devices, ranks, memory) in any_machine(), more in 1.0..4.0_f64,
     ) {
+        let job = on(ranks, job);
         let best = |cluster: Cluster| {
             let cluster = cluster.with_ranks(ranks);
             let space = Space::of(&job, ranks);
@@ -113,8 +165,18 @@ proptest! {
             best(faster)
         };
         prop_assert!(faster(&|cluster| cluster.device.memory_bandwidth *= more) <= plain);
-        prop_assert!(faster(&|cluster| cluster.device.peak.bf16 = Some(989e12 * more)) <= plain);
+        let multiplied = faster(&|cluster| {
+            let peak = &mut cluster.device.peak;
+            (peak.bf16, peak.fp32) = (peak.bf16.map(|rate| rate * more), peak.fp32.map(|rate| rate * more));
+        });
+        prop_assert!(multiplied <= plain);
         prop_assert!(faster(&|cluster| cluster.node.latency /= more) <= plain);
+        // Each link on its own, for either may be the narrow one.
+        prop_assert!(faster(&|cluster| cluster.node.bandwidth *= more) <= plain);
+        prop_assert!(faster(&|cluster| cluster.network.bandwidth *= more) <= plain);
+        prop_assert!(faster(&|cluster| cluster.network.latency /= more) <= plain);
+        prop_assert!(faster(&|cluster| cluster.efficiency.launch /= more) <= plain);
+        prop_assert!(faster(&|cluster| cluster.efficiency.reserve /= more) <= plain);
         // And one that moves less while it computes never makes it faster.
         prop_assert!(faster(&|cluster| cluster.efficiency.overlap = 1.0 / more - 0.25) >= plain);
     }
@@ -123,6 +185,7 @@ proptest! {
     fn whatever_is_proposed_runs_and_is_the_sum_of_its_parts(
         job in any_job(), (devices, ranks, memory) in any_machine(),
     ) {
+        let job = on(ranks, job);
         let cluster = cluster(devices, memory, 1.0).with_ranks(ranks);
         let found =
             search(&job, &cluster, &Analytic::new(&cluster), &Space::of(&job, ranks), ranks, 8).unwrap();
@@ -425,7 +488,7 @@ fn without_a_peak_there_is_memory_and_no_time() {
 /// A trillion parameters on ten thousand devices.
 fn large() -> (Job, Cluster) {
     let model = ModelConfig {
-        architecture: mp_plan::ArchitectureName::Gpt2,
+        architecture: ArchitectureName::Gpt2,
         hidden: 25_600,
         layers: 128,
         heads: 160,

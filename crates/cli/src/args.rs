@@ -76,7 +76,7 @@ pub struct Plan {
     #[arg(long, value_name = "FILE|NAME")]
     pub cluster: Option<String>,
     /// Measure this machine with all ranks that mpirun started, and write it into this file, for --cluster.
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["cluster", "ranks", "best", "out"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["cluster", "ranks", "best", "html", "simulate", "out"])]
     pub measure: Option<PathBuf>,
     /// With --cluster: how many layouts to show.
     #[arg(long, value_name = "N", default_value_t = 10, requires = "cluster")]

@@ -1,9 +1,8 @@
 //! `mp-cli plan`: where each parameter lies, as a table for people and `plan.json` for programs; or the best layouts for a
 //! machine; or that machine, measured.
 
-mod measure;
-
 mod html;
+mod measure;
 mod simulate;
 
 use std::path::Path;

@@ -7,6 +7,7 @@ mod finetuning;
 mod generate;
 mod inputs;
 mod pictures;
+mod planning;
 mod ranks;
 mod runs;
 mod simulate;

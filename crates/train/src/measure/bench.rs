@@ -56,26 +56,40 @@ impl<'a> Bench<'a> {
     ///
     /// # Errors
     /// On all ranks, what the operation fails with on any.
-    pub fn seconds(&self, operation: impl FnMut() -> Result<()>) -> Result<f64> {
-        self.quantile(QUICK, self.either(QUICK_EACH, EACH), operation)
+    pub fn seconds(&self, mut operation: impl FnMut() -> Result<()>) -> Result<f64> {
+        let [once, elapsed] = self.once(&mut operation)?;
+        let each = match (self.effort, elapsed > self.either(QUICK_LIMIT, LIMIT)) {
+            (Effort::Quick(_), true) => return Ok(once),
+            (Effort::Full, true) => 0.0,
+            (_, false) => self.either(QUICK_EACH, EACH),
+        };
+        self.repeated(once, each, operation)
     }
 
-    /// The same with another quantile, of samples that take so many seconds.
-    pub fn quantile(&self, quantile: f64, each: f64, mut operation: impl FnMut() -> Result<()>) -> Result<f64> {
+    /// The same, of samples that take so many seconds, whatever the time.
+    ///
+    /// # Errors
+    /// As [`seconds`](Self::seconds).
+    pub fn seconds_in(&self, each: f64, mut operation: impl FnMut() -> Result<()>) -> Result<f64> {
+        let [once, _] = self.once(&mut operation)?;
+        self.repeated(once, each, operation)
+    }
+
+    /// Runs an operation twice; returns what the second run took, and the seconds since the beginning, each on the slowest
+    /// rank, which decides for all.
+    fn once(&self, operation: &mut impl FnMut() -> Result<()>) -> Result<[f64; 2]> {
         // Caches, and what libraries prepare.
         agree(self.world, operation())?;
         let begun = Instant::now();
         let done = operation();
         let mut known = [begun.elapsed().as_secs_f64().max(1e-9), self.begun.elapsed().as_secs_f64()];
         agree(self.world, done)?;
-        // The slowest rank decides for all.
         self.world.all_reduce(BufferMut::new(&mut known), ReduceOp::Max)?;
-        let [once, elapsed] = known;
-        let late = elapsed > self.either(QUICK_LIMIT, LIMIT);
-        if late && matches!(self.effort, Effort::Quick(_)) {
-            return Ok(once);
-        }
-        let each = if late { 0.0 } else { each };
+        Ok(known)
+    }
+
+    /// Runs an operation that takes `once` as often as fits in `each` seconds; returns the mean of the ranks' quick runs.
+    fn repeated(&self, once: f64, each: f64, mut operation: impl FnMut() -> Result<()>) -> Result<f64> {
         let repeats = (SAMPLE / once).ceil().min(REPEATED);
         let samples = (each / (once * repeats)).clamp(FEWEST, MOST) as usize;
         self.world.barrier()?;
@@ -87,7 +101,7 @@ impl<'a> Bench<'a> {
         let times: Result<Vec<f64>> = (0..samples).map(|_| sample()).collect();
         let mut times = agree(self.world, times)?;
         times.sort_by(f64::total_cmp);
-        let mut typical = [times[(quantile * times.len() as f64) as usize]];
+        let mut typical = [times[(QUICK * times.len() as f64) as usize]];
         self.world.all_reduce(BufferMut::new(&mut typical), ReduceOp::Avg)?;
         Ok(typical[0])
     }

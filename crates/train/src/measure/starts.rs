@@ -67,8 +67,8 @@ fn step(bench: &Bench<'_>, config: &Config, device: Device) -> Result<f64> {
     let (mut trainer, source) = crate::agree::agree(bench.world(), made())?;
     let batches = [Batch::read(&*source, 0..1)?];
     let mut step = 0;
-    // A small difference of two steps counts, which other programs' noise must not fill: the quick ones are compared.
-    bench.quantile(0.25, bench.either(0.1, 0.5), || {
+    // A small difference of two steps counts, which noise would fill where one sample stood for each.
+    bench.seconds_in(bench.either(0.1, 0.5), || {
         step += 1;
         let work = Work { step, lr: 1e-3, batches: &batches, global_batch: 1, targets: source.targets() };
         trainer.step(&work).map(drop)

@@ -1,0 +1,41 @@
+//! The planner in the program: machines that are measured or named, and training that asks it.
+
+use std::fs;
+
+use crate::common::{alone, ranks, train, with_sets, TINY};
+
+#[test]
+fn flags_and_files_of_machines_that_cannot_serve_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let refused = |words: &[&str]| alone(folder.path(), &[&["plan"], words].concat()).input_error().to_string();
+    assert!(
+        refused(&["--measure", "no/where.toml"]).contains("`--measure` is \"no/where.toml\", but it cannot be written")
+    );
+    for flag in [&["--cluster", "cpu"][..], &["--best", "2"], &["--html", "a.html"], &["--out", "b"], &["--ranks", "2"]]
+    {
+        assert!(refused(&[&["--measure", "a.toml"], flag].concat()).contains("cannot be used with"), "{flag:?}");
+    }
+    assert!(!folder.path().join("a.toml").exists());
+    assert!(refused(&["--best", "3"]).contains("required arguments were not provided"));
+    assert!(refused(&["--cluster", "cpu", "--ranks", "99999999999"]).contains("`--ranks` is 99999999999, but"));
+    fs::write(folder.path().join("bad.toml"), "[node]\ncount = 1\ndevice = 2\n").unwrap();
+    let unknown = "the cluster `bad.toml` cannot be used: there is no key `node.device`; did you mean `devices`?";
+    assert!(refused(&["--cluster", "bad.toml"]).contains(unknown));
+    let ended = train(folder.path(), &["parallel.cluster=bad.toml"]);
+    assert!(ended.input_error().contains("there is no key `node.device`"), "{ended:#?}");
+    assert!(!folder.path().join("runs").exists());
+}
+
+#[test]
+fn two_ranks_ask_the_planner_and_one_line_says_what_and_why() {
+    let folder = tempfile::tempdir().unwrap();
+    let sets = ["parallel.dp=0", "parallel.cluster=cpu", "train.name=asked"];
+    let ended = ranks(2, folder.path(), &with_sets("train", &[TINY, &sets])).success();
+    let said: Vec<&str> = ended.out.lines().filter(|line| line.starts_with("planner ")).collect();
+    let [line] = said[..] else { panic!("{ended:#?}") };
+    for part in [" a step, ", " MiB a rank on CPU", "; next "] {
+        assert!(line.contains(part), "{line}");
+    }
+    let config = fs::read_to_string(folder.path().join("runs/asked/config.toml")).unwrap();
+    assert!(config.contains("chosen = [\"tp\", \"pp\", \"dp\", \"cp\""), "{config}");
+}

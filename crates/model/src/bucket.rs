@@ -8,7 +8,7 @@
 //! |---|---|---|
 //! | nothing | the whole bucket | an all-reduce in place |
 //! | optimizer state | the whole bucket | a reduce-scatter into the own part, once a step |
-//! | gradients | the own part; the bucket while it fills | a reduce-scatter added to the own part, once a micro-batch |
+//! | gradients | the own part; the bucket while it fills, and until the next one has | a reduce-scatter added to the own part, once a micro-batch |
 //!
 //! # Source
 //! Li et al. 2020, arXiv:2006.15704, §3.2.3; Rajbhandari et al. 2019, arXiv:1910.02054, §5.
@@ -34,6 +34,46 @@ pub(crate) struct Bucket {
     /// Contributions that come once a step.
     sums: AtomicUsize,
     state: Mutex<State>,
+    /// The reduction under way of all buckets whose gradients are shared out.
+    line: Arc<Line>,
+}
+
+/// Where gradients are shared out, one bucket of a rank is reduced at a time: others behind it would all be whole until they
+/// are waited for, and nothing would be shared.
+#[derive(Debug, Default)]
+pub(crate) struct Line(Mutex<Option<Travelling>>);
+
+/// A sum on its way, and where it belongs.
+#[derive(Debug)]
+struct Travelling {
+    /// The bucket's elements.
+    range: Range<usize>,
+    arriving: Arriving,
+    own: Tensor,
+}
+
+impl Line {
+    /// Lets a reduction travel, and waits for the one before.
+    fn send(&self, travelling: Option<Travelling>) -> Result<()> {
+        let earlier = std::mem::replace(&mut *self.travelling(), travelling);
+        let Some(Travelling { arriving, mut own, .. }) = earlier else { return Ok(()) };
+        let _ = own.f_add_(&arriving.wait()?)?;
+        Ok(())
+    }
+
+    /// Waits for the last reduction of a bucket that is about to fill again.
+    fn refill(&self, range: &Range<usize>) -> Result<()> {
+        let own = self.travelling().as_ref().is_some_and(|travelling| travelling.range == *range);
+        if own {
+            self.send(None)
+        } else {
+            Ok(())
+        }
+    }
+
+    fn travelling(&self) -> MutexGuard<'_, Option<Travelling>> {
+        self.0.lock().expect("no holder panics")
+    }
 }
 
 #[derive(Debug)]
@@ -75,6 +115,7 @@ impl Bucket {
         range: Range<usize>,
         zero: Zero,
         group: &Arc<dyn Communicator>,
+        line: &Arc<Line>,
         whole: Option<Tensor>,
         own: Tensor,
     ) -> Self {
@@ -82,6 +123,7 @@ impl Bucket {
             range,
             zero,
             group: Arc::clone(group),
+            line: Arc::clone(line),
             kind: (own.kind(), own.device()),
             sums: AtomicUsize::new(0),
             state: Mutex::new(State {
@@ -139,7 +181,10 @@ impl Bucket {
         let mut state = self.state();
         let whole = match &mut state.whole {
             Some(whole) => whole,
-            none => none.insert(Tensor::f_zeros([self.range.len() as i64], self.kind)?),
+            none => {
+                self.line.refill(&self.range)?;
+                none.insert(Tensor::f_zeros([self.range.len() as i64], self.kind)?)
+            }
         };
         Ok(whole.f_narrow(0, (range.start - self.range.start) as i64, range.len() as i64)?)
     }
@@ -184,6 +229,15 @@ impl Bucket {
     }
 
     fn start(&self, state: &mut State) -> Result<()> {
+        if self.zero >= Zero::Gradients {
+            let Some(whole) = state.whole.take() else { return Ok(()) };
+            let arriving = start_reduce_scatter(&*self.group, &whole, 0)?;
+            return self.line.send(Some(Travelling {
+                range: self.range.clone(),
+                arriving,
+                own: state.own.shallow_clone(),
+            }));
+        }
         self.settle(state)?;
         let Some(whole) = &state.whole else { return Ok(()) };
         let whole = whole.shallow_clone();
@@ -191,9 +245,6 @@ impl Bucket {
             Zero::Replicated => start_all_reduce(&*self.group, whole, ReduceOp::Sum)?,
             _ => start_reduce_scatter(&*self.group, &whole, 0)?,
         });
-        if self.zero >= Zero::Gradients {
-            state.whole = None;
-        }
         Ok(())
     }
 
@@ -201,10 +252,8 @@ impl Bucket {
     fn settle(&self, state: &mut State) -> Result<()> {
         let Some(arriving) = state.reducing.take() else { return Ok(()) };
         let sum = arriving.wait()?;
-        match self.zero {
-            Zero::Replicated => {}
-            Zero::Optimizer => state.own.f_copy_(&sum)?,
-            Zero::Gradients | Zero::Parameters => drop(state.own.f_add_(&sum)?),
+        if self.zero == Zero::Optimizer {
+            state.own.f_copy_(&sum)?;
         }
         Ok(())
     }
@@ -216,6 +265,7 @@ impl Bucket {
             let missing = state.left;
             return Err(Error::GradientMissing { elements: self.range.clone(), missing });
         }
+        self.line.send(None)?;
         self.settle(&mut state)
     }
 }

@@ -438,7 +438,7 @@ fn part(arrangement: &Arrangement, sharing: &Sharing) -> usize {
 }
 
 fn buckets(arrangement: &Arrangement, sharing: &Sharing, gradients: &Flat) -> Result<Vec<Option<Arc<Bucket>>>> {
-    let part = part(arrangement, sharing);
+    let (part, line) = (part(arrangement, sharing), Arc::default());
     let bucket = |(index, bucket): (usize, &mp_plan::Bucket)| -> Result<Option<Arc<Bucket>>> {
         if bucket.frozen {
             return Ok(None);
@@ -448,7 +448,7 @@ fn buckets(arrangement: &Arrangement, sharing: &Sharing, gradients: &Flat) -> Re
             false => Some(gradients.range(bucket.range.clone())?),
         };
         let own = gradients.range(arrangement.own_part(index, part))?;
-        Ok(Some(Arc::new(Bucket::new(bucket.range.clone(), sharing.zero, &sharing.data, whole, own))))
+        Ok(Some(Arc::new(Bucket::new(bucket.range.clone(), sharing.zero, &sharing.data, &line, whole, own))))
     };
     arrangement.buckets().iter().enumerate().map(bucket).collect()
 }

@@ -63,11 +63,12 @@ fn forward(logits: &Tensor, ids: Range<usize>, targets: &Tensor, group: &dyn Com
     let padding = width - ids.len() as i64;
     #[cfg(feature = "faults")]
     let padding = if crate::faults::active(crate::faults::Fault::PaddingCounts) { 0 } else { padding };
-    let z = if padding > 0 { pad_with_nothing(&z, ids.len() as i64, padding)? } else { z };
+    let mut z = if padding > 0 { pad_with_nothing(z, ids.len() as i64, padding)? } else { z };
 
     let mut highest = z.f_amax([-1i64].as_slice(), true)?;
     collective::all_reduce(group, &mut highest, ReduceOp::Max)?;
-    let z = z.f_sub(&highest)?;
+    // What is no copy is the caller's, and stays as it is.
+    let z = if padding > 0 || logits.kind() != kind { z.f_sub_(&highest)? } else { z.f_sub(&highest)? };
 
     let (column, here) = locate(targets, &ids)?;
     let here = here.f_to_kind(kind)?;
@@ -89,7 +90,7 @@ fn forward(logits: &Tensor, ids: Range<usize>, targets: &Tensor, group: &dyn Com
 }
 
 /// Keeps padded columns out of every sum. A shard of padding alone has a maximum of −∞, and adds nothing.
-fn pad_with_nothing(z: &Tensor, valid: i64, padding: i64) -> Result<Tensor> {
+fn pad_with_nothing(z: Tensor, valid: i64, padding: i64) -> Result<Tensor> {
     let nothing = z.f_narrow(1, valid, padding)?.f_full_like(f64::NEG_INFINITY)?;
     Ok(Tensor::f_cat(&[z.f_narrow(1, 0, valid)?, nothing], 1)?)
 }

@@ -92,7 +92,12 @@ impl ColumnParallel {
         let adapting = adapting.map(|(adapters, kept)| adapters.backward(kept, dy, &mut dx)).transpose()?;
         let reducing = match self.group.between {
             Between::Replicated => start_all_reduce(&*self.group.comm, dx, ReduceOp::Sum)?,
-            Between::SequenceSharded => start_reduce_scatter(&*self.group.comm, &dx, SEQUENCE)?,
+            Between::SequenceSharded => {
+                let reducing = start_reduce_scatter(&*self.group.comm, &dx, SEQUENCE)?;
+                // What travels may be a copy in the order of the ranks.
+                drop(dx);
+                reducing
+            }
         };
         let x = gathering.map_or_else(|| Ok(x.shallow_clone()), Arriving::wait)?;
         accumulate(&self.weight, dy, &x)?;

@@ -71,5 +71,6 @@ pub fn dropout(x: &Tensor, p: f64, place: Place<'_>) -> Result<Tensor> {
 /// # Errors
 /// [`Error::Torch`](crate::Error::Torch) where the shapes do not fit.
 pub fn apply(x: &Tensor, mask: &Tensor, p: f64) -> Result<Tensor> {
-    Ok(x.f_mul(mask)?.f_mul_scalar(1.0 / (1.0 - p))?)
+    // In place: no backward needs the product as it was.
+    Ok(x.f_mul(mask)?.f_mul_scalar_(1.0 / (1.0 - p))?)
 }

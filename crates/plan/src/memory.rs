@@ -1,10 +1,21 @@
 //! What each rank of a layout keeps, by component.
 //!
-//! Parameters, gradients, masters and moments are those of [`Arrangement`]: exact, padding included. Activations are counted
-//! as the engine's layers keep them ([`Kept`]), and how many are alive follows from the schedule's own lists. Workspace and
-//! buffers are the largest that are alive at a time.
+//! Parameters, gradients, masters and moments are those of [`Arrangement`]: exact, padding included. The rest is what is alive
+//! at the fullest moment of a step, played through on paper.
+//!
+//! | file | is |
+//! |---|---|
+//! | `memory/sizes.rs` | the tensors of a job in a layout, in bytes |
+//! | `memory/tape.rs` | memory as it is taken and given back |
+//! | `memory/passes.rs` | the backward of a layer and of the exit, tensor by tensor |
+//! | `memory/lent.rs` | what data ranks lend each other |
+//! | `memory/kept.rs` | what layers keep, and how full a rank is while it runs its list |
 
 mod kept;
+mod lent;
+mod passes;
+mod sizes;
+mod tape;
 
 use std::collections::{hash_map::Entry, HashMap};
 
@@ -17,6 +28,7 @@ use crate::{
 
 pub(crate) use kept::repeated;
 pub use kept::Kept;
+use lent::{lent, Lent};
 
 /// What one rank keeps at its fullest, by component.
 ///
@@ -37,9 +49,9 @@ pub struct RankMemory {
     pub tables: usize,
     /// What forwards keep for backwards that are still to come, at the fullest moment of the schedule.
     pub activations: usize,
-    /// What one layer, or the loss, needs beside that while it is computed.
+    /// What the computation under way has beside that.
     pub workspace: usize,
-    /// Messages under way, and values and gradients of others.
+    /// Messages under way, places ready for them, and values and gradients of others.
     pub buffers: usize,
 }
 
@@ -97,6 +109,8 @@ pub struct Elements {
     pub own: usize,
     /// Buckets that are reduced one after the other.
     pub buckets: usize,
+    /// Bytes of values and gradients of others, in a step of one micro-batch and of more.
+    lent: [Lent; 2],
 }
 
 impl<'a> MemoryModel<'a> {
@@ -137,16 +151,17 @@ impl<'a> MemoryModel<'a> {
         let kept = Kept::of(self.job, candidate);
         let rank = |(rank, order): (usize, &Vec<Step>)| {
             let (stored, elements) = self.stored(candidate, stages, rank)?;
-            let last = stages.rank_of(stages.count() - 1) == rank;
+            let lent = elements.lent[usize::from(candidate.micro_batches(self.job) > 1)];
+            let fullest = kept.fullest(candidate, stages, rank, order, &lent);
             Ok(RankMemory {
                 parameters: stored.parameters,
                 gradients: stored.gradients,
                 master: stored.master,
                 moments: stored.moments,
                 tables: tables(self.job),
-                activations: kept.peak(candidate, stages, rank, order) + kept.batch(candidate.micro_batches(self.job)),
-                workspace: kept.workspace(last),
-                buffers: kept.buffers(candidate, stages, rank, elements.all),
+                activations: fullest.activations + kept.batch(candidate.micro_batches(self.job)),
+                workspace: fullest.workspace,
+                buffers: fullest.buffers,
             })
         };
         orders.iter().enumerate().map(rank).collect()
@@ -188,6 +203,7 @@ impl Held {
             all: arrangement.trained_elements(),
             own: arrangement.own_elements(),
             buckets: arrangement.trained().count(),
+            lent: lent(job, parameters, &arrangement),
         };
         (arrangement.bytes(&job.storage()), elements)
     }

@@ -285,12 +285,10 @@ impl Search<'_> {
     /// Counts the bytes of what the first rank stores, of the micro-batches that surely are alive, those that it takes in
     /// before the first gradient comes back, and of what it needs beside them.
     fn surely_kept(&mut self, candidate: &Candidate, stages: &Stages) -> Result<usize> {
-        let (stored, elements) = self.estimator.stored(candidate, stages, 0)?;
+        let (stored, _) = self.estimator.stored(candidate, stages, 0)?;
         let kept = Kept::of(self.job, candidate);
         let (pp, micro_batches) = (candidate.pp, candidate.micro_batches(self.job));
-        let beside = kept.batch(micro_batches)
-            + kept.workspace(stages.rank_of(stages.count() - 1) == 0)
-            + kept.buffers(candidate, stages, 0, elements.all);
+        let beside = kept.batch(micro_batches) + kept.workspace();
         let alive = |chunk: usize| match (candidate.schedule, chunk) {
             (ScheduleName::Gpipe, _) => micro_batches,
             (ScheduleName::OneFOneB | ScheduleName::ZbH1, _) => micro_batches.min(pp),

@@ -6,6 +6,7 @@ mod data;
 mod finetuning;
 mod generate;
 mod inputs;
+mod ledger;
 mod pictures;
 mod planning;
 mod ranks;

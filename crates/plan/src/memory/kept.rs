@@ -1,4 +1,4 @@
-//! What the engine's layers keep for the backward, and what they need while they compute.
+//! What the engine's layers keep for the backward, and how full a rank is while it runs its list.
 //!
 //! Legend: `n` tokens of a micro-batch on this rank and `o` of them between tensor-parallel regions, `d` width, `q`, `g` query
 //! and key/value heads of this rank, `k` head width, `f` this rank's columns of the MLP, `e` bytes of an activation, `w`
@@ -13,90 +13,95 @@
 //! | stored attention | the same, and weights, mask and dropped weights | `3·n·q·s` |
 //! | MLP | before and after the activation; a gate's parts too | `2·n·f`, `4·n·f` with a gate |
 
-use crate::{ArchitectureName, Candidate, ContextForm, Job, RecomputeName, Stages, Step, Zero};
+use super::lent::Lent;
+use super::passes::Manner;
+use super::sizes::Sizes;
+use super::tape::Tape;
+use crate::{ArchitectureName, Candidate, Job, RecomputeName, Stages, Step};
 
-/// What parts of a model keep of one micro-batch on one rank.
+/// What parts of a model keep of one micro-batch on one rank, and the most that is alive in their passes.
 ///
 /// # Units
 /// Bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy)]
 pub struct Kept {
     /// A layer, with what is not computed again.
-    pub layer: usize,
-    /// A layer that is computed again as a whole: its input.
-    pub input: usize,
-    /// What a layer that is computed again keeps while its backward runs, beside what it kept before.
-    again: usize,
+    layer: usize,
+    /// An activation between stages, and the input of a layer that is computed again as a whole.
+    input: usize,
     /// What products for weights that are put off keep of a layer.
     deferred: usize,
-    /// The entrance.
-    pub entrance: usize,
-    /// The exit: last norm, and the loss's softmax.
-    pub exit: usize,
-    deferred_exit: usize,
-    /// A layer's backward.
-    work: usize,
-    /// The loss, forward and backward.
-    loss: usize,
-    /// Tokens and targets.
+    entrance: usize,
+    exit: usize,
+    loss_forward: usize,
+    /// The most beside what was kept: in a layer's backward, where the gradient of its output is its own, and where another
+    /// holds it; the same of a layer that is computed again, beside its input; in the exit's.
+    plain: [usize; 2],
+    again: usize,
+    head: usize,
+    /// The most beside what was kept in the backward of a layer that puts products off, and what the exit's keep.
+    put_off: [usize; 2],
     tokens: usize,
-    /// Keys and values on their way around.
-    ring: usize,
-    state: usize,
-    value: usize,
 }
 
-/// Sizes that all counts are made of.
-struct Sizes<'a> {
-    job: &'a Job,
-    candidate: &'a Candidate,
-    /// `n` and `o`.
-    tokens: usize,
-    between: usize,
-    query: usize,
-    key_value: usize,
-    k: usize,
-    ffn: usize,
-    widened: usize,
-    /// Elements of attention weights.
-    weights: usize,
-    /// `e` and `w`.
-    value: usize,
-    state: usize,
+/// What one virtual stage keeps of a micro-batch, and takes beside.
+#[derive(Debug, Clone, Copy, Default)]
+struct Chunk {
+    kept: usize,
+    put_off: usize,
+    /// The most in its forward and backward beyond what was kept before and after the former.
+    forward: usize,
+    backward: usize,
+    backward_input: usize,
+    /// What of the backward's is lent by others.
+    lent: usize,
+    /// Whether activations come in and go out by messages, or are handed over on this rank.
+    receives: bool,
+    sends: bool,
+}
+
+/// What a rank has at its fullest.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Fullest {
+    pub(super) activations: usize,
+    pub(super) workspace: usize,
+    pub(super) buffers: usize,
 }
 
 impl Kept {
     /// Counts for a job in a layout.
     pub fn of(job: &Job, candidate: &Candidate) -> Self {
         let sizes = Sizes::new(job, candidate);
-        let whole = sizes.layer(sizes.attention());
-        let input = sizes.hidden(1);
-        let (layer, again) = match candidate.recompute {
-            RecomputeName::None => (whole, 0),
-            RecomputeName::Selective => (sizes.layer(sizes.inputs()), sizes.attention().saturating_sub(sizes.inputs())),
-            RecomputeName::Full => (whole, whole - input),
+        let layer = layer(&sizes);
+        let input = sizes.hidden;
+        let bert = sizes.family == ArchitectureName::Bert;
+        let backward = |held: bool, deferred: bool| {
+            let mut tape = Tape::from(layer + input);
+            sizes.layer_backward(&mut tape, Manner { held, deferred });
+            tape
         };
-        let architecture = &job.architecture;
-        let (n, vocab) = (sizes.tokens, architecture.vocab.div_ceil(candidate.tp));
-        let bert = architecture.name == ArchitectureName::Bert;
-        let masks = usize::from(architecture.dropout > 0.0) + if bert { 2 } else { 0 };
-        let narrow = sizes.value < sizes.state;
+        // A layer that is computed again has its output beside, and whoever gave the gradient holds it.
+        let again = backward(true, false).peak() + input;
+        let exit = sizes.hidden * if bert { 4 } else { 2 } + sizes.statistics() + sizes.loss();
+        let head = |deferred: bool| {
+            let mut tape = Tape::from(exit);
+            sizes.exit_backward(&mut tape, deferred);
+            tape
+        };
+        let ids = if sizes.whole_vocab { 0 } else { sizes.tokens * 9 };
+        let masks = usize::from(sizes.dropout) + usize::from(bert);
         Self {
             layer,
             input,
+            deferred: backward(false, true).live() - input,
+            entrance: sizes.hidden * masks + ids + if bert { sizes.statistics() } else { 0 },
+            exit,
+            loss_forward: sizes.loss_forward(),
+            plain: [false, true].map(|held| backward(held, false).peak() - layer),
             again,
-            deferred: sizes.deferred(),
-            // Ids, and where they lie outside this rank's rows.
-            entrance: sizes.hidden(masks) + n * 9,
-            exit: sizes.hidden(if bert { 5 } else { 2 }) + n * vocab * sizes.state + n * (8 + 2 * sizes.state),
-            deferred_exit: n * (architecture.hidden + vocab) * sizes.value,
-            work: sizes.work(),
-            // Logits and, where they are narrow, a wide copy; backward the gradient, and a narrow copy.
-            loss: n * vocab * (sizes.state + if narrow { sizes.value } else { 0 }),
-            tokens: n * 16,
-            ring: sizes.ring(),
-            state: sizes.state,
-            value: sizes.value,
+            head: head(false).peak() - exit,
+            put_off: [backward(false, true).peak() - layer, head(true).live() - input],
+            tokens: tokens(job, &sizes),
         }
     }
 
@@ -110,31 +115,103 @@ impl Kept {
         ends + repeated * self.input + (layers.len() - repeated) * self.layer
     }
 
-    /// Counts what products put off keep of a virtual stage.
-    fn put_off(&self, stages: &Stages, stage: usize) -> usize {
-        stages.layers(stage).len() * self.deferred + if stages.is_last(stage) { self.deferred_exit } else { 0 }
+    fn chunk(&self, candidate: &Candidate, stages: &Stages, stage: usize, lent: &Lent) -> Chunk {
+        let (layers, rank) = (stages.layers(stage), stages.rank_of(stage));
+        let (first, last) = (stages.is_first(stage), stages.is_last(stage));
+        let every =
+            if candidate.recompute == RecomputeName::Full { candidate.recompute_every.max(1) } else { usize::MAX };
+        let mut below = if first { self.entrance } else { 0 };
+        let (mut backward, mut backward_input) = ((0_usize, 0_usize), 0_usize);
+        let head = if last { self.put_off[1] } else { 0 };
+        let all = layers.len() * self.deferred + head;
+        let mut waiting = all;
+        let end = if last { 0 } else { self.input };
+        for layer in layers.clone() {
+            let again = every < usize::MAX && layer.is_multiple_of(every);
+            // The gradient that came as a message is held to the end of the walk.
+            let message = !last && layer + 1 == layers.end;
+            let beside = match (again, message) {
+                (true, _) => self.again,
+                (false, message) => self.layer + self.plain[usize::from(message)],
+            };
+            let held = if last || message { 0 } else { self.input };
+            let lent = lent[if layer + 1 == layers.end { 1 } else { 2 }];
+            backward = backward.max((below + beside + held + end + lent, lent));
+            waiting -= self.deferred;
+            backward_input = backward_input.max(below + self.layer + self.put_off[0] + held + end + waiting);
+            below += if again { self.input } else { self.layer };
+        }
+        if last {
+            backward = backward.max((below + self.exit + self.head + lent[0], lent[0]));
+            backward_input = backward_input.max(below + self.exit + self.head);
+        }
+        let kept = self.stage(candidate, stages, stage);
+        Chunk {
+            kept,
+            put_off: all,
+            forward: kept + if last { self.loss_forward } else { 0 },
+            backward: backward.0,
+            backward_input,
+            lent: backward.1,
+            receives: !first && stages.rank_of(stage - 1) != rank,
+            sends: !last && stages.rank_of(stage + 1) != rank,
+        }
     }
 
-    /// Counts the most that a rank keeps at a time when it computes in this order.
-    pub(super) fn peak(&self, candidate: &Candidate, stages: &Stages, rank: usize, order: &[Step]) -> usize {
-        let chunk = |chunk: usize| {
-            let stage = stages.stage_of(rank, chunk);
-            (self.stage(candidate, stages, stage), self.put_off(stages, stage))
-        };
-        let chunks: Vec<(usize, usize)> = (0..stages.chunks()).map(chunk).collect();
-        let (mut live, mut peak) = (0, 0);
-        for step in order {
-            let Some((chunk, _)) = step.computes() else { continue };
-            let (kept, put_off) = chunks[chunk];
-            match step {
-                Step::Forward { .. } => live += kept,
-                Step::BackwardInput { .. } => live = live + put_off - kept,
-                Step::BackwardWeight { .. } => live -= put_off,
-                _ => live -= kept,
-            }
-            peak = peak.max(live);
+    /// Counts the most that a rank has at a time when it computes in this order, beside what it stores.
+    pub(super) fn fullest(
+        &self,
+        candidate: &Candidate,
+        stages: &Stages,
+        rank: usize,
+        order: &[Step],
+        lent: &Lent,
+    ) -> Fullest {
+        let chunk = |chunk: usize| self.chunk(candidate, stages, stages.stage_of(rank, chunk), lent);
+        let chunks: Vec<Chunk> = (0..stages.chunks()).map(chunk).collect();
+        let mut left: Vec<[usize; 2]> = vec![[0; 2]; chunks.len()];
+        for (chunk, kind) in order.iter().filter_map(passes) {
+            left[chunk][kind] += 1;
         }
-        peak
+        let (mut live, mut sent, mut fullest) = (0usize, 0usize, Fullest::default());
+        for step in order {
+            let Some((index, _)) = step.computes() else { continue };
+            let chunk = chunks[index];
+            if let Some((_, kind)) = passes(step) {
+                left[index][kind] -= 1;
+            }
+            // Each way that a message is still to come on has its place ready.
+            let coming = |(chunk, left): (&Chunk, &[usize; 2])| {
+                usize::from(chunk.receives && left[0] > 0) + usize::from(chunk.sends && left[1] > 0)
+            };
+            let places: usize = chunks.iter().zip(&left).map(coming).sum();
+            let buffers = (places + sent) * self.input;
+            let (activations, workspace) = match step {
+                Step::Forward { .. } => (live + chunk.kept, chunk.forward.saturating_sub(chunk.kept)),
+                Step::Backward { .. } => (live, chunk.backward.saturating_sub(chunk.kept)),
+                Step::BackwardInput { .. } => {
+                    (live, chunk.backward_input.max(chunk.put_off + self.input).saturating_sub(chunk.kept))
+                }
+                _ => (live, 0),
+            };
+            if activations + workspace + buffers > fullest.activations + fullest.workspace + fullest.buffers {
+                let lent = if matches!(step, Step::Backward { .. }) { chunk.lent.min(workspace) } else { 0 };
+                fullest = Fullest { activations, workspace: workspace - lent, buffers: buffers + lent };
+            }
+            match step {
+                Step::Forward { .. } => live += chunk.kept,
+                Step::BackwardInput { .. } => live = live + chunk.put_off - chunk.kept,
+                Step::BackwardWeight { .. } => live -= chunk.put_off,
+                _ => live -= chunk.kept,
+            }
+            // What was sent last is let go at the next send; an activation is alive until its backward anyway.
+            sent = match step {
+                Step::Backward { .. } | Step::BackwardInput { .. } if chunk.receives => 1,
+                Step::Forward { .. } if chunk.sends => 0,
+                _ => sent,
+            };
+        }
+        fullest
     }
 
     /// Counts the tokens and targets of a step.
@@ -142,26 +219,38 @@ impl Kept {
         micro_batches * self.tokens
     }
 
-    /// Counts what one computation needs beside what is kept.
-    pub(crate) fn workspace(&self, last: bool) -> usize {
-        let layer = self.again + self.work;
-        if last {
-            layer.max(self.loss)
-        } else {
-            layer
-        }
+    /// Counts what any backward needs beside what was kept.
+    pub(crate) fn workspace(&self) -> usize {
+        self.plain[0].min(self.again - self.input).min(self.head)
     }
+}
 
-    /// Counts messages under way, and what data ranks lend each other.
-    pub(crate) fn buffers(&self, candidate: &Candidate, stages: &Stages, rank: usize, elements: usize) -> usize {
-        let messages = if stages.pp() > 1 { 2 * stages.chunks() + 2 } else { 0 };
-        let layers: usize = stages.rank_layers(rank).iter().map(|layers| layers.len()).sum();
-        // Of the unit in use, the next one and the one before; gradients of the unit in use and of the one that travels.
-        let unit = elements / layers.max(1);
-        let values = if candidate.zero == Zero::Parameters { 3 * unit * self.value } else { 0 };
-        let gradients = if candidate.zero >= Zero::Gradients { 2 * unit * self.state } else { 0 };
-        messages * self.input + self.ring + values + gradients
+/// Says which way messages that a computation uses come: forward (0) or backward (1).
+fn passes(step: &Step) -> Option<(usize, usize)> {
+    match *step {
+        Step::Forward { chunk, .. } => Some((chunk, 0)),
+        Step::Backward { chunk, .. } | Step::BackwardInput { chunk, .. } => Some((chunk, 1)),
+        _ => None,
     }
+}
+
+/// Counts what a layer keeps.
+pub(super) fn layer(sizes: &Sizes) -> usize {
+    let masks = if sizes.dropout { 2 } else { 0 };
+    let gate = if sizes.family == ArchitectureName::Llama { sizes.active } else { 0 };
+    let mlp = sizes.widened + gate + sizes.active;
+    sizes.hidden * (4 + masks) + 2 * sizes.statistics() + mlp + sizes.kept_core
+}
+
+/// Counts what a micro-batch's tokens, their targets and whatever is told of them take.
+fn tokens(job: &Job, sizes: &Sizes) -> usize {
+    let segments = if job.within_documents { sizes.sequences * sizes.seq * 8 } else { 0 };
+    let (places, types) = match sizes.family {
+        ArchitectureName::Llama => (0, 0),
+        ArchitectureName::Gpt2 => (job.within_documents.into(), 0),
+        ArchitectureName::Bert => (job.within_documents.into(), 0),
+    };
+    sizes.tokens * 8 * (2 + places + types) + segments
 }
 
 /// Counts the layers of a stage that are computed again.
@@ -169,106 +258,5 @@ pub(crate) fn repeated(candidate: &Candidate, layers: &std::ops::Range<usize>) -
     match (candidate.recompute, candidate.recompute_every) {
         (RecomputeName::Full, every) => layers.end.div_ceil(every.max(1)) - layers.start.div_ceil(every.max(1)),
         _ => 0,
-    }
-}
-
-impl<'a> Sizes<'a> {
-    fn new(job: &'a Job, candidate: &'a Candidate) -> Self {
-        let (architecture, tp) = (&job.architecture, candidate.tp);
-        let tokens = candidate.tokens(job);
-        let query = architecture.heads / tp;
-        let ffn = architecture.ffn / tp;
-        Self {
-            job,
-            candidate,
-            tokens,
-            between: tokens / candidate.sequence_parts(),
-            query,
-            key_value: (architecture.kv_heads / tp).max(1),
-            k: architecture.head_dim,
-            ffn,
-            widened: if architecture.name == ArchitectureName::Llama { 2 * ffn } else { ffn },
-            weights: tokens * query * job.seq,
-            value: job.precision.parameter_bytes(),
-            state: job.precision.state_bytes(),
-        }
-    }
-
-    /// Bytes of `count` activations between tensor-parallel regions.
-    fn hidden(&self, count: usize) -> usize {
-        count * self.between * self.job.architecture.hidden * self.value
-    }
-
-    fn layer(&self, attention: usize) -> usize {
-        let architecture = &self.job.architecture;
-        let masks = if architecture.dropout > 0.0 { 2 } else { 0 };
-        // Scale and mean of each position, or the scale alone.
-        let statistics = if architecture.name == ArchitectureName::Llama { 2 } else { 4 };
-        let mlp = match architecture.name {
-            ArchitectureName::Llama => self.widened + 2 * self.ffn,
-            ArchitectureName::Gpt2 | ArchitectureName::Bert => self.widened + self.ffn,
-        };
-        self.hidden(4 + masks) + self.between * statistics * self.state + self.tokens * mlp * self.value + attention
-    }
-
-    /// Says whether positions turn queries and keys, which then are copies.
-    fn rotary(&self) -> bool {
-        self.job.architecture.name == ArchitectureName::Llama
-    }
-
-    /// Queries, keys and values as the core takes them, and its output.
-    fn inputs(&self) -> usize {
-        let fused = self.query + 2 * self.key_value;
-        let turned = if self.rotary() { self.query + self.key_value } else { 0 };
-        self.tokens * (fused + turned + self.query) * self.k * self.value
-    }
-
-    /// All that the attention's core keeps.
-    fn attention(&self) -> usize {
-        let ring = self.candidate.cp > 1 && self.job.context == ContextForm::Ring;
-        let apart = self.job.architecture.window.is_some() || self.job.within_documents;
-        let around = ring || apart || !self.job.architecture.causal();
-        let sums = self.tokens * self.query * self.state;
-        if self.job.stores_attention() && !around {
-            // Each side of a product by pieces is copied; weights, their mask, and what is left of them.
-            let sides = self.tokens * 4 * self.query * self.k * self.value;
-            return sides + 3 * self.weights * self.value + self.job.seq * self.job.seq;
-        }
-        if self.query == self.key_value || around {
-            return self.inputs() + sums;
-        }
-        // Copied heads; queries stay in the product's output where nothing has turned them.
-        let query = if self.rotary() { self.query } else { self.query + 2 * self.key_value };
-        self.tokens * (query + 3 * self.query) * self.k * self.value + sums
-    }
-
-    /// Inputs and output gradients of a layer's products, each side gathered.
-    fn deferred(&self) -> usize {
-        let d = self.job.architecture.hidden;
-        let inputs = 2 * d + self.query * self.k + self.ffn;
-        let gradients = (self.query + 2 * self.key_value) * self.k + self.widened + 2 * d;
-        self.tokens * (inputs + gradients) * self.value
-    }
-
-    /// The larger of what backward needs in the MLP, in a norm and in the attention.
-    fn work(&self) -> usize {
-        let d = self.job.architecture.hidden;
-        let fresh = if self.value < self.state { self.value + self.state } else { 0 };
-        let gathered = if self.candidate.sequence_parallel { 2 } else { 1 } * self.tokens * d * self.value;
-        let mlp =
-            self.hidden(2) + gathered + self.tokens * (self.ffn + self.widened) * self.value + self.widened * d * fresh;
-        let norm = self.hidden(2) + 5 * self.between * d * self.state;
-        let weights = if self.job.stores_attention() { 2 * self.weights * self.value } else { 0 };
-        let attention = self.hidden(2) + self.tokens * 4 * self.query * self.k * self.value + weights;
-        mlp.max(norm).max(attention)
-    }
-
-    /// Own and arriving keys and values, and their gradients behind.
-    fn ring(&self) -> usize {
-        match (self.candidate.cp, self.job.context) {
-            (1, _) => 0,
-            (_, ContextForm::Ring) => 4 * self.tokens * self.key_value * self.k * (self.value + self.state),
-            (_, ContextForm::AllToAll) => 2 * self.tokens * (2 * self.query + 2 * self.key_value) * self.k * self.value,
-        }
     }
 }

@@ -9,7 +9,8 @@ use mp_comm::ledger::Ledger;
 use mp_comm::solo::Solo;
 use mp_comm::staged::Staged;
 use mp_comm::{
-    threads, Buffer, BufferMut, Call, Communicator, DeviceMemory, Error, Kind, OwnedBuffer, Rank, ReduceOp, Stream, Tag,
+    threads, Accelerator, Buffer, BufferMut, Call, Communicator, DeviceMemory, DeviceRun, Error, Kind, OwnedBuffer,
+    Rank, ReduceOp, Stream, Tag,
 };
 use rstest::rstest;
 
@@ -223,6 +224,31 @@ fn communicators_of_the_host_refuse_device_memory() {
     let expected = "all_gather in group tp: a buffer lies on device 1, which this communicator cannot reach: \
                     carry it through host memory with `Staged`, or use `Nccl`";
     assert_eq!(text, expected);
+}
+
+#[test]
+fn host_memory_is_not_received_into_while_it_goes_up() {
+    let bytes = threads::run(2, |comm| {
+        let device = Arc::new(FakeDevice::new(0, Pace::Late));
+        // Rank 1 sends nothing, so that no copy down tells it that the last copy up is done: five steps, two slots.
+        let staged = Staged::with_chunks(comm, device.clone(), 16)?;
+        let counts = if staged.rank() == Rank(0) { ([0, 40], [0, 0]) } else { ([0, 0], [40, 0]) };
+        let (send, mut receive) = (device.allocate(counts.0[1]), device.allocate(counts.1[0]));
+        let mut host = device.pinned(40)?;
+        host.bytes_mut().fill(7);
+        if staged.rank() == Rank(0) {
+            device.copy_up(&mut *host, 0, DeviceRun::new(&*send), FakeDevice::COMPUTE)?;
+        }
+        let send = Buffer::on_device(Kind::U8, &*send)?;
+        staged.all_to_all_v(send, &counts.0, BufferMut::on_device(Kind::U8, &mut *receive)?, &counts.1)?;
+        let mut found = device.pinned(40)?;
+        device.copy_down(DeviceRun::new(&*receive), &mut *found, 0, FakeDevice::COMPUTE)?;
+        let mut event = device.event()?;
+        event.record(FakeDevice::COMPUTE)?;
+        event.synchronize()?;
+        Ok::<_, Error>(found.bytes_mut().to_vec())
+    });
+    assert_eq!(bytes[1], [7; 40]);
 }
 
 #[test]

@@ -2,6 +2,7 @@
 #![allow(unsafe_code)]
 
 use std::ffi::c_void;
+use std::sync::atomic::{AtomicPtr, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -44,10 +45,20 @@ impl Handle {
     ) -> Result<Self> {
         let purpose = Purpose { call: Call::Split, function: "ncclCommInitRankConfig", bytes: 0 };
         let handle = Self { library, group: group.into(), patience, state: Mutex::default() };
-        let (mut comm, mut config) = (std::ptr::null_mut::<c_void>(), Config::non_blocking());
-        let mut state = handle.lock();
-        // SAFETY: the pointer and the configuration are alive during the call; the library copies what it keeps.
-        let code = unsafe { (handle.library.nccl.init_rank)(&mut comm, size as i32, id, rank as i32, &mut config) };
+        // Never freed: the library may write it until the ranks have joined, which a time-out does not wait for.
+        let place: &AtomicPtr<c_void> = Box::leak(Box::new(AtomicPtr::new(std::ptr::null_mut())));
+        let mut config = Config::non_blocking();
+        let (mut state, since) = (handle.lock(), Instant::now());
+        // SAFETY: the place for the communicator lives for ever, the configuration during the call: the library copies it.
+        let code =
+            unsafe { (handle.library.nccl.init_rank)(place.as_ptr(), size as i32, id, rank as i32, &mut config) };
+        while code == IN_PROGRESS && place.load(Ordering::Acquire).is_null() {
+            if since.elapsed() > patience {
+                return Err(handle.timeout(purpose.call, purpose.function));
+            }
+            std::thread::yield_now();
+        }
+        let comm = place.load(Ordering::Acquire);
         state.comm = (!comm.is_null()).then_some(Comm(comm));
         let joined = handle.settle(&mut state, purpose, code);
         drop(state);
@@ -69,7 +80,7 @@ impl Handle {
         if let Some(error) = &state.failed {
             return Err(error.clone());
         }
-        let Some(Comm(comm)) = state.comm else { return Err(Error::Lifecycle { what: "already finalized" }) };
+        let Some(Comm(comm)) = state.comm else { return Err(self.ended(purpose)) };
         let code = call(comm);
         self.settle(&mut state, purpose, code)
     }
@@ -108,6 +119,11 @@ impl Handle {
         Error::Nccl { call, group: self.group.clone(), function, bytes, code, message }
     }
 
+    fn ended(&self, Purpose { call, function, bytes }: Purpose) -> Error {
+        let message = "the group was ended before".into();
+        Error::Nccl { call, group: self.group.clone(), function, bytes, code: SUCCESS, message }
+    }
+
     fn timeout(&self, call: Call, function: &'static str) -> Error {
         Error::NcclTimeout { call, group: self.group.clone(), function, seconds: self.patience.as_secs_f64() }
     }
@@ -142,7 +158,7 @@ impl Handle {
     pub(super) fn close(&self) {
         let purpose = Purpose { call: Call::Split, function: "ncclCommFinalize", bytes: 0 };
         if std::thread::panicking() {
-            let error = Error::Lifecycle { what: "already finalized" };
+            let error = self.ended(purpose);
             self.abort(&mut self.lock(), error);
             return;
         }

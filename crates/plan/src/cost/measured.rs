@@ -4,8 +4,9 @@
 //! everything else along a line. Beyond the largest size, times grow in proportion; below the smallest they stay, but for
 //! operations element by element, whose points have no start. A time that falls as a size grows, as noise has it, is
 //! raised to that of the smaller size, so that more work never takes less.
-
-use std::collections::HashMap;
+//!
+//! A group that was not measured takes what the rates say of it, times what the most similar measured one took over what
+//! they say of that: so groups of one link are all judged by the same measure.
 
 use super::{Analytic, Collective, CostModel, Group};
 use crate::{cluster::measured::Product, Cluster, Precision};
@@ -19,7 +20,7 @@ pub struct Measured {
     products: [Option<Grid>; 3],
     attention: [Option<Curve>; 3],
     memory: Option<Curve>,
-    collectives: HashMap<(Collective, usize, usize), Curve>,
+    collectives: Vec<(Collective, (Group, Curve))>,
     inside: Option<Curve>,
     outside: Option<Curve>,
     /// Whether there is a fused attention at all.
@@ -54,7 +55,7 @@ impl Measured {
         let seconds = |points: &[[f64; 2]]| points.iter().map(|&[size, rate]| [size, size / rate]).collect::<Vec<_>>();
         let groups = points.collectives.iter().filter_map(|group| {
             let curve = Curve::new(&group.points, Below::Stays)?;
-            Some(((group.what, group.ranks, group.neighbours), curve))
+            Some((group.what, (Group { size: group.ranks, neighbours: group.neighbours }, curve)))
         });
         Self {
             plain: Analytic::new(cluster),
@@ -86,9 +87,12 @@ impl CostModel for Measured {
 
     fn product(&self, count: usize, shape: [usize; 3], precision: Precision) -> f64 {
         let Some(grid) = &self.products[place(precision)] else { return self.plain.product(count, shape, precision) };
-        // Several products that are started as one share what the smallest takes: its start.
-        let start = grid.least();
-        start + count as f64 * (grid.at(shape) - start) + self.launch
+        // Of several that are started as one, all but the first are spared what the smallest takes: its start. That has
+        // work in it too, so that none takes less than at the best rate.
+        let one = grid.at(shape);
+        let flop = 2.0 * shape.iter().map(|&length| length as f64).product::<f64>();
+        let further = (one - grid.least()).max(flop / grid.best);
+        one + count.saturating_sub(1) as f64 * further + self.launch
     }
 
     fn attention(&self, flop: f64, precision: Precision) -> Option<f64> {
@@ -106,9 +110,17 @@ impl CostModel for Measured {
     }
 
     fn collective(&self, what: Collective, bytes: f64, group: Group) -> f64 {
-        match self.collectives.get(&(what, group.size, group.neighbours.clamp(1, group.size.max(1)))) {
-            Some(curve) if group.size > 1 => curve.at(bytes),
-            _ => self.plain.collective(what, bytes, group),
+        if group.size <= 1 {
+            return 0.0;
+        }
+        let group = Group { neighbours: group.neighbours.clamp(1, group.size), ..group };
+        match self.nearest(what, group) {
+            Some((known, curve)) if *known == group => curve.at(bytes),
+            Some((known, curve)) => {
+                let plain = |bytes: f64, group: Group| self.plain.collective(what, bytes, group);
+                curve.scaled(|bytes| plain(bytes, group) / plain(bytes, *known)).at(bytes)
+            }
+            None => self.plain.collective(what, bytes, group),
         }
     }
 
@@ -121,6 +133,18 @@ impl CostModel for Measured {
 
     fn overlap(&self) -> f64 {
         self.plain.overlap()
+    }
+}
+
+impl Measured {
+    /// Finds the measured group that is most like another, of those that lie within a node as it does, or over several.
+    fn nearest(&self, what: Collective, group: Group) -> Option<&(Group, Curve)> {
+        let inside = |group: &Group| group.neighbours == group.size;
+        let ratio = |one: usize, other: usize| (one as f64 / other as f64).ln().abs();
+        let unlike = |known: &Group| ratio(known.size, group.size) + ratio(known.neighbours, group.neighbours);
+        let known =
+            self.collectives.iter().filter(|(kind, (known, _))| *kind == what && inside(known) == inside(&group));
+        known.map(|(_, known)| known).min_by(|one, other| unlike(&one.0).total_cmp(&unlike(&other.0)))
     }
 }
 
@@ -146,12 +170,23 @@ impl Curve {
     fn new(points: &[[f64; 2]], below: Below) -> Option<Self> {
         let mut points: Vec<[f64; 2]> = points.iter().map(|point| point.map(f64::ln)).collect();
         points.sort_by(|one, other| one[0].total_cmp(&other[0]));
+        (!points.is_empty()).then(|| Self { points, below }.raised())
+    }
+
+    /// Raises times that fall.
+    fn raised(mut self) -> Self {
         let mut longest = f64::NEG_INFINITY;
-        for point in &mut points {
+        for point in &mut self.points {
             longest = longest.max(point[1]);
             point[1] = longest;
         }
-        (!points.is_empty()).then_some(Self { points, below })
+        self
+    }
+
+    /// Returns what takes so many times as long, by size.
+    fn scaled(&self, factor: impl Fn(f64) -> f64) -> Self {
+        let point = |&[size, time]: &[f64; 2]| [size, time + factor(size.exp()).ln()];
+        Self { points: self.points.iter().map(point).collect(), ..*self }.raised()
     }
 
     /// Returns the time of a size, in seconds; 0 for nothing.
@@ -179,6 +214,8 @@ struct Grid {
     lengths: [Vec<f64>; 3],
     /// Logarithms of times, the last dim fastest; they never fall along any dim.
     times: Vec<f64>,
+    /// The best rate, FLOP a second.
+    best: f64,
 }
 
 impl Grid {
@@ -202,7 +239,8 @@ impl Grid {
         }
         assert!(times.iter().all(|time| time.is_finite()), "measured products make no grid");
         let lengths = lengths.map(|lengths| lengths.iter().map(|&length| (length as f64).ln()).collect());
-        let mut grid = Self { lengths, times };
+        let best = products.iter().map(|product| product.3).fold(0.0, f64::max);
+        let mut grid = Self { lengths, times, best };
         grid.raise();
         Some(grid)
     }

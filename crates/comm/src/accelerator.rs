@@ -14,6 +14,9 @@
 //! - Communication runs on streams of its own, which wait for events of the current stream and the other way round. Memory
 //!   that they use is [kept](Accelerator::keep) from reuse until they are through with it.
 //!
+//! Two threads that queue on one stream are one in this: a call of either waits for what the other has queued, and where that
+//! waits for peers, their order must be the same on all ranks. Threads that are to be apart have streams of their own.
+//!
 //! All ranks of a call hold their buffers alike: all on devices, or all on the host. So do the two ends of a message.
 
 use std::any::Any;
@@ -41,6 +44,8 @@ pub trait Accelerator: Send + Sync + fmt::Debug {
     fn select(&self) -> Result<()>;
     /// Returns the stream on which this thread queues its work.
     fn current(&self) -> Result<Stream>;
+    /// Queues this thread's work on another stream from now on.
+    fn make_current(&self, stream: Stream) -> Result<()>;
     /// Makes, or takes from a pool, a stream of high priority for communication.
     fn side(&self) -> Result<Stream>;
     /// Returns the device library's own handle of a stream, a `cudaStream_t`.

@@ -65,6 +65,12 @@ impl Bench {
         Self { comm, ..self.clone() }
     }
 
+    /// Gives this thread a stream to itself, where the buffers lie on a device.
+    pub(super) fn own_stream(&self) -> Result<()> {
+        let Some((accelerator, _)) = &self.device else { return Ok(()) };
+        accelerator.make_current(accelerator.side()?)
+    }
+
     /// Makes a buffer to borrow.
     pub(super) fn array<T: Element>(&self, elements: Vec<T>) -> Result<Array<T>> {
         let Some((accelerator, allocate)) = &self.device else { return Ok(Array::Host(elements)) };

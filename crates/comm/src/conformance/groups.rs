@@ -80,7 +80,8 @@ fn two_threads(comm: &Bench) -> Outcome {
     let [Some(first), Some(second)] = groups else { return same("two groups", true, false) };
     let (first, second) = (comm.of(first), comm.of(second));
     let (a, b) = std::thread::scope(|scope| {
-        let other = scope.spawn(|| rounds(&second));
+        // On one stream the calls of either thread would wait for those of the other.
+        let other = scope.spawn(|| second.own_stream().and_then(|()| rounds(&second)));
         // Which of the two groups a rank serves first is up to its scheduler, and other on each.
         let a = rounds(&first);
         (a, other.join().unwrap_or(Ok(-1)))

@@ -13,6 +13,7 @@ mod memory;
 pub(crate) mod wires;
 
 use std::any::Any;
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -55,7 +56,12 @@ pub enum Step {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct EventName(pub u64);
 
-/// A device without hardware. The stream that all threads queue on is [`FakeDevice::COMPUTE`].
+thread_local! {
+    /// Where a thread queues its work, if it has chosen.
+    static CURRENT: Cell<Option<Stream>> = const { Cell::new(None) };
+}
+
+/// A device without hardware. Threads queue on [`FakeDevice::COMPUTE`] unless they choose another stream.
 pub struct FakeDevice(Arc<Inner>);
 
 struct Inner {
@@ -86,7 +92,7 @@ impl Drop for Inner {
 }
 
 impl FakeDevice {
-    /// The current stream of every thread.
+    /// The current stream of a thread that has chosen none.
     pub const COMPUTE: Stream = Stream(0);
 
     /// Makes a device.
@@ -166,7 +172,13 @@ impl Accelerator for FakeDevice {
     }
 
     fn current(&self) -> Result<Stream> {
-        Ok(Self::COMPUTE)
+        Ok(CURRENT.get().unwrap_or(Self::COMPUTE))
+    }
+
+    fn make_current(&self, stream: Stream) -> Result<()> {
+        self.lane(stream)?;
+        CURRENT.set(Some(stream));
+        Ok(())
     }
 
     fn side(&self) -> Result<Stream> {

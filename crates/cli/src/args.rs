@@ -86,7 +86,7 @@ pub struct Plan {
     #[arg(long, value_name = "FILE")]
     pub html: Option<PathBuf>,
     /// With --cluster: time the stages of the best N layouts on this machine, and replay the cluster's step with those times;
-    /// default: 3, or 1 where all degrees are set.
+    /// default: 3, or 1 where the degrees that are set leave no choice.
     #[arg(long, value_name = "N", num_args = 0..=1, requires = "cluster")]
     pub simulate: Option<Option<usize>>,
     /// The folder that plan.json is written into.

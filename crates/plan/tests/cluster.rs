@@ -1,6 +1,7 @@
 //! Clusters as they are written and refused.
 
-use mp_plan::{Analytic, Cluster, CostModel, Precision};
+use mp_plan::cluster::measured::{CollectivePoints, Points};
+use mp_plan::{Analytic, Cluster, Collective, CostModel, Precision};
 
 #[test]
 fn presets_are_possible_and_survive_being_written() {
@@ -25,7 +26,7 @@ fn unknown_keys_are_refused() {
 #[test]
 fn what_cannot_be_is_refused_by_key() {
     type Change = fn(&mut Cluster);
-    let changes: [(&str, Change); 7] = [
+    let changes: [(&str, Change); 8] = [
         ("node.devices is 0", |cluster| cluster.node.devices = 0),
         ("node.bandwidth is -1", |cluster| cluster.node.bandwidth = -1.0),
         ("device.peak.bf16 is inf", |cluster| cluster.device.peak.bf16 = Some(f64::INFINITY)),
@@ -33,12 +34,19 @@ fn what_cannot_be_is_refused_by_key() {
         ("efficiency.matrix is 1.5", |cluster| cluster.efficiency.matrix = 1.5),
         ("efficiency.overlap is -0.5", |cluster| cluster.efficiency.overlap = -0.5),
         ("device.memory_bytes is 0", |cluster| cluster.device.memory_bytes = 0),
+        ("measured.collectives.ranks is 4", |cluster| {
+            let group = |seconds| {
+                let points = vec![[1e3, seconds]];
+                CollectivePoints { what: Collective::AllReduce, ranks: 4, neighbours: 2, points }
+            };
+            cluster.measured = Some(Points { collectives: vec![group(1.0), group(2.0)], ..Points::default() });
+        }),
     ];
     for (message, change) in changes {
         let mut cluster = Cluster::preset("h100").unwrap();
         change(&mut cluster);
         let error = cluster.check().unwrap_err().to_string();
-        assert!(error.starts_with(&format!("cluster: {message}, and must be ")), "{error}");
+        assert!(error.starts_with(&format!("cluster: {message}, and must ")), "{error}");
     }
 }
 

@@ -209,9 +209,13 @@ impl<'a> Run<'a> {
         Ok((record, outcome.read))
     }
 
-    /// Computes the share of all devices' peak that the model's FLOPs make of a step, where the peak is known.
+    /// Computes the share of all devices' peak that the model's FLOPs make of a step, where the peak is known. Frozen weights
+    /// have no gradient, so that the usual count is not that of a run with adapters.
     fn utilisation(&self, step_seconds: f64) -> Option<f64> {
         let train = &self.config.train;
+        if self.layout.partition.lora.is_some() {
+            return None;
+        }
         let peak = self.machine?.device.peak.of(train.precision.planned())? * self.world().size() as f64;
         let flops = self.layout.partition.architecture.flops_per_token(train.seq) * self.step_tokens() as f64;
         Some(flops / (step_seconds * peak))

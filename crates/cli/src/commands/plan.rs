@@ -65,9 +65,10 @@ fn choose(args: &Plan, config: &Config, vocab: usize, cluster: &str) -> Result<(
     // Of so many ranks it may be none.
     cluster.check().map_err(|error| refused("--ranks", ranks, format!("such a machine cannot be: {error}")))?;
     let job = Layout::job(config, vocab)?;
-    let space = Space::of(&job, ranks).fixed(&config.parallel.reopened());
+    let asked = config.parallel.reopened();
+    let space = Space::of(&job, ranks).fixed(&asked);
     let costs = cost::of(&cluster);
-    let simulated = simulate::layouts(args, &config.parallel)?;
+    let simulated = simulate::layouts(args, &asked)?;
     let most = args.best.max(simulated.unwrap_or(0));
     let found = mp_plan::search(&job, &cluster, &*costs, &space, ranks, most).map_err(Error::from)?;
     let mut screen = Screen::open(&args.output, true)?;
@@ -76,7 +77,7 @@ fn choose(args: &Plan, config: &Config, vocab: usize, cluster: &str) -> Result<(
     pictures.write(&screen, || Ok(Page::of_found(&job, &cluster, &*costs, &found)?))?;
     if let Some(layouts) = simulated {
         let searched = simulate::Searched { config, job: &job, cluster: &cluster, costs: &*costs, found: &found };
-        return simulate::run(args, &mut screen, &searched, layouts);
+        return simulate::run(&mut screen, &searched, layouts);
     }
     Ok(screen.result(&Ranking::new(&job, &cluster, &found))?)
 }

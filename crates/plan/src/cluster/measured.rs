@@ -152,7 +152,16 @@ impl Points {
             let (key, neighbours) = ("measured.collectives.neighbours", group.neighbours);
             require((1..=ranks).contains(&neighbours), key, neighbours as f64, "must be from 1 to the group's ranks")?;
         }
-        Ok(())
+        let groups: Vec<_> = collectives.iter().map(|group| (group.what, group.ranks, group.neighbours)).collect();
+        let twice = |(place, group): (usize, &(Collective, usize, usize))| groups[..place].contains(group);
+        match groups.iter().enumerate().find(|&entry| twice(entry)) {
+            Some((_, &(_, ranks, _))) => {
+                let rule =
+                    "must not come twice with one collective and neighbours: give all points of a group in one entry";
+                require(false, "measured.collectives.ranks", ranks as f64, rule)
+            }
+            None => Ok(()),
+        }
     }
 }
 

@@ -39,8 +39,8 @@ pub struct Replayed {
     pub model_flops: f64,
     /// Model FLOPs and those computed again, by second and device.
     pub hardware_flops: f64,
-    /// Model FLOPs over the peak of the machine's device, where that is known; it says something if that is the device that
-    /// was measured.
+    /// Model FLOPs over the peak of the machine's device; `None` unless the machine was measured as well: the peak of a data
+    /// sheet is not that of the device on which stages were timed.
     pub mfu: Option<f64>,
 }
 
@@ -131,8 +131,12 @@ impl Estimator<'_> {
             tokens,
             model_flops: tokens * model,
             hardware_flops: tokens * (model + self.repeated_flops(candidate, &cut)),
-            mfu: self.costs.peak(self.job.precision).map(|peak| tokens * model / peak),
+            mfu: self.measured_peak().map(|peak| tokens * model / peak),
         })
+    }
+
+    fn measured_peak(&self) -> Option<f64> {
+        self.cluster.measured.as_ref().and_then(|_| self.costs.peak(self.job.precision))
     }
 
     /// Makes a stage's passes of what its computation was seen to take, and of what is waited for in it.
@@ -236,6 +240,7 @@ impl CostModel for AtPace<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cluster::measured::Points;
     use crate::{Analytic, Architecture, Cluster, ContextForm, Executor, Job, ModelConfig, Space};
 
     fn job(context: ContextForm, executor: Executor) -> Job {
@@ -251,6 +256,22 @@ mod tests {
             within_documents: false,
             executor,
         }
+    }
+
+    /// A data sheet's peak is not that of the device that stages were timed on.
+    #[test]
+    fn utilisation_is_of_a_machine_that_was_measured() {
+        let mut cluster = Cluster::preset("h100").unwrap().with_ranks(1);
+        let stage = StageCosts { forward: 1.0, backward_input: 1.0, backward_weight: 1.0 };
+        let mfu = |cluster: &Cluster| {
+            let (job, costs) = (job(ContextForm::Ring, Executor::ENGINE), Analytic::new(cluster));
+            let replayed = Estimator::new(&job, cluster, &costs).replay(&Candidate::default(), &[stage], 1.0).unwrap();
+            replayed.mfu.map(|mfu| (mfu, replayed.model_flops / 989e12))
+        };
+        assert_eq!(mfu(&cluster), None);
+        cluster.measured = Some(Points::default());
+        let (mfu, share) = mfu(&cluster).unwrap();
+        assert_eq!(mfu, share);
     }
 
     /// What is waited for, taken from the whole and added again, is what it was.

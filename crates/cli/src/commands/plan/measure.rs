@@ -1,5 +1,6 @@
 //! `mp-cli plan --measure`: the machine at hand, measured and written as a cluster's file.
 
+use std::fs::OpenOptions;
 use std::path::Path;
 use std::time::SystemTime;
 
@@ -24,7 +25,7 @@ pub fn run(args: &Plan, file: &Path, world: &World) -> Result<(), Failure> {
         let config = args.configuration.load()?;
         threads::check(config.train.threads)?;
         if world.is_first() {
-            write(file, "")?;
+            check(file)?;
         }
         Ok((config, Screen::open(&args.output, world.is_first())?))
     };
@@ -70,8 +71,15 @@ fn summary(cluster: &Cluster) -> Vec<String> {
     lines
 }
 
+/// Sees that a file can be written, and leaves what it holds until there is something better.
+fn check(file: &Path) -> mp_train::Result<()> {
+    OpenOptions::new().append(true).create(true).open(file).map(drop).map_err(|error| unwritable(file, &error))
+}
+
 fn write(file: &Path, text: &str) -> mp_train::Result<()> {
-    std::fs::write(file, text).map_err(|error| {
-        refused("--measure", format!("\"{}\"", file.display()), format!("it cannot be written: {error}"))
-    })
+    std::fs::write(file, text).map_err(|error| unwritable(file, &error))
+}
+
+fn unwritable(file: &Path, error: &std::io::Error) -> mp_train::Error {
+    refused("--measure", format!("\"{}\"", file.display()), format!("it cannot be written: {error}"))
 }

@@ -39,7 +39,7 @@ pub fn layouts(args: &Plan, parallel: &ParallelConfig) -> mp_train::Result<Optio
 ///
 /// # Errors
 /// An input error if no layout fits, or a stage has no room on this machine.
-pub fn run(args: &Plan, screen: &mut Screen, searched: &Searched<'_>, layouts: usize) -> Result<(), Failure> {
+pub fn run(screen: &mut Screen, searched: &Searched<'_>, layouts: usize) -> Result<(), Failure> {
     let Searched { config, job, cluster, costs, found } = searched;
     if found.layouts.is_empty() {
         let rule =
@@ -53,11 +53,7 @@ pub fn run(args: &Plan, screen: &mut Screen, searched: &Searched<'_>, layouts: u
     let mut simulate = |estimate: &Estimate| -> Result<Simulated, Failure> {
         let timed = trial::time(config, job, &estimate.candidate, device)?;
         let seen: Vec<_> = timed.stages.iter().map(|stage| stage.seconds).collect();
-        let mut replayed = estimator.replay(&estimate.candidate, &seen, timed.update_seconds).map_err(Error::from)?;
-        // The peak of a machine that somebody has by name is not that of the device at hand.
-        if args.cluster.as_deref().is_some_and(|name| Cluster::PRESETS.contains(&name)) {
-            replayed.mfu = None;
-        }
+        let replayed = estimator.replay(&estimate.candidate, &seen, timed.update_seconds).map_err(Error::from)?;
         let predicted = Ranked::new(estimate);
         Ok(Simulated { predicted, replayed, stages: timed.stages, update_seconds: timed.update_seconds })
     };

@@ -8,9 +8,12 @@
 
 use std::ops::Range;
 
-const MULTIPLIERS: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];
-const WEYL: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
-const ROUNDS: usize = 10;
+/// What the two products of a round multiply by.
+pub(crate) const MULTIPLIERS: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];
+/// What each round adds to the key.
+pub(crate) const WEYL: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
+/// How often the counter is mixed.
+pub(crate) const ROUNDS: usize = 10;
 
 /// Computes one block of Philox4x32-10.
 pub fn philox(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
@@ -40,6 +43,16 @@ impl Stream {
     pub fn new(seed: u64, name: &str, number: u64) -> Self {
         let key = seed ^ fnv1a(name);
         Self { key: [key as u32, (key >> 32) as u32], high: [number as u32, (number >> 32) as u32] }
+    }
+
+    /// Returns the key of all blocks.
+    pub(crate) fn key(&self) -> [u32; 2] {
+        self.key
+    }
+
+    /// Returns the upper half of the counter of all blocks.
+    pub(crate) fn high(&self) -> [u32; 2] {
+        self.high
     }
 
     /// Returns words `4·block` to `4·block + 3`.

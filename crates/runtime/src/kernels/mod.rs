@@ -1,5 +1,5 @@
 //! What models compute beside products and libtorch's own operations: rotary positions and RMSNorm with their
-//! backward, attention by blocks, dropout by place, norms of long vectors, and runs of a dim.
+//! backward, attention by blocks, dropout by place with its random words, norms of long vectors, and runs of a dim.
 
 pub mod attention;
 pub mod dropout;
@@ -7,3 +7,4 @@ pub mod norm;
 pub mod rms_norm;
 pub mod rotary;
 pub mod runs;
+pub mod words;

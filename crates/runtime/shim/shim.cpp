@@ -1,5 +1,6 @@
 // What tch does not give: custom autograd functions called back in Rust, backward with given gradients,
-// gradient-ready hooks, fused AdamW, generator state, streams, events and memory statistics, those of the host too.
+// gradient-ready hooks, fused AdamW, flash attention with its log-sum-exp, generator state, streams, events, page-locked
+// memory, copies that are queued, and memory statistics, those of the host too.
 //
 // Rules. No exception leaves an `extern "C"` function: each returns null, or a message that the caller frees with
 // `mp_free`. Tensors cross as pointers to heap-allocated `at::Tensor`; a null pointer is an undefined tensor. Only
@@ -9,9 +10,13 @@
 #include <ATen/Context.h>
 #include <ATen/DeviceAccelerator.h>
 #include <ATen/ops/_fused_adamw.h>
+#include <ATen/ops/_scaled_dot_product_flash_attention.h>
+#include <ATen/ops/_scaled_dot_product_flash_attention_backward.h>
+#include <c10/core/AutogradState.h>
 #include <c10/core/CPUAllocator.h>
 #include <c10/core/Event.h>
 #include <c10/core/Stream.h>
+#include <c10/core/StreamGuard.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/function.h>
@@ -22,6 +27,7 @@
 #include <malloc.h>
 
 #include <atomic>
+#include <cstdlib>
 #include <cstring>
 #include <exception>
 #include <memory>
@@ -189,6 +195,24 @@ c10::DeviceType accelerator() {
   return *device;
 }
 
+c10::Stream stream_of(int device, int64_t id) {
+  return c10::Stream(c10::Stream::UNSAFE, c10::Device(accelerator(), static_cast<c10::DeviceIndex>(device)), id);
+}
+
+// Keeps a backward on the thread that asks for it. libtorch would run a device's part on one thread for each device, which
+// ranks that are threads of one process share: a collective in one rank's backward would then keep the peers' from running.
+class OwnThread {
+ public:
+  OwnThread() : before_(c10::AutogradState::get_tls_state().get_multithreading_enabled()) { set(false); }
+  ~OwnThread() { set(before_); }
+  OwnThread(const OwnThread &) = delete;
+  OwnThread &operator=(const OwnThread &) = delete;
+
+ private:
+  static void set(bool enabled) { c10::AutogradState::get_tls_state().set_multithreading_enabled(enabled); }
+  bool before_;
+};
+
 }  // namespace
 
 extern "C" {
@@ -210,7 +234,10 @@ char *mp_attach(at::Tensor *const *inputs, size_t input_count, at::Tensor *const
 
 // `gradients[i]` may be null for a scalar output.
 char *mp_backward(at::Tensor *const *outputs, at::Tensor *const *gradients, size_t count, bool retain) {
-  return guarded([&] { torch::autograd::backward(list(outputs, count), list(gradients, count), retain); });
+  return guarded([&] {
+    OwnThread own_thread;
+    torch::autograd::backward(list(outputs, count), list(gradients, count), retain);
+  });
 }
 
 char *mp_on_gradient_ready(at::Tensor *leaf, void *context) {
@@ -270,6 +297,90 @@ char *mp_memory(int device, int64_t *current, int64_t *peak, int64_t *reserved) 
   });
 }
 
+// What the device has free, and what the allocator holds of it beside tensors.
+char *mp_free_memory(int device, int64_t *free, int64_t *idle) {
+  return guarded([&] {
+    accelerator();
+    auto index = static_cast<c10::DeviceIndex>(device);
+    auto stats = at::accelerator::getDeviceStats(index);
+    *free = static_cast<int64_t>(at::accelerator::getMemoryInfo(index).first);
+    *idle = stats.reserved_bytes[0].current - stats.allocated_bytes[0].current;
+  });
+}
+
+char *mp_select_device(int device) {
+  return guarded([&] {
+    accelerator();
+    at::accelerator::setDeviceIndex(static_cast<c10::DeviceIndex>(device));
+  });
+}
+
+char *mp_synchronize_device(int device) {
+  return guarded([&] {
+    accelerator();
+    at::accelerator::synchronizeDevice(static_cast<c10::DeviceIndex>(device));
+  });
+}
+
+char *mp_numerics(bool deterministic, bool tf32) {
+  return guarded([&] {
+    accelerator();
+    auto &context = at::globalContext();
+    context.setAllowTF32CuBLAS(tf32);
+    context.setAllowTF32CuDNN(tf32);
+    // Sums of bfloat16 products stay in single precision when a product is split, too.
+    context.setAllowBF16ReductionCuBLAS(false);
+    // cuBLAS reads it when its first handle is made; what the user has set stays.
+    if (deterministic) setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8", /*overwrite=*/0);
+    context.setDeterministicAlgorithms(deterministic, /*warn_only=*/false);
+    context.setDeterministicCuDNN(deterministic);
+    context.setBenchmarkCuDNN(false);
+    // Fresh memory is always written before it is read here: filling it would be work for nothing.
+    context.setDeterministicFillUninitializedMemory(false);
+  });
+}
+
+// Bytes of the host that the device copies to and from by itself.
+char *mp_pinned(int64_t bytes, at::Tensor **made) {
+  return guarded([&] {
+    accelerator();
+    *made = new at::Tensor(at::empty({bytes}, at::TensorOptions().dtype(at::kByte).pinned_memory(true)));
+  });
+}
+
+// Queued on the stream; the host goes on where its side of the copy is page-locked.
+char *mp_copy(at::Tensor *to, at::Tensor *from, int device, int64_t id) {
+  return guarded([&] {
+    at::NoGradGuard no_gradients;
+    c10::StreamGuard queue(stream_of(device, id));
+    to->copy_(*from, /*non_blocking=*/true);
+  });
+}
+
+char *mp_flash_forward(at::Tensor *q, at::Tensor *k, at::Tensor *v, bool causal, at::Tensor **y, at::Tensor **log_sum) {
+  return guarded([&] {
+    at::NoGradGuard no_gradients;
+    auto all = at::_scaled_dot_product_flash_attention(*q, *k, *v, /*dropout_p=*/0.0, causal);
+    *y = new at::Tensor(std::get<0>(all));
+    *log_sum = new at::Tensor(std::get<1>(all));
+  });
+}
+
+char *mp_flash_backward(at::Tensor *dy, at::Tensor *q, at::Tensor *k, at::Tensor *v, at::Tensor *y, at::Tensor *log_sum,
+                        bool causal, at::Tensor **dq, at::Tensor **dk, at::Tensor **dv) {
+  return guarded([&] {
+    at::NoGradGuard no_gradients;
+    // The state of a generator that nothing is drawn from, as the forward leaves it: made, and never read.
+    auto state = q->options().dtype(at::kUInt64);
+    auto all = at::_scaled_dot_product_flash_attention_backward(
+        *dy, *q, *k, *v, *y, *log_sum, /*cum_seq_q=*/at::Tensor(), /*cum_seq_k=*/at::Tensor(), q->size(2), k->size(2),
+        /*dropout_p=*/0.0, causal, at::empty({2}, state), at::empty({}, state));
+    *dq = new at::Tensor(std::get<0>(all));
+    *dk = new at::Tensor(std::get<1>(all));
+    *dv = new at::Tensor(std::get<2>(all));
+  });
+}
+
 char *mp_reset_peak(int device) {
   return guarded([&] {
     accelerator();
@@ -296,35 +407,42 @@ char *mp_current_stream(int device, int64_t *id) {
 }
 
 char *mp_set_current_stream(int device, int64_t id) {
-  return guarded([&] {
-    c10::Device place(accelerator(), static_cast<c10::DeviceIndex>(device));
-    at::accelerator::setCurrentStream(c10::Stream(c10::Stream::UNSAFE, place, id));
-  });
+  return guarded([&] { at::accelerator::setCurrentStream(stream_of(device, id)); });
 }
 
 char *mp_synchronize_stream(int device, int64_t id) {
-  return guarded([&] {
-    c10::Device place(accelerator(), static_cast<c10::DeviceIndex>(device));
-    c10::Stream(c10::Stream::UNSAFE, place, id).synchronize();
-  });
+  return guarded([&] { stream_of(device, id).synchronize(); });
 }
 
-char *mp_event_create(void **event) {
-  return guarded([&] { *event = new c10::Event(accelerator()); });
+char *mp_native_stream(int device, int64_t id, void **handle) {
+  return guarded([&] { *handle = stream_of(device, id).native_handle(); });
+}
+
+char *mp_record_stream(at::Tensor *tensor, int device, int64_t id) {
+  return guarded([&] { tensor->record_stream(stream_of(device, id)); });
+}
+
+char *mp_event_create(bool timed, void **event) {
+  return guarded([&] {
+    // The device's own default is an event that takes the time; libtorch's is one that does not.
+    *event = new c10::Event(accelerator(), timed ? c10::EventFlag::BACKEND_DEFAULT : c10::EventFlag::PYTORCH_DEFAULT);
+  });
 }
 
 char *mp_event_record(void *event, int device, int64_t id) {
-  return guarded([&] {
-    c10::Device place(accelerator(), static_cast<c10::DeviceIndex>(device));
-    static_cast<c10::Event *>(event)->record(c10::Stream(c10::Stream::UNSAFE, place, id));
-  });
+  return guarded([&] { static_cast<c10::Event *>(event)->record(stream_of(device, id)); });
 }
 
 char *mp_event_block(void *event, int device, int64_t id) {
-  return guarded([&] {
-    c10::Device place(accelerator(), static_cast<c10::DeviceIndex>(device));
-    static_cast<c10::Event *>(event)->block(c10::Stream(c10::Stream::UNSAFE, place, id));
-  });
+  return guarded([&] { static_cast<c10::Event *>(event)->block(stream_of(device, id)); });
+}
+
+char *mp_event_query(void *event, bool *done) {
+  return guarded([&] { *done = static_cast<c10::Event *>(event)->query(); });
+}
+
+char *mp_event_elapsed(void *from, void *to, double *milliseconds) {
+  return guarded([&] { *milliseconds = static_cast<c10::Event *>(from)->elapsedTime(*static_cast<c10::Event *>(to)); });
 }
 
 char *mp_event_synchronize(void *event) {

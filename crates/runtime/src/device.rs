@@ -71,6 +71,57 @@ pub fn cuda_devices() -> usize {
     }
 }
 
+/// Returns the device of a rank by its number in its machine: several share one where there are more ranks than devices.
+/// `None` where there is no device.
+///
+/// # Examples
+/// ```
+/// use mp_runtime::device::of_local_rank;
+///
+/// assert_eq!([0, 1, 2, 3].map(|rank| of_local_rank(rank, 2)), [Some(0), Some(1), Some(0), Some(1)]);
+/// assert_eq!(of_local_rank(0, 0), None);
+/// ```
+pub fn of_local_rank(local_rank: usize, devices: usize) -> Option<usize> {
+    local_rank.checked_rem(devices)
+}
+
+/// Makes a device the one that this thread and libraries in it use.
+///
+/// # Errors
+/// [`Error::Torch`](crate::Error::Torch) where there is no such device.
+pub fn select(device: usize) -> Result<()> {
+    ffi::select_device(device as i32)
+}
+
+/// Waits until all that was queued on a device is done; the host's work always is.
+///
+/// # Errors
+/// [`Error::Torch`](crate::Error::Torch) if any of it failed.
+pub fn synchronize(device: Device) -> Result<()> {
+    match device {
+        Device::Cuda(index) => ffi::synchronize_device(index as i32),
+        _ => Ok(()),
+    }
+}
+
+/// How devices compute where they have a choice. The host has none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Numerics {
+    /// The same bits in every run, by kernels that may be slower.
+    pub deterministic: bool,
+    /// Products of single precision by tensor cores, which round their factors to 10 bits.
+    pub tf32: bool,
+}
+
+/// Sets how devices compute, for the whole process: call once, before the first product on a device. Products of bfloat16
+/// sum in single precision, whatever is set.
+///
+/// # Errors
+/// [`Error::Torch`](crate::Error::Torch) where there is no device.
+pub fn set_numerics(numerics: Numerics) -> Result<()> {
+    ffi::numerics(numerics.deterministic, numerics.tf32)
+}
+
 /// Gives every tensor operation of this process `threads` threads.
 pub fn set_threads(threads: usize) {
     tch::set_num_threads(threads.max(1) as i32);
@@ -149,12 +200,17 @@ pub fn peak_bytes(device: Device) -> u64 {
     }
 }
 
-/// Returns the bytes that this process could still take on the host, or `None` where the system does not say; devices
-/// do not.
+/// Returns the bytes that this process could still take, or `None` where the system does not say. On a device these are
+/// free, or idle in this process's allocator; what other processes do next is not known.
 pub fn free_bytes(device: Device) -> Option<u64> {
-    if device != Device::Cpu {
-        return None;
+    match device {
+        Device::Cpu => free_host_bytes(),
+        Device::Cuda(index) => ffi::free_memory(index as i32).ok().map(|(free, idle)| (free + idle) as u64),
+        _ => None,
     }
+}
+
+fn free_host_bytes() -> Option<u64> {
     let read = |path: &str| std::fs::read_to_string(path).ok();
     let line = |text: String| text.lines().find_map(|line| line.strip_prefix("MemAvailable:").map(str::to_string));
     let kib: u64 = line(read("/proc/meminfo")?)?.trim().strip_suffix("kB")?.trim().parse().ok()?;

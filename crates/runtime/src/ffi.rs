@@ -59,7 +59,37 @@ extern "C" {
     fn mp_current_stream(device: i32, id: *mut i64) -> *mut c_char;
     fn mp_set_current_stream(device: i32, id: i64) -> *mut c_char;
     fn mp_synchronize_stream(device: i32, id: i64) -> *mut c_char;
-    fn mp_event_create(event: *mut *mut c_void) -> *mut c_char;
+    fn mp_native_stream(device: i32, id: i64, handle: *mut *mut c_void) -> *mut c_char;
+    fn mp_record_stream(tensor: *const C_tensor, device: i32, id: i64) -> *mut c_char;
+    fn mp_free_memory(device: i32, free: *mut i64, idle: *mut i64) -> *mut c_char;
+    fn mp_select_device(device: i32) -> *mut c_char;
+    fn mp_synchronize_device(device: i32) -> *mut c_char;
+    fn mp_numerics(deterministic: bool, tf32: bool) -> *mut c_char;
+    fn mp_pinned(bytes: i64, made: *mut *mut C_tensor) -> *mut c_char;
+    fn mp_copy(to: *const C_tensor, from: *const C_tensor, device: i32, id: i64) -> *mut c_char;
+    fn mp_flash_forward(
+        q: *const C_tensor,
+        k: *const C_tensor,
+        v: *const C_tensor,
+        causal: bool,
+        y: *mut *mut C_tensor,
+        log_sum: *mut *mut C_tensor,
+    ) -> *mut c_char;
+    fn mp_flash_backward(
+        dy: *const C_tensor,
+        q: *const C_tensor,
+        k: *const C_tensor,
+        v: *const C_tensor,
+        y: *const C_tensor,
+        log_sum: *const C_tensor,
+        causal: bool,
+        dq: *mut *mut C_tensor,
+        dk: *mut *mut C_tensor,
+        dv: *mut *mut C_tensor,
+    ) -> *mut c_char;
+    fn mp_event_create(timed: bool, event: *mut *mut c_void) -> *mut c_char;
+    fn mp_event_query(event: *mut c_void, done: *mut bool) -> *mut c_char;
+    fn mp_event_elapsed(from: *mut c_void, to: *mut c_void, milliseconds: *mut f64) -> *mut c_char;
     fn mp_event_record(event: *mut c_void, device: i32, id: i64) -> *mut c_char;
     fn mp_event_block(event: *mut c_void, device: i32, id: i64) -> *mut c_char;
     fn mp_event_synchronize(event: *mut c_void) -> *mut c_char;
@@ -295,6 +325,87 @@ pub(crate) fn synchronize_stream(device: i32, id: i64) -> Result<()> {
     check(unsafe { mp_synchronize_stream(device, id) })
 }
 
+/// The device library's own handle of a stream, as a number.
+pub(crate) fn native_stream(device: i32, id: i64) -> Result<usize> {
+    let mut handle = std::ptr::null_mut();
+    // SAFETY: `id` came from the shim for this device; a pointer of ours to write to.
+    check(unsafe { mp_native_stream(device, id, &mut handle) })?;
+    Ok(handle as usize)
+}
+
+pub(crate) fn record_stream(tensor: &Tensor, device: i32, id: i64) -> Result<()> {
+    // SAFETY: a live tensor; `id` came from the shim for this device.
+    check(unsafe { mp_record_stream(tensor.as_ptr(), device, id) })
+}
+
+/// Bytes that the device has free, and that the allocator holds beside tensors.
+pub(crate) fn free_memory(device: i32) -> Result<(i64, i64)> {
+    let (mut free, mut idle) = (0, 0);
+    // SAFETY: two integers of ours to write to.
+    check(unsafe { mp_free_memory(device, &mut free, &mut idle) })?;
+    Ok((free, idle))
+}
+
+pub(crate) fn select_device(device: i32) -> Result<()> {
+    // SAFETY: an integer.
+    check(unsafe { mp_select_device(device) })
+}
+
+pub(crate) fn synchronize_device(device: i32) -> Result<()> {
+    // SAFETY: an integer.
+    check(unsafe { mp_synchronize_device(device) })
+}
+
+pub(crate) fn numerics(deterministic: bool, tf32: bool) -> Result<()> {
+    // SAFETY: plain flags. One of them adds a variable to the environment, before devices are used by any thread.
+    check(unsafe { mp_numerics(deterministic, tf32) })
+}
+
+/// Page-locked bytes of the host.
+pub(crate) fn pinned(bytes: usize) -> Result<Tensor> {
+    let mut made = std::ptr::null_mut();
+    // SAFETY: on success the shim leaves a heap tensor that is ours.
+    unsafe {
+        check(mp_pinned(bytes as i64, &mut made))?;
+        Ok(Tensor::from_ptr(made))
+    }
+}
+
+/// Queues a copy.
+pub(crate) fn copy(to: &Tensor, from: &Tensor, device: i32, stream: i64) -> Result<()> {
+    // SAFETY: live tensors; the stream's id came from the shim for this device. The library keeps what the queued copy
+    // needs of page-locked memory; of the device's, whoever queues it does.
+    check(unsafe { mp_copy(to.as_ptr(), from.as_ptr(), device, stream) })
+}
+
+/// Attends by the flash kernel of a device: the result and the logarithm of the denominator.
+pub(crate) fn flash_forward([q, k, v]: [&Tensor; 3], causal: bool) -> Result<(Tensor, Tensor)> {
+    let (mut y, mut log_sum) = (std::ptr::null_mut(), std::ptr::null_mut());
+    // SAFETY: live tensors; on success the shim leaves two heap tensors that are ours.
+    unsafe {
+        check(mp_flash_forward(q.as_ptr(), k.as_ptr(), v.as_ptr(), causal, &mut y, &mut log_sum))?;
+        Ok((Tensor::from_ptr(y), Tensor::from_ptr(log_sum)))
+    }
+}
+
+/// The gradients of queries, keys and values.
+pub(crate) fn flash_backward(
+    dy: &Tensor,
+    [q, k, v]: [&Tensor; 3],
+    y: &Tensor,
+    log_sum: &Tensor,
+    causal: bool,
+) -> Result<[Tensor; 3]> {
+    let [mut dq, mut dk, mut dv] = [std::ptr::null_mut(); 3];
+    let given = [dy, q, k, v, y, log_sum].map(|tensor| tensor.as_ptr());
+    let [dy, q, k, v, y, log_sum] = given;
+    // SAFETY: live tensors; on success the shim leaves three heap tensors that are ours.
+    unsafe {
+        check(mp_flash_backward(dy, q, k, v, y, log_sum, causal, &mut dq, &mut dk, &mut dv))?;
+        Ok([dq, dk, dv].map(|gradient| Tensor::from_ptr(gradient)))
+    }
+}
+
 /// A `c10::Event`.
 #[derive(Debug)]
 pub(crate) struct RawEvent(*mut c_void);
@@ -304,10 +415,10 @@ pub(crate) struct RawEvent(*mut c_void);
 unsafe impl Send for RawEvent {}
 
 impl RawEvent {
-    pub(crate) fn new() -> Result<Self> {
+    pub(crate) fn new(timed: bool) -> Result<Self> {
         let mut event = std::ptr::null_mut();
         // SAFETY: a pointer of ours to write to.
-        check(unsafe { mp_event_create(&mut event) })?;
+        check(unsafe { mp_event_create(timed, &mut event) })?;
         Ok(Self(event))
     }
 
@@ -319,6 +430,21 @@ impl RawEvent {
     pub(crate) fn block(&mut self, device: i32, stream: i64) -> Result<()> {
         // SAFETY: a live event; the stream's id came from the shim.
         check(unsafe { mp_event_block(self.0, device, stream) })
+    }
+
+    pub(crate) fn query(&mut self) -> Result<bool> {
+        let mut done = false;
+        // SAFETY: a live event; a flag of ours to write to.
+        check(unsafe { mp_event_query(self.0, &mut done) })?;
+        Ok(done)
+    }
+
+    /// Milliseconds from this mark to a later one.
+    pub(crate) fn elapsed(&mut self, later: &mut Self) -> Result<f64> {
+        let mut milliseconds = 0.0;
+        // SAFETY: two live events; a number of ours to write to.
+        check(unsafe { mp_event_elapsed(self.0, later.0, &mut milliseconds) })?;
+        Ok(milliseconds)
     }
 
     pub(crate) fn synchronize(&mut self) -> Result<()> {

@@ -7,6 +7,10 @@
 //! Milakov and Gimelshein 2018, arXiv:1805.02867, §3 (merging softmaxes); Dao et al. 2022, arXiv:2205.14135, §3 and
 //! appendix B.4 (weights computed again from that logarithm in the backward).
 
+mod flash;
+pub mod kernel;
+
+use crate::kernels::attention::kernel::{Case, Kernel};
 use crate::kernels::dropout;
 use crate::{Device, Kind, Result, Tensor};
 
@@ -99,11 +103,6 @@ impl Attended {
     }
 }
 
-/// Says whether libtorch's fused kernel serves: it knows no mask of dropped weights, and runs on the host alone.
-fn fused(q: &Tensor, dropped: Option<&Dropped>) -> bool {
-    dropped.is_none() && q.device() == Device::Cpu
-}
-
 /// Attends from a block of queries to a block of keys.
 ///
 /// # Shapes
@@ -112,9 +111,14 @@ fn fused(q: &Tensor, dropped: Option<&Dropped>) -> bool {
 /// # Errors
 /// [`Error::Torch`](crate::Error::Torch) where the shapes do not fit.
 pub fn forward(q: &Tensor, k: &Tensor, v: &Tensor, mask: &Mask, dropped: Option<&Dropped>) -> Result<Attended> {
-    if !fused(q, dropped) {
-        return plain_forward(q, k, v, mask, dropped);
+    match Case::of(q, k, mask, dropped)?.kernel() {
+        Kernel::Host => host_forward([q, k, v], mask),
+        Kernel::Flash => flash::forward([q, k, v], matches!(mask, Mask::Causal)),
+        Kernel::Plain => plain_forward(q, k, v, mask, dropped),
     }
+}
+
+fn host_forward([q, k, v]: [&Tensor; 3], mask: &Mask) -> Result<Attended> {
     with_blind(mask, |mask| {
         let (causal, added) = (matches!(mask, Mask::Causal), added(mask, q)?);
         let (y_bhsk, log_sum_bhs) =
@@ -128,7 +132,8 @@ pub fn forward(q: &Tensor, k: &Tensor, v: &Tensor, mask: &Mask, dropped: Option<
 fn with_blind(mask: &Mask, attend: impl FnOnce(&Mask) -> Result<Attended>) -> Result<Attended> {
     let Mask::Seen(seen) = mask else { return attend(mask) };
     let blind = seen.f_any_dim(-1, true)?.f_logical_not()?;
-    if blind.f_any()?.f_int64_value(&[])? == 0 {
+    // To ask a device would be to wait for it.
+    if blind.device() == Device::Cpu && blind.f_any()?.f_int64_value(&[])? == 0 {
         return attend(mask);
     }
     let Attended { mut y_bhsk, mut log_sum_bhs } = attend(&Mask::Seen(seen.f_logical_or(&blind)?))?;
@@ -159,9 +164,14 @@ pub fn backward(
     mask: &Mask,
     dropped: Option<&Dropped>,
 ) -> Result<Gradients> {
-    if !fused(q, dropped) {
-        return plain_backward(dy, [q, k, v], attended, mask, dropped);
+    match Case::of(q, k, mask, dropped)?.kernel() {
+        Kernel::Host => host_backward(dy, [q, k, v], attended, mask),
+        Kernel::Flash => flash::backward(dy, [q, k, v], attended, matches!(mask, Mask::Causal)),
+        Kernel::Plain => plain_backward(dy, [q, k, v], attended, mask, dropped),
     }
+}
+
+fn host_backward(dy: &Tensor, [q, k, v]: [&Tensor; 3], attended: &Attended, mask: &Mask) -> Result<Gradients> {
     let (causal, Attended { y_bhsk, log_sum_bhs }) = (matches!(mask, Mask::Causal), attended);
     let (dq_bhsk, dk_bhtk, dv_bhtk) = Tensor::f_internal_scaled_dot_product_flash_attention_for_cpu_backward(
         dy,

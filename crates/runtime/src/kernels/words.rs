@@ -47,12 +47,7 @@ fn philox(stream: &Stream, blocks: &Tensor) -> Result<[Tensor; 4]> {
         let [c0, c1, c2, c3] = counter;
         let (first_high, first_low) = product(&c0, MULTIPLIERS[0])?;
         let (second_high, second_low) = product(&c2, MULTIPLIERS[1])?;
-        counter = [
-            mixed(second_high, &c1, key[0])?,
-            second_low,
-            mixed(first_high, &c3, key[1])?,
-            first_low,
-        ];
+        counter = [mixed(second_high, &c1, key[0])?, second_low, mixed(first_high, &c3, key[1])?, first_low];
         key = [key[0].wrapping_add(WEYL[0]), key[1].wrapping_add(WEYL[1])];
     }
     Ok(counter)

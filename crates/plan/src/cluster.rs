@@ -166,6 +166,9 @@ pub struct Efficiency {
     /// # Units
     /// Seconds.
     pub launch: f64,
+    /// The share of the rates that operations reach one by one that they reach within a step, where each finds its operands
+    /// farther away than when it is repeated. Shares that were fitted on whole steps have it in them: 1.
+    pub program: f64,
     /// The share of the memory that is for nothing of the job: what the allocator cannot join, and libraries' own.
     pub reserve: f64,
 }
@@ -254,6 +257,7 @@ impl Efficiency {
             ("efficiency.memory", self.memory),
             ("efficiency.node", self.node),
             ("efficiency.network", self.network),
+            ("efficiency.program", self.program),
         ] {
             require(share > 0.0 && share <= 1.0, key, share, "must be a share above 0 and up to 1")?;
         }

@@ -16,7 +16,7 @@ pub mod layer;
 pub mod measured;
 pub mod terms;
 
-use crate::{Cluster, Precision};
+use crate::{cluster::Efficiency, Cluster, Precision};
 
 pub use collective::{Collective, Group};
 pub use measured::{of, Measured};
@@ -81,16 +81,18 @@ impl CostModel for Analytic {
         let [m, n, k] = shape.map(|len| len as f64);
         let computed = 2.0 * m * n * k / (peak * self.share(shape));
         let moved = (m * k + k * n + m * n) * precision.parameter_bytes() as f64 / self.cluster.device.memory_bandwidth;
-        count as f64 * computed.max(moved / self.cluster.efficiency.memory) + self.cluster.efficiency.launch
+        let work = count as f64 * computed.max(moved / self.cluster.efficiency.memory);
+        work / self.cluster.efficiency.program + self.cluster.efficiency.launch
     }
 
     fn attention(&self, flop: f64, precision: Precision) -> Option<f64> {
         let share = Some(self.cluster.efficiency.attention).filter(|&share| share > 0.0)?;
-        Some(flop / (self.peak(precision)? * share) + self.cluster.efficiency.launch)
+        Some(flop / (self.peak(precision)? * share * self.cluster.efficiency.program) + self.cluster.efficiency.launch)
     }
 
     fn memory(&self, bytes: f64, starts: usize) -> f64 {
-        let rate = self.cluster.device.memory_bandwidth * self.cluster.efficiency.memory;
+        let Efficiency { memory, program, .. } = self.cluster.efficiency;
+        let rate = self.cluster.device.memory_bandwidth * memory * program;
         bytes / rate + starts as f64 * self.cluster.efficiency.launch
     }
 

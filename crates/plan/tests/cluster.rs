@@ -26,12 +26,13 @@ fn unknown_keys_are_refused() {
 #[test]
 fn what_cannot_be_is_refused_by_key() {
     type Change = fn(&mut Cluster);
-    let changes: [(&str, Change); 8] = [
+    let changes: [(&str, Change); 9] = [
         ("node.devices is 0", |cluster| cluster.node.devices = 0),
         ("node.bandwidth is -1", |cluster| cluster.node.bandwidth = -1.0),
         ("device.peak.bf16 is inf", |cluster| cluster.device.peak.bf16 = Some(f64::INFINITY)),
         ("network.latency is NaN", |cluster| cluster.network.latency = f64::NAN),
         ("efficiency.matrix is 1.5", |cluster| cluster.efficiency.matrix = 1.5),
+        ("efficiency.program is 0", |cluster| cluster.efficiency.program = 0.0),
         ("efficiency.overlap is -0.5", |cluster| cluster.efficiency.overlap = -0.5),
         ("device.memory_bytes is 0", |cluster| cluster.device.memory_bytes = 0),
         ("measured.collectives.ranks is 4", |cluster| {

@@ -176,6 +176,7 @@ proptest! {
         prop_assert!(faster(&|cluster| cluster.network.bandwidth *= more) <= plain);
         prop_assert!(faster(&|cluster| cluster.network.latency /= more) <= plain);
         prop_assert!(faster(&|cluster| cluster.efficiency.launch /= more) <= plain);
+        prop_assert!(faster(&|cluster| cluster.efficiency.program /= more) >= plain);
         prop_assert!(faster(&|cluster| cluster.efficiency.reserve /= more) <= plain);
         // And one that moves less while it computes never makes it faster.
         prop_assert!(faster(&|cluster| cluster.efficiency.overlap = 1.0 / more - 0.25) >= plain);

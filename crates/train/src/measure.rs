@@ -5,7 +5,7 @@
 //! | `measure.rs` | what is measured in which order, and the machine made of it |
 //! | `measure/bench.rs` | one operation timed by all ranks |
 //! | `measure/compute.rs` | products, sweeps over memory, attention |
-//! | `measure/starts.rs` | what an operation of a step takes beside its work |
+//! | `measure/starts.rs` | what operations take within a step: their starts, and how much slower they work there |
 //! | `measure/links.rs` | collectives and messages |
 //! | `measure/file.rs` | the machine as a file |
 //!
@@ -93,17 +93,17 @@ fn measured(
     listener.begin("operations element by element");
     points.memory = compute::sweeps(&bench, device)?;
     let devices = bench.least(world.local_size() as f64)? as usize;
-    listener.begin("the start of an operation");
+    listener.begin("operations within a step");
     // Of a layer on one rank, which no link concerns.
     let plain = cluster(&bench, world.size(), devices, device, points.clone())?;
-    let launch = starts::launch(&bench, &plain, effort.precisions()[0], device)?;
+    let within = starts::within_a_step(&bench, &plain, effort.precisions()[0], device)?;
     if world.size() > 1 {
         listener.begin("collectives and messages");
         points.collectives = links::collectives(&bench, world, devices)?;
         points.messages = links::messages(&bench, world, devices)?;
     }
     let mut cluster = cluster(&bench, world.size(), devices, device, points)?;
-    cluster.efficiency.launch = launch;
+    (cluster.efficiency.launch, cluster.efficiency.program) = (within.launch, within.program);
     Ok(cluster)
 }
 
@@ -112,7 +112,7 @@ fn name(precision: Precision) -> String {
     format!("{precision:?}").to_lowercase()
 }
 
-/// Makes a machine of the points; the start of an operation is still to come.
+/// Makes a machine of the points; what operations take within a step is still to come.
 fn cluster(bench: &Bench<'_>, ranks: usize, devices: usize, device: Device, points: Points) -> Result<Cluster> {
     let best = |precision: Precision| {
         let rates = points.products.of(precision).iter().map(|product| product.3);
@@ -143,6 +143,7 @@ fn cluster(bench: &Bench<'_>, ranks: usize, devices: usize, device: Device, poin
             // MPI moves messages only inside calls, and the cores that compute are those that copy.
             overlap: if device == Device::Cpu { 0.0 } else { 1.0 },
             launch: 0.0,
+            program: 1.0,
             reserve: Efficiency::default().reserve,
         },
         measured: Some(points),

@@ -33,6 +33,7 @@ impl Default for Efficiency {
             network: 0.8,
             overlap: 1.0,
             launch: 5e-6,
+            program: 1.0,
             reserve: 0.08,
         }
     }

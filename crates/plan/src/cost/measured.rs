@@ -27,6 +27,8 @@ pub struct Measured {
     fused: bool,
     /// What starting one operation takes, in seconds.
     launch: f64,
+    /// The share of the points' rates that operations reach within a step.
+    program: f64,
 }
 
 /// Chooses what a machine is known by: its points where its file has some, else its rates.
@@ -67,6 +69,7 @@ impl Measured {
             outside: Curve::new(&points.messages.outside, Below::Stays),
             fused: cluster.efficiency.attention > 0.0,
             launch: cluster.efficiency.launch,
+            program: cluster.efficiency.program,
         }
     }
 }
@@ -92,12 +95,12 @@ impl CostModel for Measured {
         let one = grid.at(shape);
         let flop = 2.0 * shape.iter().map(|&length| length as f64).product::<f64>();
         let further = (one - grid.least()).max(flop / grid.best);
-        one + count.saturating_sub(1) as f64 * further + self.launch
+        (one + count.saturating_sub(1) as f64 * further) / self.program + self.launch
     }
 
     fn attention(&self, flop: f64, precision: Precision) -> Option<f64> {
         match &self.attention[place(precision)] {
-            Some(curve) if self.fused => Some(curve.at(flop) + self.launch),
+            Some(curve) if self.fused => Some(curve.at(flop) / self.program + self.launch),
             _ => self.plain.attention(flop, precision),
         }
     }
@@ -106,7 +109,7 @@ impl CostModel for Measured {
         let Some(curve) = &self.memory else { return self.plain.memory(bytes, starts) };
         // Each sweeps its part, which small caches may hold.
         let parts = starts.max(1) as f64;
-        parts * curve.at(bytes / parts) + starts as f64 * self.launch
+        parts * curve.at(bytes / parts) / self.program + starts as f64 * self.launch
     }
 
     fn collective(&self, what: Collective, bytes: f64, group: Group) -> f64 {

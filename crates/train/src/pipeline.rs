@@ -12,7 +12,7 @@ use mp_model::collective::{start_receive, start_send, Arriving};
 use mp_model::deferral::DeferredProducts;
 use mp_model::{Goal, Model, Pass, Stage};
 use mp_plan::{Payload, Stages, Step};
-use mp_runtime::{autograd, Tensor};
+use mp_runtime::{autograd, Device, Tensor};
 
 use crate::{Error, Result};
 
@@ -49,6 +49,8 @@ pub struct Flight<'a> {
     /// What is still to be received on each channel, in order; the first is under way.
     receives: HashMap<usize, Channel>,
     loss: f64,
+    /// Losses that lie on a device: to read one is to wait for it, so that they are read at the end.
+    unread: Vec<Tensor>,
     /// Computations done, with their seconds.
     worked: Vec<(Step, f64)>,
 }
@@ -88,6 +90,7 @@ impl<'a> Flight<'a> {
             sends: Vec::new(),
             receives,
             loss: 0.0,
+            unread: Vec::new(),
             worked: Vec::with_capacity(steps.len()),
         };
         let mut channels: Vec<usize> = made.receives.keys().copied().collect();
@@ -138,6 +141,9 @@ impl<'a> Flight<'a> {
         for sent in self.sends.drain(..) {
             let _over = sent.wait()?;
         }
+        for loss in self.unread.drain(..) {
+            self.loss += loss.f_double_value(&[]).map_err(mp_runtime::Error::from)?;
+        }
         Ok(self.loss)
     }
 
@@ -178,7 +184,10 @@ impl<'a> Flight<'a> {
         let mut output = stage.forward(&work.pass, input.as_ref())?;
         if self.line.stages.is_last(index) {
             output = stage.loss(&output, &work.pass, &work.goal)?;
-            self.loss += output.double_value(&[]);
+            match output.device() {
+                Device::Cpu => self.loss += output.double_value(&[]),
+                _ => self.unread.push(output.f_detach().map_err(mp_runtime::Error::from)?),
+            }
         } else {
             self.hand_over(Payload::Activation, index, micro_batch, &output)?;
         }

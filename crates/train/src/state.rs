@@ -9,7 +9,7 @@ use std::sync::Arc;
 use mp_model::Parameters;
 use mp_plan::{PartitionedParameter, Tie, Zero};
 use mp_runtime::flat::Flat;
-use mp_runtime::{bytes, Kind};
+use mp_runtime::{bytes, Device, Kind};
 
 use crate::checkpoint::{CheckpointReader, Dtype, Entry, Section, ShardWriter, Slice};
 use crate::optimizer::Optimizer;
@@ -91,7 +91,7 @@ impl Shard {
     /// Copies the elements, so that the trainer may go on; `into` is overwritten, and keeps its memory from save to save.
     ///
     /// # Errors
-    /// [`Error::Runtime`] for tensors that are not in host memory.
+    /// [`Error::Runtime`] where a device does not give its tensors.
     pub fn copy(&self, trainer: &Trainer, into: &mut Vec<u8>) -> Result<()> {
         into.clear();
         into.reserve_exact(self.bytes);
@@ -137,6 +137,8 @@ impl Shard {
             let mut begins = Some(file);
             for (part, elements) in &file.places {
                 let tensor = parts[*part].flat.range(elements.clone())?;
+                // A copy of what lies on a device, another handle to what does not.
+                let tensor = tensor.f_to_device(Device::Cpu).map_err(mp_runtime::Error::from)?;
                 visit(begins.take(), bytes::view(&tensor)?)?;
             }
         }

@@ -1,47 +1,10 @@
-//! Collectives over tensors: the bridge between the tensor backend's memory and a communicator's buffers.
+//! Collectives over tensors, of the host or of a device.
 
-use mp_comm::{Buffer, BufferMut, ByteBuffer, Communicator, OwnedBuffer, Rank, ReduceOp, Request, Tag};
-use mp_runtime::bytes::{self, Lent};
-use mp_runtime::{Kind, Tensor};
+use mp_comm::{Communicator, Rank, ReduceOp, Request, Tag};
+use mp_runtime::Tensor;
 
+use crate::buffers::{lend, Received, Sent};
 use crate::{Error, Result};
-
-/// A tensor's memory on loan to a communicator.
-struct LentTensor(Lent);
-
-impl ByteBuffer for LentTensor {
-    fn bytes_mut(&mut self) -> &mut [u8] {
-        self.0.bytes_mut()
-    }
-}
-
-fn kind(tensor: &Tensor) -> Result<mp_comm::Kind> {
-    Ok(match tensor.kind() {
-        Kind::Double => mp_comm::Kind::F64,
-        Kind::Float => mp_comm::Kind::F32,
-        Kind::BFloat16 => mp_comm::Kind::Bf16,
-        Kind::Int64 => mp_comm::Kind::I64,
-        Kind::Int => mp_comm::Kind::I32,
-        Kind::Uint8 => mp_comm::Kind::U8,
-        other => return Err(Error::Kind(other)),
-    })
-}
-
-/// Views a contiguous tensor to send.
-fn buffer(tensor: &Tensor) -> Result<Buffer<'_>> {
-    Ok(Buffer::from_bytes(kind(tensor)?, bytes::view(tensor)?)?)
-}
-
-/// Views a contiguous tensor to receive into.
-fn buffer_mut(tensor: &mut Tensor) -> Result<BufferMut<'_>> {
-    let kind = kind(tensor)?;
-    Ok(BufferMut::from_bytes(kind, bytes::view_mut(tensor)?)?)
-}
-
-/// Lends a contiguous tensor to a non-blocking operation.
-fn lend(tensor: &Tensor) -> Result<OwnedBuffer> {
-    Ok(OwnedBuffer::new(kind(tensor)?, Box::new(LentTensor(Lent::new(tensor)?)))?)
-}
 
 /// A tensor whose value is on its way.
 #[derive(Debug)]
@@ -88,7 +51,7 @@ fn span(call: &'static str, group: &dyn Communicator, tensor: &Tensor) -> tracin
 /// [`Error::Comm`] if the operation failed, [`Error::Runtime`] if the tensor is not contiguous.
 pub fn all_reduce(group: &dyn Communicator, tensor: &mut Tensor, op: ReduceOp) -> Result<()> {
     let _span = span("all_reduce", group, tensor);
-    Ok(group.all_reduce(buffer_mut(tensor)?, op)?)
+    Ok(group.all_reduce(Received::new(tensor)?.buffer()?, op)?)
 }
 
 /// Starts reducing a contiguous tensor in place; it must not be touched before the result is waited for.
@@ -160,7 +123,7 @@ pub fn all_gather(group: &dyn Communicator, shard: &Tensor, dim: i64) -> Result<
     let mut shape = shard.size();
     shape.insert(0, parts);
     let mut gathered = Tensor::f_empty(&shape[..], (shard.kind(), shard.device()))?;
-    group.all_gather(buffer(&shard)?, buffer_mut(&mut gathered)?)?;
+    group.all_gather(Sent::new(&shard)?.buffer()?, Received::new(&mut gathered)?.buffer()?)?;
     join(&gathered, dim, parts)
 }
 
@@ -182,7 +145,7 @@ pub fn start_reduce_scatter(group: &dyn Communicator, full: &Tensor, dim: i64) -
 pub fn reduce_scatter(group: &dyn Communicator, full: &Tensor, dim: i64) -> Result<Tensor> {
     let _span = span("reduce_scatter", group, full);
     let (send, mut tensor) = scattered(group, full, dim)?;
-    group.reduce_scatter(buffer(&send)?, buffer_mut(&mut tensor)?, ReduceOp::Sum)?;
+    group.reduce_scatter(Sent::new(&send)?.buffer()?, Received::new(&mut tensor)?.buffer()?, ReduceOp::Sum)?;
     Ok(tensor)
 }
 
@@ -198,7 +161,7 @@ pub fn all_to_all(group: &dyn Communicator, parts: &Tensor) -> Result<Tensor> {
     let _span = span("all_to_all", group, parts);
     let parts = parts.f_contiguous()?;
     let mut received = Tensor::f_empty(parts.size(), (parts.kind(), parts.device()))?;
-    group.all_to_all(buffer(&parts)?, buffer_mut(&mut received)?)?;
+    group.all_to_all(Sent::new(&parts)?.buffer()?, Received::new(&mut received)?.buffer()?)?;
     Ok(received)
 }
 

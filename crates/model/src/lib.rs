@@ -1,10 +1,12 @@
 //! Sharded layers and the models made of them: where a plan, the tensor backend and a communicator meet.
 //!
-//! Reading order: how tensors travel ([`collective`]); what a rank keeps of every parameter ([`parameter`]); the
+//! Reading order: how tensors travel ([`collective`], and on devices [`accelerator`]); what a rank keeps of every parameter ([`parameter`]); the
 //! conjugate [`regions`] between replicated and sharded activations; the sharded [`layers`]; the [`models`]; and
 //! [`mod@build`], which turns a partition into a [`Stage`].
 
+pub mod accelerator;
 mod bucket;
+pub mod buffers;
 pub mod build;
 pub mod cache;
 pub mod collective;

@@ -93,6 +93,19 @@ pub fn select(device: usize) -> Result<()> {
     ffi::select_device(device as i32)
 }
 
+/// Returns what tells a physical device apart from all others, in the same machine and elsewhere: the driver's number of it.
+///
+/// # Errors
+/// [`Error::Torch`](crate::Error::Torch) where there is no accelerator, [`Error::Library`](crate::Error::Library) where the
+/// driver does not answer.
+pub fn identity(device: usize) -> Result<[u8; 16]> {
+    match has_accelerator() {
+        true => ffi::identity(device as i32),
+        // Says so in the words of all other calls.
+        false => ffi::select_device(device as i32).map(|()| [0; 16]),
+    }
+}
+
 /// Waits until all that was queued on a device is done; the host's work always is.
 ///
 /// # Errors

@@ -479,6 +479,36 @@ pub(crate) fn open_library(name: &str) -> Result<()> {
     }
 }
 
+/// The CUDA driver's own number of a device, which is its in every process.
+pub(crate) fn identity(device: i32) -> Result<[u8; 16]> {
+    use libloading::os::unix::{Library, Symbol, RTLD_LOCAL, RTLD_NOW};
+    type Prepare = unsafe extern "C" fn(u32) -> i32;
+    type Find = unsafe extern "C" fn(*mut i32, i32) -> i32;
+    type Number = unsafe extern "C" fn(*mut u8, i32) -> i32;
+    const DRIVER: &str = "libcuda.so.1";
+    let refused = |reason: String| Error::Library { library: DRIVER.to_string(), reason };
+    let loader = |error: libloading::Error| refused(error.to_string());
+    let answered = |function: &str, code: i32| match code {
+        0 => Ok(()),
+        code => Err(refused(format!("{function} answers {code} for device {device}"))),
+    };
+    let (mut handle, mut number) = (0, [0u8; 16]);
+    // SAFETY: the driver's library, which libtorch has open; the types are those of `cuda.h`, and the number is 16 bytes
+    // long. The functions are used while the library is open.
+    unsafe {
+        let driver = Library::open(Some(DRIVER), RTLD_NOW | RTLD_LOCAL).map_err(loader)?;
+        let prepare: Symbol<Prepare> = driver.get(b"cuInit\0").map_err(loader)?;
+        let find: Symbol<Find> = driver.get(b"cuDeviceGet\0").map_err(loader)?;
+        // The first of its name does not tell the parts of a divided device apart.
+        let ask: Symbol<Number> =
+            driver.get(b"cuDeviceGetUuid_v2\0").or_else(|_| driver.get(b"cuDeviceGetUuid\0")).map_err(loader)?;
+        answered("cuInit", prepare(0))?;
+        answered("cuDeviceGet", find(&mut handle, device))?;
+        answered("cuDeviceGetUuid", ask(number.as_mut_ptr(), handle))?;
+    }
+    Ok(number)
+}
+
 /// The memory of a contiguous CPU tensor.
 pub(crate) fn memory_of(tensor: &Tensor, bytes: usize) -> &[u8] {
     // SAFETY: the caller checked that the tensor is contiguous on the CPU with `bytes` bytes; it is borrowed meanwhile.

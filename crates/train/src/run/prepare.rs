@@ -1,9 +1,11 @@
 //! From a configuration to a run that is about to make its first step.
 
+use std::fs::File;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use mp_comm::{Communicator, Rank};
-use mp_data::{Prefetch, SampleSource};
+use mp_data::{Prefetch, SampleSource, Tokenizer};
 use mp_runtime::Device;
 
 use super::begin::{begin, same_place};
@@ -22,6 +24,7 @@ use crate::records::{Observer, Start};
 use crate::run_folder::RunFolder;
 use crate::saving::{self, Saver};
 use crate::standing::Standing;
+use crate::step::Trainer;
 use crate::text::{vocabulary, Text};
 use crate::times::History;
 use crate::{Config, Error, Result};
@@ -38,18 +41,7 @@ impl<'a> Run<'a> {
         through: impl FnOnce(Arc<dyn SampleSource>) -> Arc<dyn SampleSource>,
     ) -> Result<Self> {
         let Chosen { config, machine } = chosen;
-        let input = || -> Result<_> {
-            config.check_dropout()?;
-            let tokenizer = config.data.open_tokenizer()?;
-            let layout = Layout::new(config, vocabulary(config, &tokenizer), world.size())?;
-            let text = Text::open(config, &tokenizer, layout.partition.architecture.vocab)?;
-            if !config.checkpoint.resume {
-                text.check(config.train.steps.saturating_mul(config.train.global_batch as u64))?;
-            }
-            memory::check(config, &layout, &*world, device)?;
-            Ok((tokenizer, text, layout))
-        };
-        let (tokenizer, text, layout) = agree(&*world, input())?;
+        let (tokenizer, text, layout) = agree(&*world, input(config, &*world, device))?;
         let folder = RunFolder::open(&*world, config)?;
         let groups = layout.groups(&world)?;
         let watch = agree(&*world, Watch::new(device))?;
@@ -58,18 +50,14 @@ impl<'a> Run<'a> {
             None => Allocated::new(config, &layout, &groups, device),
         };
         let trainer = agree(&*world, allocated)?.trainer(config, &layout, groups)?;
-
-        let (keep, keep_best) = (config.checkpoint.keep, config.checkpoint.keep_best);
-        let store = DirectoryStore::new(folder.checkpoints(), keep).keeping_best(keep_best);
-        let first = world.rank() == Rank(0);
-        agree(&*world, if first { store.sweep() } else { Ok(()) })?;
-        let (resumed, base) = agree(&*world, begin(config, &store, &trainer))?;
-        let precision_before = resumed.as_ref().and_then(About::precision);
-        agree(&*world, same_place(&*world, &store, config, resumed.as_ref()))?;
+        let store = DirectoryStore::new(folder.checkpoints(), config.checkpoint.keep);
+        let store = store.keeping_best(config.checkpoint.keep_best);
+        let (resumed, base) = stand(config, &*world, &store, &trainer)?;
         let (step, samples, standing) =
             resumed.as_ref().map_or((0, 0, Standing::default()), |about| (about.step, about.samples, about.standing));
         let left = (config.train.steps.saturating_sub(step)).saturating_mul(config.train.global_batch as u64);
         agree(&*world, text.check(samples.saturating_add(left)))?;
+        let first = world.rank() == Rank(0);
         let opened = match first {
             true => opening(config, &layout, &folder, resumed.as_ref(), &text.source).map(Some),
             false => Ok(None),
@@ -80,27 +68,11 @@ impl<'a> Run<'a> {
         let reader = Prefetch::new(through(Arc::clone(&text.source)), batches, rank, step, ahead);
         let reader = agree(&*world, reader.map_err(Error::from))?;
         if first {
-            observer.start(&Start {
-                ranks: world.size(),
-                layout: layout.words(config.train.precision),
-                parameters: layout.partition.architecture.parameter_count() as u64,
-                adapters: layout.partition.lora.as_ref().map(|_| trained(&layout)),
-                steps: config.train.steps,
-                first_step: step + 1,
-                precision: config.train.precision,
-                precision_before,
-                run_dir: folder.path().into(),
-                train_tokens: text.source.len_tokens(),
-                validation_tokens: text.validation_tokens,
-            });
+            observer.start(&told(config, &layout, &folder, resumed.as_ref(), &text));
         }
-        let rates = Rates::new(&config.optimizer, config.train.steps);
-        let saved = (step > 0).then_some(step);
-        let losses = saving::losses(&*world, &store, keep_best)?;
         let beside = metrics.iter().map(Metrics::handle).chain(data_log.iter().map(DataLog::handle));
         let beside = agree(&*world, beside.collect::<Result<Vec<_>>>())?;
-        let mut saver = Saver::new(&config.checkpoint, Arc::new(store), Arc::clone(&world), losses).beside(beside);
-        agree(&*world, saver.prepare(&trainer))?;
+        let saver = saver(config, &world, store, beside, &trainer)?;
         Ok(Self {
             config,
             machine: machine.as_ref(),
@@ -110,7 +82,7 @@ impl<'a> Run<'a> {
             targets: text.source.targets(),
             windows: text.windows,
             trainer,
-            rates,
+            rates: Rates::new(&config.optimizer, config.train.steps),
             saver,
             folder,
             standing,
@@ -123,8 +95,66 @@ impl<'a> Run<'a> {
             history: History::default(),
             step,
             samples,
-            saved,
+            saved: (step > 0).then_some(step),
         })
+    }
+}
+
+/// Opens what the run reads and cuts the model, before anything is allocated or written.
+fn input(config: &Config, world: &dyn Communicator, device: Device) -> Result<(Tokenizer, Text, Layout)> {
+    config.check_dropout()?;
+    let tokenizer = config.data.open_tokenizer()?;
+    let layout = Layout::new(config, vocabulary(config, &tokenizer), world.size())?;
+    let text = Text::open(config, &tokenizer, layout.partition.architecture.vocab)?;
+    if !config.checkpoint.resume {
+        text.check(config.train.steps.saturating_mul(config.train.global_batch as u64))?;
+    }
+    memory::check(config, &layout, world, device)?;
+    Ok((tokenizer, text, layout))
+}
+
+/// Finds on all ranks the place that the run begins at: what the checkpoint says that it goes on from, and the mark of the
+/// model under adapters. Collective.
+fn stand(
+    config: &Config,
+    world: &dyn Communicator,
+    store: &DirectoryStore,
+    trainer: &Trainer,
+) -> Result<(Option<About>, Option<String>)> {
+    agree(world, if world.rank() == Rank(0) { store.sweep() } else { Ok(()) })?;
+    let (resumed, base) = agree(world, begin(config, store, trainer))?;
+    agree(world, same_place(world, store, config, resumed.as_ref()))?;
+    Ok((resumed, base))
+}
+
+/// Makes what saves the run, with the files `beside` its checkpoints. Collective.
+fn saver(
+    config: &Config,
+    world: &Arc<dyn Communicator>,
+    store: DirectoryStore,
+    beside: Vec<(PathBuf, File)>,
+    trainer: &Trainer,
+) -> Result<Saver> {
+    let losses = saving::losses(&**world, &store, config.checkpoint.keep_best)?;
+    let mut saver = Saver::new(&config.checkpoint, Arc::new(store), Arc::clone(world), losses).beside(beside);
+    agree(&**world, saver.prepare(trainer))?;
+    Ok(saver)
+}
+
+/// Says what the run is, for whoever watches.
+fn told(config: &Config, layout: &Layout, folder: &RunFolder, resumed: Option<&About>, text: &Text) -> Start {
+    Start {
+        ranks: layout.partition.mesh.size(),
+        layout: layout.words(config.train.precision),
+        parameters: layout.partition.architecture.parameter_count() as u64,
+        adapters: layout.partition.lora.as_ref().map(|_| trained(layout)),
+        steps: config.train.steps,
+        first_step: resumed.map_or(0, |about| about.step) + 1,
+        precision: config.train.precision,
+        precision_before: resumed.and_then(About::precision),
+        run_dir: folder.path().into(),
+        train_tokens: text.source.len_tokens(),
+        validation_tokens: text.validation_tokens,
     }
 }
 

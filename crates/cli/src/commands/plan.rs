@@ -70,9 +70,9 @@ fn choose(args: &Plan, config: &Config, vocab: usize, cluster: &str) -> Result<(
     let costs = cost::of(&cluster);
     let simulated = simulate::layouts(args, &asked)?;
     let most = args.best.max(simulated.unwrap_or(0));
-    let found = mp_plan::search(&job, &cluster, &*costs, &space, ranks, most).map_err(Error::from)?;
     let mut screen = Screen::open(&args.output, true)?;
     let pictures = html::Html::open(args.html.as_deref())?;
+    let found = mp_plan::search(&job, &cluster, &*costs, &space, ranks, most).map_err(Error::from)?;
     screen.line(found.table(&job, &cluster, ranks).trim_end());
     pictures.write(&screen, || Ok(Page::of_found(&job, &cluster, &*costs, &found)?))?;
     if let Some(layouts) = simulated {

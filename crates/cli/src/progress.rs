@@ -1,11 +1,14 @@
 //! What a person sees of a run: a bar where a terminal is, else a line now and then.
 
+mod words;
+
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
+use mp_plan::words::grouped;
 use mp_train::counted::counted;
-use mp_train::ledger::{Deviation, Ledger, Seconds, TimeDeviation};
+use mp_train::ledger::Ledger;
 use mp_train::records::{Choice, EndReason, EvalRecord, Observer, Report, Start, StepRecord};
 
 use crate::screen::Screen;
@@ -92,6 +95,14 @@ impl<'a> Progress<'a> {
         }
     }
 
+    /// Warns on standard error, and in the logs that were asked for.
+    fn warn(&self, text: &str) {
+        match &self.bar {
+            Some(bar) => bar.suspend(|| tracing::warn!("{text}")),
+            None => tracing::warn!("{text}"),
+        }
+    }
+
     /// Says whether it is time for another plain line.
     fn is_due(&self, step: u64) -> bool {
         let (past, steps) = (self.shown.at.elapsed(), (step - self.shown.step) as f64);
@@ -102,7 +113,7 @@ impl<'a> Progress<'a> {
 
 impl Observer for Progress<'_> {
     fn chosen(&mut self, choice: &Choice) {
-        self.line(&chosen(choice));
+        self.line(&words::chosen(choice));
     }
 
     fn start(&mut self, start: &Start) {
@@ -111,16 +122,19 @@ impl Observer for Progress<'_> {
         self.run = start.run_dir.clone();
         self.stop.would_leave(&self.run, None);
         self.shown.step = start.first_step - 1;
-        let (parameters, ranks, layout) = (grouped(start.parameters), counted(start.ranks, "rank"), &start.layout);
-        let adapters = start.adapters.map(|count| format!(", of which {} in adapters are trained,", grouped(count)));
+        let (parameters, ranks, layout) =
+            (grouped(start.parameters as usize), counted(start.ranks, "rank"), &start.layout);
+        let adapters =
+            start.adapters.map(|count| format!(", of which {} in adapters are trained,", grouped(count as usize)));
         self.line(&format!("model     {parameters} parameters{} on {ranks}: {layout}", adapters.unwrap_or_default()));
-        let (train, held_out) = (counted(grouped(start.train_tokens), "token"), grouped(start.validation_tokens));
+        let (train, held_out) =
+            (counted(grouped(start.train_tokens as usize), "token"), grouped(start.validation_tokens as usize));
         self.line(&format!("data      {train} to train on, {held_out} held out"));
         self.line(&format!("folder    {}", start.run_dir.display()));
         if start.first_step > start.steps {
-            self.line(&format!("{} done: nothing is left to train", all(start.steps)));
+            self.line(&format!("{} done: nothing is left to train", words::all(start.steps)));
         } else if start.first_step > 1 {
-            self.line(&format!("continues after step {}{}", start.first_step - 1, other_precision(start)));
+            self.line(&format!("continues after step {}{}", start.first_step - 1, words::other_precision(start)));
         } else if self.resumes {
             self.line("there is no checkpoint to continue from: this run starts at step 1");
         }
@@ -136,7 +150,7 @@ impl Observer for Progress<'_> {
         self.pace.take(record.step_seconds);
         let left = clock(self.pace.left(self.steps.saturating_sub(record.step)));
         let words =
-            format!("loss {:.4}  {} tokens/s  {left} left", record.loss, grouped(record.tokens_per_second as u64));
+            format!("loss {:.4}  {} tokens/s  {left} left", record.loss, grouped(record.tokens_per_second as usize));
         if let Some(bar) = &self.bar {
             bar.set_position(record.step);
             bar.set_message(words);
@@ -157,14 +171,10 @@ impl Observer for Progress<'_> {
 
     fn ledger(&mut self, ledger: &Ledger) {
         for deviation in ledger.deviations() {
-            let words = off(&deviation);
-            match &self.bar {
-                Some(bar) => bar.suspend(|| tracing::warn!("{words}")),
-                None => tracing::warn!("{words}"),
-            }
+            self.warn(&words::memory_off(&deviation));
         }
         if let Some(deviation) = ledger.time.deviation() {
-            self.line(&format!("warning: {}", late(&deviation)));
+            self.warn(&words::time_off(&deviation));
         }
     }
 
@@ -181,7 +191,7 @@ impl Observer for Progress<'_> {
         }
         match report.reason {
             EndReason::Signal => {
-                let words = stopped(report, self.saved.as_deref(), self.ranks);
+                let words = words::stopped(report, self.saved.as_deref(), self.ranks);
                 if !(self.stop.may_end_the_launcher() && terminal::past_the_launcher(&words)) {
                     self.line(&words);
                 }
@@ -195,93 +205,11 @@ impl Observer for Progress<'_> {
     }
 }
 
-/// Says in one line what the planner has chosen, and why.
-fn chosen(choice: &Choice) -> String {
-    let step = |seconds: Option<f64>| seconds.map_or("unknown".into(), |seconds| format!("{:.3} s", seconds));
-    let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
-    let (memory, room) = (mib(choice.memory_bytes), mib(choice.room_bytes));
-    let next =
-        choice.next.as_ref().map(|next| format!("; next {}: {}, {}", next.layout, step(next.step_seconds), next.why));
-    format!(
-        "planner   {}: {} a step, {memory:.0} of {room:.0} MiB a rank on {}{}",
-        choice.layout,
-        step(choice.step_seconds),
-        choice.machine,
-        next.unwrap_or_default()
-    )
-}
-
-/// Says where an interrupted run is saved and how it goes on.
-fn stopped(report: &Report, saved: Option<&Path>, ranks: usize) -> String {
-    // A run that was resumed and stopped at once is saved where it was.
-    let place = saved.map(|path| format!(", saved in {}", path.display())).unwrap_or_default();
-    let config = report.run_dir.join("config.toml");
-    let launcher = if ranks > 1 { format!("mpirun -n {ranks} ") } else { String::new() };
-    format!(
-        "stopped by a signal after step {}{place}; continue with: {launcher}mp-cli train --config {} --set \
-         checkpoint.resume=true",
-        report.step,
-        config.display()
-    )
-}
-
-/// Says what was predicted wrongly.
-fn off(deviation: &Deviation) -> String {
-    let Deviation { what, predicted_bytes, measured_bytes } = deviation;
-    let [predicted, measured] = [predicted_bytes, measured_bytes].map(|&bytes| grouped(bytes));
-    let share = 100.0 * (*predicted_bytes as f64 / *measured_bytes as f64 - 1.0);
-    format!("{what}: {predicted} bytes were predicted, {measured} measured ({share:+.0} %); see ledger.json")
-}
-
-/// Says which time was predicted worst, and what that makes of the step.
-fn late(deviation: &TimeDeviation) -> String {
-    let TimeDeviation { rank, part, seconds, step } = deviation;
-    let said = |seconds: &Seconds| {
-        let predicted = 1e3 * seconds.predicted_seconds.unwrap_or(0.0);
-        let share = seconds.error.map(|error| format!(" ({:+.0} %)", 100.0 * error)).unwrap_or_default();
-        format!("{predicted:.2} ms were predicted, {:.2} measured{share}", 1e3 * seconds.measured_seconds)
-    };
-    format!("time of rank {rank}, {part}: {}; of the whole step {}; see ledger.json", said(seconds), said(step))
-}
-
-/// Says that a run goes on in other numbers, where it does. What is kept of it is converted; a loss may leap a little.
-fn other_precision(start: &Start) -> String {
-    match start.precision_before {
-        Some(before) if before != start.precision => format!(
-            ", in {} where it was {}: weights and optimizer state are converted, and the loss may leap by the rounding",
-            start.precision.name(),
-            before.name()
-        ),
-        _ => String::new(),
-    }
-}
-
-/// Says of all steps what one more word ends.
-fn all(steps: u64) -> String {
-    match steps {
-        1 => "the one step is".into(),
-        _ => format!("all {steps} steps are"),
-    }
-}
-
 /// Draws a bar for a plain line.
 fn drawn(step: u64, steps: u64) -> String {
     const CELLS: u64 = 20;
     let full = (CELLS * step / steps.max(1)).min(CELLS) as usize;
     format!("[{}{}]", "#".repeat(full), ".".repeat(CELLS as usize - full))
-}
-
-/// Writes a number with its digits in groups of three.
-fn grouped(number: u64) -> String {
-    let digits = number.to_string();
-    let mut text = String::new();
-    for (i, digit) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            text.push(' ');
-        }
-        text.push(digit);
-    }
-    text
 }
 
 /// Writes a time as `1:02:03` or `2:03`.
@@ -296,38 +224,15 @@ fn clock(time: Duration) -> String {
 
 #[cfg(test)]
 mod tests {
-    use mp_train::config::Precision;
-
     use super::*;
 
     #[test]
-    fn numbers_and_times_read_well() {
-        assert_eq!([0, 999, 1000, 1234567].map(grouped), ["0", "999", "1 000", "1 234 567"]);
+    fn times_and_bars_read_well() {
         assert_eq!([59, 60, 3723].map(|s| clock(Duration::from_secs(s))), ["0:59", "1:00", "1:02:03"]);
         assert_eq!(
             [0, 50, 100].map(|step| drawn(step, 100)),
             ["[....................]", "[##########..........]", "[####################]"]
         );
-    }
-
-    #[test]
-    fn one_is_no_plural_and_other_numbers_are_spoken_of() {
-        assert_eq!([all(1), all(2)], ["the one step is", "all 2 steps are"]);
-        let start = |precision_before| Start {
-            ranks: 1,
-            layout: String::new(),
-            adapters: None,
-            parameters: 1,
-            steps: 1,
-            first_step: 2,
-            precision: Precision::Bf16,
-            precision_before,
-            run_dir: PathBuf::new(),
-            train_tokens: 1,
-            validation_tokens: 1,
-        };
-        assert_eq!([None, Some(Precision::Bf16)].map(|before| other_precision(&start(before))), ["", ""]);
-        assert!(other_precision(&start(Some(Precision::Fp32))).starts_with(", in bf16 where it was fp32: "));
     }
 
     #[test]

@@ -103,6 +103,7 @@ pub mod traffic;
 pub mod trial;
 mod waits;
 pub mod what_if;
+pub mod words;
 
 pub use architecture::Architecture;
 pub use arrangement::{Arrangement, Bucket, Unit, Zero};

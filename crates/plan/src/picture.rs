@@ -23,7 +23,8 @@ mod svg;
 mod timeline;
 
 use crate::{
-    ranking::{order, recompute, scaled, seconds, size},
+    ranking::{order, recompute},
+    words::{scaled, seconds, size},
     Candidate, Cluster, CostModel, Estimate, Estimator, Found, Job, Partition, Plan, RankBytes, RankMemory, Result,
     Schedule, StepTimeline,
 };
@@ -183,7 +184,7 @@ impl Page {
 
 /// Says what is trained, and on what.
 fn said(job: &Job, cluster: &Cluster, ranks: usize) -> String {
-    let precision = format!("{:?}", job.precision).to_lowercase();
+    let precision = job.precision.name();
     let devices = match cluster.node.devices.min(ranks) {
         1 => "Each device is a node".to_owned(),
         devices => format!("{devices} devices share a node"),

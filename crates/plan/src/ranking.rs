@@ -7,48 +7,11 @@ use std::fmt::Write;
 
 use serde::{Deserialize, Serialize};
 
+use crate::words::{aligned, runs, scaled, seconds, size, span, Unit};
 use crate::{Architecture, Candidate, Cluster, Estimate, Found, Job, RankMemory, RecomputeName, StepTime, Terms};
 
 /// More ranks of a pipeline than this are not shown one by one.
 const MOST_RANKS: usize = 8;
-
-/// In what bytes are written.
-#[derive(Clone, Copy)]
-pub(crate) struct Unit {
-    name: &'static str,
-    bytes: f64,
-}
-
-impl Unit {
-    /// Chooses the one in which so many bytes have digits before the point.
-    pub(crate) fn of(bytes: usize) -> Self {
-        match bytes {
-            large if large >= 1 << 30 => Self { name: "GiB", bytes: f64::from(1 << 30) },
-            medium if medium >= 1 << 20 => Self { name: "MiB", bytes: f64::from(1 << 20) },
-            _ => Self { name: "KiB", bytes: 1024.0 },
-        }
-    }
-
-    pub(crate) fn count(self, bytes: usize) -> f64 {
-        bytes as f64 / self.bytes
-    }
-
-    /// Returns its name.
-    pub(crate) fn name(self) -> &'static str {
-        self.name
-    }
-
-    /// Returns its bytes.
-    pub(crate) fn bytes(self) -> f64 {
-        self.bytes
-    }
-}
-
-/// Writes a number of bytes.
-pub(crate) fn size(bytes: usize) -> String {
-    let unit = Unit::of(bytes);
-    format!("{:.1} {}", unit.count(bytes), unit.name)
-}
 
 /// The best layouts of a model on a machine, as `mp-cli plan --json` writes them.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -141,7 +104,7 @@ impl Found {
             text += &rows(&self.misses, true);
         }
         if self.layouts.iter().chain(&self.misses).any(|layout| layout.time.is_none()) {
-            let precision = format!("{:?}", job.precision).to_lowercase();
+            let precision = job.precision.name();
             text += &format!(
                 "\ntimes are n/a, and layouts ordered by memory: the machine has no `device.peak.{precision}`, the rate of \
                  products in `train.precision` = \"{precision}\"; state or measure it, or plan for another precision\n"
@@ -172,7 +135,7 @@ impl Found {
 /// Says what is planned.
 fn head(job: &Job, cluster: &Cluster, ranks: usize) -> String {
     let elements = job.architecture.parameter_count() as f64;
-    let precision = format!("{:?}", job.precision).to_lowercase();
+    let precision = job.precision.name();
     format!(
         "{} parameters in {precision}, {} sequences of {} tokens a step, on {ranks} × {} ({} on a node), {} a rank\n",
         scaled(elements),
@@ -206,19 +169,7 @@ pub(crate) const HEADER: [&str; 15] = [
 fn rows(layouts: &[Estimate], misses: bool) -> String {
     let head = HEADER.map(str::to_owned).to_vec();
     let layouts = layouts.iter().enumerate().map(|(index, layout)| row(index + 1, layout, misses).to_vec());
-    aligned(&std::iter::once(head).chain(layouts).collect::<Vec<_>>())
-}
-
-/// Writes rows of as many cells each, to the right, in columns as wide as their widest cell.
-pub(crate) fn aligned(rows: &[Vec<String>]) -> String {
-    let columns = rows.first().map_or(0, Vec::len);
-    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..columns).map(width).collect();
-    let line = |row: &Vec<String>| {
-        let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:>width$}"));
-        cells.collect::<Vec<_>>().join("  ").trim_end().to_owned() + "\n"
-    };
-    rows.iter().map(line).collect()
+    aligned(&std::iter::once(head).chain(layouts).collect::<Vec<_>>(), &[])
 }
 
 pub(crate) fn row(number: usize, layout: &Estimate, misses: bool) -> [String; 15] {
@@ -317,26 +268,19 @@ pub fn why(better: &Estimate, worse: &Estimate) -> String {
 /// fullest and the last.
 fn memory(layout: &Estimate) -> String {
     let unit = Unit::of(layout.largest().total());
-    let mut runs: Vec<(usize, usize)> = Vec::new();
-    for (rank, memory) in layout.memory.iter().enumerate() {
-        match runs.last_mut() {
-            Some((first, end)) if layout.memory[*first] == *memory => *end = rank + 1,
-            _ => runs.push((rank, rank + 1)),
-        }
-    }
+    let mut runs = runs(&layout.memory);
     if runs.len() > MOST_RANKS {
         let last = runs.len() - 1;
-        let fullest = (0..runs.len()).max_by_key(|&run| layout.memory[runs[run].0].total()).unwrap_or(0);
-        runs = (0..runs.len()).filter(|run| [0, 1, fullest, last].contains(run)).map(|run| runs[run]).collect();
+        let fullest = (0..runs.len()).max_by_key(|&run| layout.memory[runs[run].start].total()).unwrap_or(0);
+        runs = (0..runs.len()).filter(|run| [0, 1, fullest, last].contains(run)).map(|run| runs[run].clone()).collect();
     }
-    let mut text = format!("\n{} of each rank of the pipeline:\n  {:<9}", unit.name, "rank");
+    let mut text = format!("\n{} of each rank of the pipeline:\n  {:<9}", unit.name(), "rank");
     for name in RankMemory::NAMES.into_iter().chain(["total"]) {
         let _ = write!(text, "  {name:>14}");
     }
-    for (first, end) in runs {
-        let ranks = if end == first + 1 { first.to_string() } else { format!("{first}..{end}") };
-        let _ = write!(text, "\n  {ranks:<9}");
-        let memory = &layout.memory[first];
+    for run in runs {
+        let _ = write!(text, "\n  {:<9}", span(&run));
+        let memory = &layout.memory[run.start];
         for part in memory.parts().into_iter().chain([memory.total()]) {
             let _ = write!(text, "  {:>14.2}", unit.count(part));
         }
@@ -344,28 +288,7 @@ fn memory(layout: &Estimate) -> String {
     text + "\n"
 }
 
-/// Writes a time with three digits.
-pub(crate) fn seconds(seconds: f64) -> String {
-    match seconds {
-        s if s >= 100.0 => format!("{s:.0} s"),
-        s if s >= 10.0 => format!("{s:.1} s"),
-        s if s >= 1.0 => format!("{s:.2} s"),
-        s => format!("{:.1} ms", 1e3 * s),
-    }
-}
-
 fn signed(difference: f64) -> String {
     let sign = if difference < 0.0 { "−" } else { "+" };
     format!("{sign}{}", seconds(difference.abs()))
-}
-
-/// Writes `1.24 × 10⁹` as `1.24 billion`.
-pub(crate) fn scaled(count: f64) -> String {
-    let (unit, name) = match count {
-        c if c >= 1e12 => (1e12, " trillion"),
-        c if c >= 1e9 => (1e9, " billion"),
-        c if c >= 1e6 => (1e6, " million"),
-        _ => (1.0, ""),
-    };
-    format!("{:.3}", count / unit).trim_end_matches('0').trim_end_matches('.').to_owned() + name
 }

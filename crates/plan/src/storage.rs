@@ -18,6 +18,15 @@ pub enum Precision {
 }
 
 impl Precision {
+    /// Returns its name, as configurations and cluster files have it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Precision::Bf16 => "bf16",
+            Precision::Fp32 => "fp32",
+            Precision::Fp64 => "fp64",
+        }
+    }
+
     /// Returns the bytes of one element of a parameter, as the model multiplies by it.
     ///
     /// # Units

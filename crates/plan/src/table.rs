@@ -4,23 +4,22 @@ mod ranks;
 
 use std::fmt::Write;
 
+use crate::words::{aligned, grouped, span};
 use crate::{plan::PlannedWork, Axis, ContextForm, Plan, PlannedParameter, RecomputeName, Traffic, Zero};
 
 /// With more tensor ranks than this, the middle ones are left out.
 const MOST_RANKS: usize = 4;
 
 const HEADER: [&str; 5] = ["name", "shape", "dim", "range of each tensor rank", "bytes/rank"];
+/// The columns that are words.
+const NAME: usize = 0;
+const RANGES: usize = 3;
 
 /// Writes the table of a plan.
 pub(crate) fn table(plan: &Plan) -> String {
-    let rows: Vec<[String; 5]> =
-        std::iter::once(HEADER.map(str::to_owned)).chain(shown(plan).into_iter().map(row)).collect();
-    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
-    let widths: [usize; 5] = std::array::from_fn(width);
-    let mut text = String::new();
-    for row in &rows {
-        write_row(&mut text, row, &widths);
-    }
+    let head = HEADER.map(str::to_owned).to_vec();
+    let rows: Vec<Vec<String>> = std::iter::once(head).chain(shown(plan).into_iter().map(row)).collect();
+    let mut text = aligned(&rows, &[NAME, RANGES]);
     if plan.mesh.degree(Axis::Tp) > MOST_RANKS {
         text += &ranks::tensor(plan);
     }
@@ -53,16 +52,16 @@ fn shown(plan: &Plan) -> Vec<(String, &PlannedParameter)> {
     all
 }
 
-fn row((name, parameter): (String, &PlannedParameter)) -> [String; 5] {
+fn row((name, parameter): (String, &PlannedParameter)) -> Vec<String> {
     let PlannedParameter { shape, dim, bytes, .. } = parameter;
     let shape: Vec<String> = shape.iter().map(usize::to_string).collect();
     let dim = dim.map_or("-".to_owned(), |dim| dim.to_string());
-    [name, shape.join("×"), dim, ranges(parameter), grouped(*bytes)]
+    vec![name, shape.join("×"), dim, ranges(parameter), grouped(*bytes)]
 }
 
-/// Writes `0..10 10..20 … 90..100`, with how often each element is held where it is more than once.
+/// Writes `0–9 10–19 … 90–99`, with how often each element is held where it is more than once.
 fn ranges(parameter: &PlannedParameter) -> String {
-    let word = |range: &[usize; 2]| format!("{}..{}", range[0], range[1]);
+    let word = |&[start, end]: &[usize; 2]| span(&(start..end));
     let words: Vec<String> = match parameter.ranges.as_slice() {
         [] => return "whole".to_owned(),
         [first, second, .., last] if parameter.ranges.len() > MOST_RANKS => {
@@ -74,13 +73,6 @@ fn ranges(parameter: &PlannedParameter) -> String {
         1 => words.join(" "),
         replicas => format!("{} (each on {replicas})", words.join(" ")),
     }
-}
-
-fn write_row(text: &mut String, row: &[String; 5], widths: &[usize; 5]) {
-    let [name, shape, dim, ranges, bytes] = row;
-    let [a, b, c, d, e] = *widths;
-    // Writing to a string cannot fail.
-    let _ = writeln!(text, "{name:<a$}  {shape:>b$}  {dim:>c$}  {ranges:<d$}  {bytes:>e$}");
 }
 
 fn write_sums(text: &mut String, plan: &Plan) {
@@ -101,7 +93,7 @@ fn write_sums(text: &mut String, plan: &Plan) {
     // Where their memory was counted they have a table.
     let untold = if plan.memory.is_empty() { plan.stages.as_slice() } else { &[] };
     for stages in untold {
-        let layers: Vec<String> = stages.layers.iter().map(|[start, end]| format!("{start}..{end}")).collect();
+        let layers: Vec<String> = stages.layers.iter().map(|&[start, end]| span(&(start..end))).collect();
         let (elements, bytes) = (grouped(stages.elements), grouped(stages.bytes.total()));
         let _ = writeln!(
             text,
@@ -186,17 +178,4 @@ fn sent(traffic: &[Traffic]) -> String {
         (false, 1) => format!("{} by a rank", words.join(", ")),
         (false, _) => format!("{} by a rank at most", words.join(", ")),
     }
-}
-
-/// Writes a number in groups of three digits: `1,234,567`.
-fn grouped(number: usize) -> String {
-    let digits = number.to_string();
-    let mut text = String::with_capacity(digits.len() * 4 / 3 + 1);
-    for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
 }

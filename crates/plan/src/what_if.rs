@@ -2,11 +2,13 @@
 //! and as people do.
 
 use std::fmt::Write;
+use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    ranking::{aligned, order, seconds},
+    ranking::order,
+    words::{aligned, runs, seconds, span},
     Architecture, Cluster, Ranked, Replayed, Spent, TimedStage,
 };
 
@@ -60,12 +62,12 @@ impl WhatIf {
         let head = ["", "tp", "pp", "dp", "cp", "schedule", "micro", "predicted", "replayed"];
         let head = head.into_iter().chain(Spent::NAMES).chain(["tokens/s", "MFU"]).map(str::to_owned).collect();
         let layouts = self.layouts.iter().enumerate().map(|(index, layout)| layout.row(index + 1));
-        text += &aligned(&std::iter::once(head).chain(layouts).collect::<Vec<_>>());
+        text += &aligned(&std::iter::once(head).chain(layouts).collect::<Vec<_>>(), &[]);
         text += "\none micro-batch through each virtual stage, on one rank:\n\n";
         let head =
             ["", "stages", "layers", "timed", "forward", "backward", "of it weights"].map(str::to_owned).to_vec();
         let stages = self.layouts.iter().enumerate().flat_map(|(index, layout)| layout.stage_rows(index + 1));
-        text += &aligned(&std::iter::once(head).chain(stages).collect::<Vec<_>>());
+        text += &aligned(&std::iter::once(head).chain(stages).collect::<Vec<_>>(), &[]);
         if self.layouts.iter().flat_map(|layout| &layout.stages).any(|stage| stage.timed.len() > 1) {
             // Writing to a string cannot fail.
             let _ = writeln!(
@@ -96,22 +98,14 @@ impl Simulated {
 
     /// Writes a row for each run of stages that were timed as one.
     fn stage_rows(&self, number: usize) -> Vec<Vec<String>> {
-        let mut runs: Vec<(usize, usize)> = Vec::new();
-        for (stage, timed) in self.stages.iter().enumerate() {
-            match runs.last_mut() {
-                Some((first, end)) if self.stages[*first] == *timed => *end = stage + 1,
-                _ => runs.push((stage, stage + 1)),
-            }
-        }
-        let row = |(index, (first, end)): (usize, (usize, usize))| {
-            let TimedStage { layers, timed, seconds: costs } = &self.stages[first];
+        let row = |(index, run): (usize, Range<usize>)| {
+            let TimedStage { layers, timed, seconds: costs } = &self.stages[run.start];
             let number = if index == 0 { number.to_string() } else { String::new() };
-            let stages = if end == first + 1 { first.to_string() } else { format!("{first}..{end}") };
             let timed = timed.iter().map(usize::to_string).collect::<Vec<_>>().join(", ");
             let backward = costs.backward_input + costs.backward_weight;
             let weights = if costs.backward_weight > 0.0 { seconds(costs.backward_weight) } else { "-".to_owned() };
-            vec![number, stages, layers.to_string(), timed, seconds(costs.forward), seconds(backward), weights]
+            vec![number, span(&run), layers.to_string(), timed, seconds(costs.forward), seconds(backward), weights]
         };
-        runs.into_iter().enumerate().map(row).collect()
+        runs(&self.stages).into_iter().enumerate().map(row).collect()
     }
 }

@@ -65,19 +65,19 @@ fn json_shows_each_rank_its_range() {
 #[test]
 fn tables_show_every_range_of_few_ranks_and_the_sums() {
     let expected = "\
-name                              shape  dim  range of each tensor rank        bytes/rank
-embedding.weight                  10×16    0  0..3 3..6 6..9 9..10                    192
-layers.0.attention_norm.weight       16    -  whole                                    64
-layers.0.attention.query.weight   16×16    0  0..4 4..8 8..12 12..16                  256
-layers.0.attention.key.weight      4×16    0  0..2 0..2 2..4 2..4 (each on 2)         128
-layers.0.attention.value.weight    4×16    0  0..2 0..2 2..4 2..4 (each on 2)         128
-layers.0.attention.output.weight  16×16    1  0..4 4..8 8..12 12..16                  256
-layers.0.mlp_norm.weight             16    -  whole                                    64
-layers.0.mlp.gate.weight          32×16    0  0..8 8..16 16..24 24..32                512
-layers.0.mlp.up.weight            32×16    0  0..8 8..16 16..24 24..32                512
-layers.0.mlp.down.weight          16×32    1  0..8 8..16 16..24 24..32                512
-final_norm.weight                    16    -  whole                                    64
-head.weight                       10×16    0  0..3 3..6 6..9 9..10                    192
+name                              shape  dim  range of each tensor rank    bytes/rank
+embedding.weight                  10×16    0  0–2 3–5 6–8 9                       192
+layers.0.attention_norm.weight       16    -  whole                                64
+layers.0.attention.query.weight   16×16    0  0–3 4–7 8–11 12–15                  256
+layers.0.attention.key.weight      4×16    0  0–1 0–1 2–3 2–3 (each on 2)         128
+layers.0.attention.value.weight    4×16    0  0–1 0–1 2–3 2–3 (each on 2)         128
+layers.0.attention.output.weight  16×16    1  0–3 4–7 8–11 12–15                  256
+layers.0.mlp_norm.weight             16    -  whole                                64
+layers.0.mlp.gate.weight          32×16    0  0–7 8–15 16–23 24–31                512
+layers.0.mlp.up.weight            32×16    0  0–7 8–15 16–23 24–31                512
+layers.0.mlp.down.weight          16×32    1  0–7 8–15 16–23 24–31                512
+final_norm.weight                    16    -  whole                                64
+head.weight                       10×16    0  0–2 3–5 6–8 9                       192
 
 mesh            pp 1 × dp 2 × cp 1 × tp 4 on 8 ranks
 vocabulary      10 padded to 12
@@ -98,8 +98,8 @@ fn tables_are_aligned() {
 #[test]
 fn tables_leave_out_the_middle_of_many_ranks() {
     let table = plan(8, 1, fp32()).table();
-    assert!(table.contains("0..4 4..8 … 28..32"), "{table}");
-    assert!(table.contains("0..2 0..2 … 2..4 (each on 4)"), "{table}");
+    assert!(table.contains("0–3 4–7 … 28–31"), "{table}");
+    assert!(table.contains("0–1 0–1 … 2–3 (each on 4)"), "{table}");
 }
 
 #[test]
@@ -119,7 +119,7 @@ fn stages_and_shares_are_written_down() {
     assert_eq!(largest.bytes.moments, 4 * largest.elements, "two moments of four bytes, shared by two");
     assert_eq!(largest.bytes.gradients, 4 * largest.elements);
     let table = plan.table();
-    assert!(table.contains("pp rank 1       layers 3..5: "), "{table}");
+    assert!(table.contains("pp rank 1       layers 3–4: "), "{table}");
     assert!(
         table.contains("shared out      by the data ranks, ZeRO stage 1: each keeps 1/2 of optimizer state\n"),
         "{table}"
@@ -191,10 +191,10 @@ fn a_hundred_parts_have_a_table_each_way() {
     let tensor = lines("each tensor rank's rows or columns");
     // Keys and values have ten heads of 100, queries twenty.
     assert_eq!(tensor.len(), 10);
-    assert_eq!(tensor[3], ["3", "78..104", "600..800", "300..400", "600..800", "1899..2532", "1899..2532"]);
+    assert_eq!(tensor[3], ["3", "78–103", "600–799", "300–399", "600–799", "1899–2531", "1899–2531"]);
     let pipeline = lines("each rank of the pipeline, in MiB:");
     assert_eq!(pipeline.len(), 10);
-    assert_eq!(pipeline[7][..3], ["7", "70..80", "14..16"]);
+    assert_eq!(pipeline[7][..3], ["7", "70–79", "14–15"]);
     for (row, memory) in pipeline.iter().zip(&memory) {
         let total: f64 = row.last().unwrap().parse().unwrap();
         assert!((total - memory.total() as f64 / f64::from(1 << 20)).abs() < 0.0051, "{row:?}");

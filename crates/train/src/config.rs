@@ -76,11 +76,7 @@ pub enum Precision {
 impl Precision {
     /// Returns the name as configurations have it.
     pub fn name(self) -> &'static str {
-        match self {
-            Precision::Fp32 => "fp32",
-            Precision::Bf16 => "bf16",
-            Precision::Fp64 => "fp64",
-        }
+        self.planned().name()
     }
 
     /// Returns how the tensor backend calls it.

@@ -105,8 +105,8 @@ pub enum Error {
         "weights, gradients, optimizer state and the copy that checkpoints are written from take {} on this machine, {} on each of its {ranks} {}, and {} are free; \
          make the model smaller, cut it over more machines (`parallel.tp`, `parallel.pp`), or share its state out \
          (`parallel.zero`)",
-        gib(rank_bytes.saturating_mul(*ranks as u64)), gib(*rank_bytes), if *ranks == 1 { "rank" } else { "ranks" },
-        gib(*free)
+        size(rank_bytes.saturating_mul(*ranks as u64)), size(*rank_bytes), if *ranks == 1 { "rank" } else { "ranks" },
+        size(*free)
     )]
     Memory {
         /// Bytes that a rank stores between steps, and for checkpoints.
@@ -120,7 +120,7 @@ pub enum Error {
     #[error(
         "one micro-batch through {layers} layers of a stage takes {bytes} bytes ({}) on one rank, and {free} ({}) are free on \
          this machine; time a layout with a smaller `parallel.micro_batch`, or cut its matrices over more ranks (`parallel.tp`)",
-        gib(*bytes), gib(*free)
+        size(*bytes), size(*free)
     )]
     Trial {
         /// The layers.
@@ -312,16 +312,8 @@ impl Error {
 }
 
 /// Writes bytes for people.
-fn gib(bytes: u64) -> String {
-    format!("{:.1} GiB", bytes as f64 / f64::from(1 << 30))
-}
-
-/// Writes bytes of small models, too.
 fn size(bytes: u64) -> String {
-    match bytes {
-        large if large >= 1 << 30 => gib(large),
-        small => format!("{:.1} MiB", small as f64 / f64::from(1 << 20)),
-    }
+    mp_plan::words::size(bytes as usize)
 }
 
 /// Words the most similar name as a question.

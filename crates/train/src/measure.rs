@@ -85,9 +85,9 @@ fn measured(
     let bench = Bench::new(&**world, effort);
     let mut points = Points::default();
     for precision in effort.precisions() {
-        listener.begin(&format!("products in {}", name(precision)));
+        listener.begin(&format!("products in {}", precision.name()));
         *points.products.of_mut(precision) = compute::products(&bench, precision, device)?;
-        listener.begin(&format!("attention in {}", name(precision)));
+        listener.begin(&format!("attention in {}", precision.name()));
         *points.attention.of_mut(precision) = compute::attention(&bench, precision, device)?;
     }
     listener.begin("operations element by element");
@@ -105,11 +105,6 @@ fn measured(
     let mut cluster = cluster(&bench, world.size(), devices, device, points)?;
     (cluster.efficiency.launch, cluster.efficiency.program) = (within.launch, within.program);
     Ok(cluster)
-}
-
-/// Returns a precision's name.
-fn name(precision: Precision) -> String {
-    format!("{precision:?}").to_lowercase()
 }
 
 /// Makes a machine of the points; what operations take within a step is still to come.

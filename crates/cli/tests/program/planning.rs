@@ -33,7 +33,7 @@ fn two_ranks_ask_the_planner_and_one_line_says_what_and_why() {
     let ended = ranks(2, folder.path(), &with_sets("train", &[TINY, &sets])).success();
     let said: Vec<&str> = ended.out.lines().filter(|line| line.starts_with("planner ")).collect();
     let [line] = said[..] else { panic!("{ended:#?}") };
-    for part in [" a step, ", " MiB a rank on CPU", "; next "] {
+    for part in [" a step, ", " a rank on CPU", "; next "] {
         assert!(line.contains(part), "{line}");
     }
     let config = fs::read_to_string(folder.path().join("runs/asked/config.toml")).unwrap();

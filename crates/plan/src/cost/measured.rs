@@ -192,7 +192,7 @@ impl Curve {
         Self { points: self.points.iter().map(point).collect(), ..*self }.raised()
     }
 
-    /// Returns the time of a size, in seconds; 0 for nothing.
+    /// Returns the time of a size, in seconds; of nothing as [`Below`] says, 0 or that of the least.
     fn at(&self, size: f64) -> f64 {
         let (size, [first, last]) = (size.ln(), [self.points[0], self.points[self.points.len() - 1]]);
         if size <= first[0] {

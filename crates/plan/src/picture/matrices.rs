@@ -2,9 +2,10 @@
 
 use super::{
     parts::{paragraph, wide, Table},
-    rows::{runs, shown, span},
+    rows::shown,
     svg::{Anchor, Svg},
 };
+use crate::words::{runs, span};
 use crate::{Axis, Plan, PlannedParameter, Stages};
 
 /// The longest side of a matrix, and the shortest that is still seen.

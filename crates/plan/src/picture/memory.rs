@@ -3,11 +3,11 @@
 use super::{
     axis,
     parts::{legend, paragraph, Table},
-    rows::{runs, span},
     svg::{Anchor, Svg},
     COMPONENTS,
 };
-use crate::{ranking::Unit, RankMemory};
+use crate::words::{runs, span, Unit};
+use crate::RankMemory;
 
 const WIDTH: f64 = 480.0;
 /// Where bars begin and end.

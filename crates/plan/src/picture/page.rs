@@ -9,7 +9,8 @@ use super::{
     timeline, Page,
 };
 use crate::{
-    ranking::{row, size, why, HEADER},
+    ranking::{row, why, HEADER},
+    words::size,
     Estimate, Found,
 };
 

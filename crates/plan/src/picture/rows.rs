@@ -1,6 +1,8 @@
-//! Which ranks of a pipeline have a row: all, or of very many the first and the last; and how their ranges are written.
+//! Which ranks of a pipeline have a row: all, or of very many the first and the last.
 
 use std::ops::Range;
+
+use crate::words::span;
 
 /// The most rows of a picture.
 const MOST_ROWS: usize = 96;
@@ -21,27 +23,6 @@ pub(super) fn note(ranks: usize) -> Option<String> {
     }
 }
 
-/// Writes a range with its last value: `3` or `3–7`.
-pub(super) fn span(range: &Range<usize>) -> String {
-    match range.len() {
-        0 => "none".to_owned(),
-        1 => range.start.to_string(),
-        _ => format!("{}–{}", range.start, range.end - 1),
-    }
-}
-
-/// Groups neighbours that are alike.
-pub(super) fn runs<T: PartialEq>(all: &[T]) -> Vec<Range<usize>> {
-    let mut runs: Vec<Range<usize>> = Vec::new();
-    for (index, one) in all.iter().enumerate() {
-        match runs.last_mut() {
-            Some(run) if all[run.start] == *one => run.end = index + 1,
-            _ => runs.push(index..index + 1),
-        }
-    }
-    runs
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -52,11 +33,5 @@ mod tests {
         assert_eq!((shown(96), note(96)), (whole, None));
         assert_eq!(shown(200), [0..48, 152..200]);
         assert_eq!(note(200).unwrap(), "Ranks 48–151 of the pipeline are left out.");
-    }
-
-    #[test]
-    fn neighbours_alike_are_a_run() {
-        assert_eq!(runs(&[7, 7, 8, 7]), [0..2, 2..3, 3..4]);
-        assert_eq!([span(&(0..2)), span(&(2..3))], ["0–1", "2"]);
     }
 }

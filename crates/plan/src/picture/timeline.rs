@@ -8,10 +8,11 @@ mod columns;
 use super::{
     axis,
     parts::{legend, paragraph, wide, Table},
-    rows::{note, shown, span},
+    rows::{note, shown},
     svg::{Anchor, Svg},
     Clock,
 };
+use crate::words::span;
 use crate::{Activity, ActivityKind, StepTimeline};
 
 const WIDTH: f64 = 960.0;

@@ -1,11 +1,8 @@
 //! What single ranks hold: a table of the ranks of the pipeline, with their layers and bytes by component, and one of the tensor
 //! ranks, with their rows or columns of every matrix. A rank of the world is one of each.
 
-use std::fmt::Write;
-
-use crate::{ranking::Unit, Axis, Plan, PlannedParameter, RankMemory};
-
-use super::grouped;
+use crate::words::{aligned, grouped, span, Unit};
+use crate::{Axis, Plan, PlannedParameter, RankMemory};
 
 /// Writes the table of the ranks of the pipeline, where their memory was counted.
 pub(super) fn pipeline(plan: &Plan) -> String {
@@ -25,7 +22,7 @@ pub(super) fn pipeline(plan: &Plan) -> String {
         row.extend(memory.parts().into_iter().chain([memory.total()]).map(|part| format!("{:.2}", unit.count(part))));
         rows.push(row);
     }
-    format!("\neach rank of the pipeline, in {}:\n{}", unit.name(), aligned(&rows))
+    format!("\neach rank of the pipeline, in {}:\n{}", unit.name(), indented(&rows))
 }
 
 /// Writes the table of the tensor ranks: a column for each set of matrices that are cut alike.
@@ -51,28 +48,21 @@ pub(super) fn tensor(plan: &Plan) -> String {
         let ranges = columns.iter().map(|(_, parameter)| range(&parameter.ranges[rank]));
         rows.push(std::iter::once(rank.to_string()).chain(ranges).collect());
     }
-    format!("\neach tensor rank's rows or columns; every other axis repeats them:\n{}", aligned(&rows))
+    format!("\neach tensor rank's rows or columns; every other axis repeats them:\n{}", indented(&rows))
 }
 
-fn range([start, end]: &[usize; 2]) -> String {
-    format!("{start}..{end}")
+/// Writes a range of the plan with its last value.
+fn range(&[start, end]: &[usize; 2]) -> String {
+    span(&(start..end))
+}
+
+/// Writes rows to the right of a margin.
+fn indented(rows: &[Vec<String>]) -> String {
+    aligned(rows, &[]).lines().map(|line| format!("  {line}\n")).collect()
 }
 
 /// Shortens `layers.3.attention.query.weight` to `query`, and `embedding.weight` to `embedding`.
 fn short(name: &str) -> String {
     let path = name.rsplit_once('.').map_or(name, |(path, _)| path);
     path.rsplit('.').next().unwrap_or(path).to_owned()
-}
-
-/// Sets columns to the right, as wide as their widest cell.
-fn aligned(rows: &[Vec<String>]) -> String {
-    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..rows[0].len()).map(width).collect();
-    let mut text = String::new();
-    for row in rows {
-        let cells: Vec<String> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:>width$}")).collect();
-        // Writing to a string cannot fail.
-        let _ = writeln!(text, "  {}", cells.join("  "));
-    }
-    text
 }

@@ -9,6 +9,9 @@ use crate::layout::Layout;
 use crate::times::{History, Summary, Times};
 use crate::{Config, Result};
 
+/// What all planned parts of a step together are called in a warning.
+const ALL: &str = "all that is planned";
+
 /// The time of a step on every rank.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Time {
@@ -60,7 +63,7 @@ pub struct Seconds {
 pub struct TimeDeviation {
     /// Of which rank.
     pub rank: usize,
-    /// The part.
+    /// The part, or what all planned parts together are called.
     pub part: String,
     /// Its time.
     pub seconds: Seconds,
@@ -86,23 +89,34 @@ impl Seconds {
 
 impl Time {
     /// Returns the part, of whichever rank, whose prediction is off by the most seconds, where that is more than a tenth of
-    /// what was measured and more than a hundredth of the rank's step.
+    /// what was measured and more than a hundredth of the rank's step; where no part is, the same of all planned parts
+    /// together, for what is off a little everywhere adds up.
     pub fn deviation(&self) -> Option<TimeDeviation> {
-        let parts = self.ranks.iter().flat_map(|rank| rank.parts.iter().map(move |part| (rank, part)));
-        let is_off = |&(rank, part): &(&RankTime, &TimePart)| {
-            let (measured, whole) = (part.seconds.measured_seconds, rank.total.measured_seconds);
-            part.seconds.off().is_some_and(|off| off > TOLERANCE * measured && off > WEIGHT * whole)
-        };
-        let worst = parts.filter(is_off).max_by(|one, other| {
-            let [one, other] = [one, other].map(|(_, part)| part.seconds.off().unwrap_or(0.0));
-            one.total_cmp(&other)
+        let parts =
+            |rank: &RankTime| rank.parts.iter().map(|part| (part.name.clone(), part.seconds)).collect::<Vec<_>>();
+        self.worst(parts).or_else(|| self.worst(|rank| vec![(ALL.to_owned(), rank.all_planned())]))
+    }
+
+    /// Finds among those times of the ranks that are off the one that is off by the most seconds.
+    fn worst(&self, of: impl Fn(&RankTime) -> Vec<(String, Seconds)>) -> Option<TimeDeviation> {
+        let all =
+            self.ranks.iter().flat_map(|rank| of(rank).into_iter().map(move |(part, seconds)| (rank, part, seconds)));
+        let off = all.filter_map(|(rank, part, seconds)| {
+            let (off, whole) = (seconds.off()?, rank.total.measured_seconds);
+            let told = off > TOLERANCE * seconds.measured_seconds && off > WEIGHT * whole;
+            told.then_some((off, TimeDeviation { rank: rank.rank, part, seconds, step: rank.total }))
         });
-        worst.map(|(rank, part)| TimeDeviation {
-            rank: rank.rank,
-            part: part.name.clone(),
-            seconds: part.seconds,
-            step: rank.total,
-        })
+        off.max_by(|one, other| one.0.total_cmp(&other.0)).map(|(_, deviation)| deviation)
+    }
+}
+
+impl RankTime {
+    /// Sums up the parts that are planned, with what was measured of just these.
+    fn all_planned(&self) -> Seconds {
+        let planned = self.parts.iter().map(|part| part.seconds).filter(|seconds| seconds.predicted_seconds.is_some());
+        let measured = planned.clone().map(|seconds| seconds.measured_seconds).sum();
+        let predicted: Vec<f64> = planned.filter_map(|seconds| seconds.predicted_seconds).collect();
+        Seconds::new((!predicted.is_empty()).then(|| predicted.iter().sum()), measured)
     }
 }
 
@@ -205,5 +219,22 @@ mod tests {
         let told = time(&[(9.0, 1.5), (12.0, 1.0), (7.5, 3.0)]).deviation().unwrap();
         assert_eq!((told.rank, told.part.as_str()), (1, "computing"));
         assert_eq!((told.seconds, told.step), (Seconds::new(Some(13.0), 10.0), Seconds::new(Some(14.0), 11.0)));
+    }
+
+    #[test]
+    fn what_is_off_a_little_everywhere_is_told_of_the_whole() {
+        // Each part is off by less than a tenth, or by less than a hundredth of the step; together they are not.
+        let measured =
+            |rest| Times { computing: 90.0, tensor: 1.0, context: 0.875, data: 0.875, rest, ..Times::default() };
+        let time = |predicted: f64, rest| {
+            let ranks = vec![compared(0, Some(&terms(predicted - 1.0, 0.25)), measured(rest))];
+            Time { reason: None, steps: 5, left_out: 3, ranks }
+        };
+        let told = time(82.0, 0.0).deviation().unwrap();
+        assert_eq!((told.rank, told.part.as_str()), (0, "all that is planned"));
+        assert_eq!((told.seconds, told.step), (Seconds::new(Some(82.25), 92.75), Seconds::new(Some(82.25), 92.75)));
+        assert_eq!(time(84.0, 0.0).deviation(), None);
+        // What nobody plans, as waiting for samples, is not held against the plan.
+        assert_eq!(time(84.0, 90.0).deviation(), None);
     }
 }

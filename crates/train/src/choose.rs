@@ -74,10 +74,15 @@ fn named(name: &str) -> Result<Option<Cluster>> {
 /// the copy that checkpoints are written from.
 fn room(config: &Config, job: &Job, world: &dyn Communicator, device: Device, machine: &Cluster) -> Result<usize> {
     let usable = 1.0 - machine.efficiency.reserve;
-    let free = device::free_bytes(device).map(|free| (usable * free as f64) as usize / world.local_size());
+    let sharing = device::ranks_sharing(device, world.local_size());
+    let free = device::free_bytes(device).map(|free| (usable * free as f64) as usize / sharing);
     let mut least = [free.unwrap_or(usize::MAX).min(machine.rank_memory()) as i64];
     world.all_reduce(BufferMut::new(&mut least), ReduceOp::Min)?;
-    let copy = memory::copy_bytes(config, job.architecture.parameter_count(), world.size());
+    let copy = match device {
+        Device::Cpu => memory::copy_bytes(config, job.architecture.parameter_count(), world.size()),
+        // It lies in the memory of the host.
+        _ => 0,
+    };
     // A machine has some memory.
     Ok((least[0] as usize).saturating_sub(copy as usize).max(1))
 }

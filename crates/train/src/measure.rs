@@ -117,6 +117,8 @@ fn cluster(bench: &Bench<'_>, ranks: usize, devices: usize, device: Device, poin
     let preset = Cluster::preset("cpu").expect("a preset that there is");
     let links = links::rates(&points.collectives, preset.node, preset.network);
     let free = bench.least(device::free_bytes(device).unwrap_or(0) as f64)? as usize;
+    // The node's, of which each rank has its share.
+    let free = free * devices / device::ranks_sharing(device, devices);
     let precision = bench.effort().precisions()[0];
     let memory_bandwidth = points.memory.last().map_or(preset.device.memory_bandwidth, |point| point[1]);
     let mut node = mp_plan::cluster::Node { count: ranks.div_ceil(devices), devices, memory_bytes: free, ..links.0 };

@@ -14,10 +14,14 @@ use crate::{Config, Error, Result};
 pub fn check(config: &Config, layout: &Layout, world: &dyn Communicator, device: Device) -> Result<()> {
     // Where the system does not say what is free, the allocator will.
     let Some(free) = device::free_bytes(device) else { return Ok(()) };
-    let ranks = world.local_size();
-    let rank_bytes = rank_bytes(config, layout)
-        .saturating_add(copy_bytes(config, layout.partition.architecture.parameter_count(), world.size()))
-        .saturating_add(batch_bytes(config, layout));
+    let ranks = device::ranks_sharing(device, world.local_size());
+    let copy = copy_bytes(config, layout.partition.architecture.parameter_count(), world.size());
+    let beside = match device {
+        Device::Cpu => copy.saturating_add(batch_bytes(config, layout)),
+        // They lie in the memory of the host.
+        _ => 0,
+    };
+    let rank_bytes = rank_bytes(config, layout).saturating_add(beside);
     match rank_bytes.saturating_mul(ranks as u64) > free {
         true => Err(Error::Memory { rank_bytes, ranks, free }),
         false => Ok(()),

@@ -177,6 +177,15 @@ pub enum Error {
         /// The system's reason.
         source: std::io::Error,
     },
+    /// Ranks on nodes of which nothing can be measured.
+    #[error(
+        "a machine is measured with as many ranks on each node, consecutive ones, and there are {counts} on a node; start \
+         equally many with `--map-by slot` or `--map-by ppr:N:node`, or name the machine (`parallel.cluster`)"
+    )]
+    Nodes {
+        /// The ranks of each node, ascending.
+        counts: String,
+    },
     /// A text that cannot be continued.
     #[error("prompt {number} {problem}")]
     Prompt {
@@ -285,6 +294,7 @@ impl Error {
             | Error::Memory { .. }
             | Error::Trial { .. }
             | Error::NoRoom { .. }
+            | Error::Nodes { .. }
             | Error::Plan(_)
             | Error::Read { .. }
             | Error::RunFolder { .. }

@@ -41,6 +41,7 @@ pub mod saving;
 mod examples;
 pub mod text;
 pub mod audit;
+mod finished;
 pub mod measure;
 pub mod choose;
 pub mod run;

@@ -6,6 +6,7 @@
 //! | `measure/bench.rs` | one operation timed by all ranks |
 //! | `measure/compute.rs` | products, sweeps over memory, attention |
 //! | `measure/starts.rs` | what operations take within a step: their starts, and how much slower they work there |
+//! | `measure/nodes.rs` | which ranks share a node |
 //! | `measure/links.rs` | collectives and messages |
 //! | `measure/file.rs` | the machine as a file |
 //!
@@ -16,6 +17,7 @@ mod bench;
 mod compute;
 mod file;
 mod links;
+mod nodes;
 mod starts;
 
 use std::sync::Arc;
@@ -63,7 +65,8 @@ impl Listener for () {}
 /// Collective; all ranks get the same numbers.
 ///
 /// # Errors
-/// On all ranks, what an operation or a collective fails with.
+/// On all ranks: [`Error::Nodes`](crate::Error::Nodes) where nodes do not have equal blocks of consecutive ranks; what an
+/// operation or a collective fails with.
 pub fn measure(
     world: &Arc<dyn Communicator>,
     device: Device,
@@ -82,33 +85,34 @@ fn measured(
     effort: Effort,
     listener: &mut dyn Listener,
 ) -> Result<Cluster> {
-    let bench = Bench::new(&**world, effort);
+    let devices = nodes::devices(&**world)?;
+    let bench = Bench::new(&**world, device, effort);
     let mut points = Points::default();
     for precision in effort.precisions() {
         listener.begin(&format!("products in {}", precision.name()));
-        *points.products.of_mut(precision) = compute::products(&bench, precision, device)?;
+        *points.products.of_mut(precision) = compute::products(&bench, precision)?;
         listener.begin(&format!("attention in {}", precision.name()));
-        *points.attention.of_mut(precision) = compute::attention(&bench, precision, device)?;
+        *points.attention.of_mut(precision) = compute::attention(&bench, precision)?;
     }
     listener.begin("operations element by element");
-    points.memory = compute::sweeps(&bench, device)?;
-    let devices = bench.least(world.local_size() as f64)? as usize;
+    points.memory = compute::sweeps(&bench)?;
     listener.begin("operations within a step");
     // Of a layer on one rank, which no link concerns.
-    let plain = cluster(&bench, world.size(), devices, device, points.clone())?;
-    let within = starts::within_a_step(&bench, &plain, effort.precisions()[0], device)?;
+    let plain = cluster(&bench, world.size(), devices, points.clone())?;
+    let within = starts::within_a_step(&bench, &plain, effort.precisions()[0])?;
     if world.size() > 1 {
         listener.begin("collectives and messages");
         points.collectives = links::collectives(&bench, world, devices)?;
         points.messages = links::messages(&bench, world, devices)?;
     }
-    let mut cluster = cluster(&bench, world.size(), devices, device, points)?;
+    let mut cluster = cluster(&bench, world.size(), devices, points)?;
     (cluster.efficiency.launch, cluster.efficiency.program) = (within.launch, within.program);
     Ok(cluster)
 }
 
 /// Makes a machine of the points; what operations take within a step is still to come.
-fn cluster(bench: &Bench<'_>, ranks: usize, devices: usize, device: Device, points: Points) -> Result<Cluster> {
+fn cluster(bench: &Bench<'_>, ranks: usize, devices: usize, points: Points) -> Result<Cluster> {
+    let device = bench.device();
     let best = |precision: Precision| {
         let rates = points.products.of(precision).iter().map(|product| product.3);
         rates.fold(None, |best: Option<f64>, rate| Some(best.map_or(rate, |best| best.max(rate))))
@@ -121,14 +125,17 @@ fn cluster(bench: &Bench<'_>, ranks: usize, devices: usize, device: Device, poin
     let free = free * devices / device::ranks_sharing(device, devices);
     let precision = bench.effort().precisions()[0];
     let memory_bandwidth = points.memory.last().map_or(preset.device.memory_bandwidth, |point| point[1]);
-    let mut node = mp_plan::cluster::Node { count: ranks.div_ceil(devices), devices, memory_bytes: free, ..links.0 };
-    if free == 0 {
+    // An accelerator has memory of its own, a host's ranks share theirs.
+    let (shared, own) = match (device, free) {
         // The system does not say; the layout is then chosen as if there were enough.
-        node.memory_bytes = preset.node.memory_bytes;
-    }
+        (_, 0) => (preset.node.memory_bytes, 0),
+        (Device::Cpu, free) => (free, 0),
+        (_, free) => (0, free),
+    };
+    let node = mp_plan::cluster::Node { count: ranks.div_ceil(devices), devices, memory_bytes: shared, ..links.0 };
     Ok(Cluster {
         node,
-        device: mp_plan::cluster::Device { name: processor(device), memory_bytes: 0, memory_bandwidth, peak },
+        device: mp_plan::cluster::Device { name: processor(device), memory_bytes: own, memory_bandwidth, peak },
         network: links.1,
         efficiency: Efficiency {
             matrix: 1.0,

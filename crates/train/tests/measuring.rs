@@ -63,6 +63,6 @@ fn a_file_says_the_machine_to_four_digits_and_listeners_hear_the_parts() {
     read.check().unwrap();
     assert_eq!(text(&read, 1, "now"), written);
     assert!(written.contains("One rank has no links"), "{written}");
-    let parts = ["products in bf16", "attention in bf16", "operations element by element", "the start of an operation"];
+    let parts = ["products in bf16", "attention in bf16", "operations element by element", "operations within a step"];
     assert_eq!(heard.into_inner().unwrap(), parts);
 }

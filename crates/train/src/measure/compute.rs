@@ -13,9 +13,9 @@ const QUICK_LENGTHS: [usize; 3] = [16, 128, 1024];
 /// A product is run so often at least.
 const RUNS: f64 = 7.0;
 
-/// Elements of tensors that are added.
-const ELEMENTS: [i64; 7] = [1 << 10, 1 << 12, 1 << 14, 1 << 16, 1 << 18, 1 << 20, 1 << 22];
-const QUICK_ELEMENTS: [i64; 3] = [1 << 12, 1 << 16, 1 << 20];
+/// Elements of tensors that are added. The largest are three tensors of 64 MiB on each rank, with little effort of 16: more than most caches' share of a rank.
+const ELEMENTS: [i64; 8] = [1 << 10, 1 << 12, 1 << 14, 1 << 16, 1 << 18, 1 << 20, 1 << 22, 1 << 24];
+const QUICK_ELEMENTS: [i64; 4] = [1 << 12, 1 << 16, 1 << 20, 1 << 22];
 
 /// Positions of attentions, of so many heads of such a width.
 const POSITIONS: [i64; 4] = [16, 64, 256, 1024];
@@ -37,7 +37,7 @@ fn filled(shape: &[i64], kind: Kind, device: Device) -> Result<Tensor> {
 
 /// Times `m × k` by `k × n`, as linear layers multiply, for each length with each; the longest are left out where they would
 /// take too long.
-pub(super) fn products(bench: &Bench<'_>, precision: Precision, device: Device) -> Result<Vec<Product>> {
+pub(super) fn products(bench: &Bench<'_>, precision: Precision) -> Result<Vec<Product>> {
     let lengths = bench.either(&QUICK_LENGTHS[..], &LENGTHS[..]);
     let allowed = bench.either(0.6, 3.0);
     let _off = autograd::no_grad();
@@ -52,7 +52,7 @@ pub(super) fn products(bench: &Bench<'_>, precision: Precision, device: Device) 
             break;
         }
         for shape in shapes {
-            let seconds = product(bench, shape, kind(precision), device)?;
+            let seconds = product(bench, shape, kind(precision))?;
             let rate = flop_of(shape) / seconds;
             fastest = fastest.max(rate);
             points.push(Product(shape[0], shape[1], shape[2], rate));
@@ -69,9 +69,9 @@ fn flop_of(shape: [usize; 3]) -> f64 {
     2.0 * shape.into_iter().map(|length| length as f64).product::<f64>()
 }
 
-fn product(bench: &Bench<'_>, [m, n, k]: [usize; 3], kind: Kind, device: Device) -> Result<f64> {
-    let x = filled(&[m as i64, k as i64], kind, device)?;
-    let weight = filled(&[n as i64, k as i64], kind, device)?;
+fn product(bench: &Bench<'_>, [m, n, k]: [usize; 3], kind: Kind) -> Result<f64> {
+    let made = |rows: usize| filled(&[rows as i64, k as i64], kind, bench.device());
+    let (x, weight) = bench.prepared(|| Ok((made(m)?, made(n)?)))?;
     bench.seconds(|| {
         drop(x.f_linear(&weight, None::<Tensor>).map_err(mp_runtime::Error::from)?);
         Ok(())
@@ -79,10 +79,11 @@ fn product(bench: &Bench<'_>, [m, n, k]: [usize; 3], kind: Kind, device: Device)
 }
 
 /// Times sums of two tensors, by the bytes that are read and written; what the smallest takes is its start, and left out.
-pub(super) fn sweeps(bench: &Bench<'_>, device: Device) -> Result<Vec<[f64; 2]>> {
+pub(super) fn sweeps(bench: &Bench<'_>) -> Result<Vec<[f64; 2]>> {
     let _off = autograd::no_grad();
     let added = |elements: i64| -> Result<f64> {
-        let [x, y] = [filled(&[elements], Kind::Float, device)?, filled(&[elements], Kind::Float, device)?];
+        let made = || filled(&[elements], Kind::Float, bench.device());
+        let (x, y) = bench.prepared(|| Ok((made()?, made()?)))?;
         bench.seconds(|| {
             drop(x.f_add(&y).map_err(mp_runtime::Error::from)?);
             Ok(())
@@ -99,15 +100,16 @@ pub(super) fn sweeps(bench: &Bench<'_>, device: Device) -> Result<Vec<[f64; 2]>>
 }
 
 /// Times the fused attention under a causal mask, forward and backward, which makes five products to two.
-pub(super) fn attention(bench: &Bench<'_>, precision: Precision, device: Device) -> Result<Vec<[f64; 2]>> {
+pub(super) fn attention(bench: &Bench<'_>, precision: Precision) -> Result<Vec<[f64; 2]>> {
     let positions = bench.either(&QUICK_POSITIONS[..], &POSITIONS[..]);
-    positions.iter().map(|&seq| attended(bench, seq, kind(precision), device)).collect()
+    positions.iter().map(|&seq| attended(bench, seq, kind(precision))).collect()
 }
 
-fn attended(bench: &Bench<'_>, seq: i64, kind: Kind, device: Device) -> Result<[f64; 2]> {
+fn attended(bench: &Bench<'_>, seq: i64, kind: Kind) -> Result<[f64; 2]> {
     let shape = [1, HEADS, seq, WIDTH];
-    let [q, k, v] = [(); 3].map(|()| filled(&shape, kind, device).map(|tensor| tensor.set_requires_grad(true)));
-    let (q, k, v, dy) = (q?, k?, v?, filled(&shape, kind, device)?);
+    let made = || filled(&shape, kind, bench.device());
+    let input = || made().map(|tensor| tensor.set_requires_grad(true));
+    let (q, k, v, dy) = bench.prepared(|| Ok((input()?, input()?, input()?, made()?)))?;
     let seconds = bench.seconds(|| {
         let y = Tensor::f_scaled_dot_product_attention(&q, &k, &v, None::<Tensor>, 0.0, true, None, false)
             .map_err(mp_runtime::Error::from)?;

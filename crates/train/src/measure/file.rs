@@ -20,11 +20,12 @@ pub fn text(cluster: &Cluster, ranks: usize, when: &str) -> String {
 fn head(cluster: &Cluster, ranks: usize, when: &str) -> String {
     let (node, started) = (&cluster.node, crate::counted::counted(ranks, "rank"));
     let mut text = format!(
-        "# Measured {when} by `mp-cli plan --measure` on {started}, {} on a node, all of them at work.\n\
+        "# Measured {when} by `mp-cli` on {started}, {} on a node, all of them at work.\n\
          # device.peak is the best rate of any product, node.memory_bytes what was free then, efficiency.launch what an\n\
          # operation of a training step takes beside its work. Points below go before the rates here.\n",
         node.devices
     );
+    text += &longest(cluster.measured.as_ref());
     text += match (ranks, node.count) {
         (1, _) => {
             "# One rank has no links: those of node and network are a guess. Measure on more ranks to know them.\n"
@@ -33,6 +34,19 @@ fn head(cluster: &Cluster, ranks: usize, when: &str) -> String {
         _ => "",
     };
     text + "\n"
+}
+
+/// Says up to which length products were measured; longer ones take as long as their work at the rate of these.
+fn longest(points: Option<&Points>) -> String {
+    let mut said = Vec::new();
+    each(&points.map(|points| points.products.clone()).unwrap_or_default(), |name, products: &[Product]| {
+        let longest = products.iter().map(|&Product(m, n, k, _)| m.max(n).max(k)).max();
+        said.extend(longest.map(|longest| format!("{longest} in {name}")));
+    });
+    match said.is_empty() {
+        true => String::new(),
+        false => format!("# Products are measured up to lengths of {}.\n", said.join(", ")),
+    }
 }
 
 /// Writes points, a row a line.
@@ -103,7 +117,8 @@ mod tests {
         .unwrap();
         cluster.measured = Some(points);
         let text = text(&cluster, 1, "today");
-        assert!(text.starts_with("# Measured today by `mp-cli plan --measure` on 1 rank, 8 on a node"), "{text}");
+        assert!(text.starts_with("# Measured today by `mp-cli` on 1 rank, 8 on a node"), "{text}");
+        assert!(text.contains("\n# Products are measured up to lengths of 16 in fp32.\n"), "{text}");
         assert_eq!(toml::from_str::<Cluster>(&text).unwrap(), cluster, "{text}");
         assert_eq!([number(12345.6), number(0.5)], ["1.235e4", "5.000e-1"]);
     }

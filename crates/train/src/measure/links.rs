@@ -7,7 +7,7 @@ use mp_model::collective;
 use mp_plan::cluster::measured::{CollectivePoints, Messages};
 use mp_plan::cluster::{Network, Node};
 use mp_plan::Collective;
-use mp_runtime::{Device, Kind, Tensor};
+use mp_runtime::{Kind, Tensor};
 
 use super::bench::Bench;
 use crate::Result;
@@ -17,31 +17,26 @@ const KINDS: [Collective; 4] =
 /// Elements of four bytes.
 const ELEMENTS: [usize; 7] = [16, 256, 1 << 12, 1 << 14, 1 << 16, 1 << 18, 1 << 21];
 const QUICK_ELEMENTS: [usize; 4] = [16, 1 << 12, 1 << 16, 1 << 19];
-/// The most sizes of groups that are measured inside a node.
-const MOST_SIZES: usize = 4;
+/// The most groups that are measured inside a node, and the most over several.
+const MOST_GROUPS: usize = 4;
 
-/// A way to cut the world in groups of one size.
-struct Cut {
-    /// This rank's group.
-    color: usize,
+/// Lists the groups of training, each as this rank's of equally large ones: neighbours in a node; over nodes those of ranks
+/// that are so far apart that one, some, or all of each node are in it.
+fn cuts(rank: usize, ranks: usize, devices: usize) -> Vec<usize> {
+    let divisors = |from: usize| (from..=devices).filter(|size| devices.is_multiple_of(*size)).collect();
+    let mut colors: Vec<usize> = most(divisors(2)).into_iter().map(|size| rank / size).collect();
+    if ranks > devices {
+        colors.extend(most(divisors(1)).into_iter().rev().map(|stride| rank % stride));
+    }
+    colors
 }
 
-/// Lists the groups of training: neighbours in a node, the whole world, and over several nodes those that have one rank on each.
-fn cuts(rank: usize, ranks: usize, devices: usize) -> Vec<Cut> {
-    let sizes = (2..=devices).filter(|size| ranks.is_multiple_of(*size));
-    let mut sizes: Vec<usize> = sizes.collect();
-    // Of many the largest and the smallest ones.
-    while sizes.len() > MOST_SIZES {
+/// Leaves, of many sizes, the largest and the smallest ones.
+fn most(mut sizes: Vec<usize>) -> Vec<usize> {
+    while sizes.len() > MOST_GROUPS {
         sizes.remove(sizes.len() - 2);
     }
-    let mut cuts: Vec<Cut> = sizes.into_iter().map(|size| Cut { color: rank / size }).collect();
-    if ranks > devices {
-        if devices > 1 {
-            cuts.push(Cut { color: rank % devices });
-        }
-        cuts.push(Cut { color: 0 });
-    }
-    cuts
+    sizes
 }
 
 /// Times every kind in every group.
@@ -51,8 +46,8 @@ pub(super) fn collectives(
     devices: usize,
 ) -> Result<Vec<CollectivePoints>> {
     let mut all = Vec::new();
-    for cut in cuts(world.rank().0, world.size(), devices) {
-        let group = world.split(Some(cut.color as u32), world.rank().0 as u32, "measured")?;
+    for color in cuts(world.rank().0, world.size(), devices) {
+        let group = world.split(Some(color as u32), world.rank().0 as u32, "measured")?;
         let group = group.expect("a rank that names a color joins a group");
         let neighbours = bench.least(group.local_size() as f64)? as usize;
         for what in KINDS {
@@ -64,11 +59,14 @@ pub(super) fn collectives(
     Ok(all)
 }
 
+fn ones(bench: &Bench<'_>, shape: &[i64]) -> Result<Tensor> {
+    Ok(Tensor::f_ones(shape, (Kind::Float, bench.device())).map_err(mp_runtime::Error::from)?)
+}
+
 fn point(bench: &Bench<'_>, group: &dyn Communicator, what: Collective, elements: usize) -> Result<[f64; 2]> {
     let part = elements.div_ceil(group.size()) as i64;
     let ranks = group.size() as i64;
-    let ones = |shape: &[i64]| Tensor::f_ones(shape, (Kind::Float, Device::Cpu)).map_err(mp_runtime::Error::from);
-    let (whole, own) = (ones(&[ranks, part])?, ones(&[1, part])?);
+    let (whole, own) = bench.prepared(|| Ok((ones(bench, &[ranks, part])?, ones(bench, &[1, part])?)))?;
     let seconds = bench.seconds(|| {
         drop(match what {
             Collective::AllReduce => {
@@ -86,27 +84,30 @@ fn point(bench: &Bench<'_>, group: &dyn Communicator, what: Collective, elements
 /// Times messages, half of the way there and back, between neighbours in a node and between nodes.
 pub(super) fn messages(bench: &Bench<'_>, world: &Arc<dyn Communicator>, devices: usize) -> Result<Messages> {
     let (rank, ranks) = (world.rank().0, world.size());
-    // Every second rank with the one behind it.
-    let pair = |stride: usize| {
-        let first = (rank / stride).is_multiple_of(2);
-        let peer = if first { rank + stride } else { rank - stride };
-        (peer < ranks).then_some((peer, first))
-    };
     let mut messages = Messages::default();
     if devices > 1 {
-        messages.inside = passed(bench, &**world, pair(1))?;
+        messages.inside = passed(bench, &**world, pair(rank, ranks, 1, devices))?;
     }
     if ranks > devices {
-        messages.outside = passed(bench, &**world, pair(devices))?;
+        messages.outside = passed(bench, &**world, pair(rank, ranks, devices, ranks))?;
     }
     Ok(messages)
 }
 
+/// Pairs ranks that are `stride` apart in blocks of `block` ranks, every second with the one behind it; returns a rank's peer, and
+/// whether the rank is the first of the two.
+fn pair(rank: usize, ranks: usize, stride: usize, block: usize) -> Option<(usize, bool)> {
+    let place = rank % block;
+    let first = (place / stride).is_multiple_of(2);
+    let peer = if first { rank + stride } else { rank - stride };
+    (peer < ranks && peer / block == rank / block).then_some((peer, first))
+}
+
 fn passed(bench: &Bench<'_>, world: &dyn Communicator, pair: Option<(usize, bool)>) -> Result<Vec<[f64; 2]>> {
     let point = |&elements: &usize| -> Result<[f64; 2]> {
-        let ones = || Tensor::f_ones([elements as i64], (Kind::Float, Device::Cpu)).map_err(mp_runtime::Error::from);
-        let (sent, received) = (ones()?, ones()?);
-        let both = bench.seconds(|| {
+        let made = || ones(bench, &[elements as i64]);
+        let (sent, received) = bench.prepared(|| Ok((made()?, made()?)))?;
+        let both = bench.seconds_of(pair.is_some(), || {
             let Some((peer, first)) = pair else { return Ok(()) };
             let send = || collective::start_send(world, &sent, Rank(peer), TAG);
             let receive = || collective::start_receive(world, received.shallow_clone(), Rank(peer), TAG);
@@ -149,12 +150,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn groups_are_neighbours_and_over_nodes_columns_and_all() {
-        let colors = |rank, ranks, devices| cuts(rank, ranks, devices).iter().map(|cut| cut.color).collect::<Vec<_>>();
-        assert_eq!(colors(3, 4, 4), [1, 0]);
-        assert_eq!(colors(5, 8, 4), [2, 1, 1, 0], "pairs, a node, the second of each node, all");
-        assert_eq!(colors(1, 2, 1), [0]);
-        assert_eq!(colors(0, 60, 60).len(), MOST_SIZES);
+    fn groups_are_neighbours_and_over_nodes_of_each_distance() {
+        assert_eq!(cuts(3, 4, 4), [1, 0]);
+        assert_eq!(cuts(5, 8, 4), [2, 1, 1, 1, 0], "pairs, a node, one of each node, two of each, all");
+        assert_eq!(cuts(1, 2, 1), [0]);
+        assert_eq!(cuts(0, 60, 60).len(), MOST_GROUPS);
+        // No pair has a rank on either node.
+        assert_eq!(cuts(3, 6, 3), [1, 0, 0]);
+    }
+
+    #[test]
+    fn pairs_are_in_a_node_or_from_node_to_node() {
+        let all = |ranks, stride, block| (0..ranks).map(|rank| pair(rank, ranks, stride, block)).collect::<Vec<_>>();
+        let inside = [Some((1, true)), Some((0, false)), None, Some((4, true)), Some((3, false)), None];
+        assert_eq!(all(6, 1, 3), inside, "two nodes of three");
+        let outside = [Some((2, true)), Some((3, true)), Some((0, false)), Some((1, false)), None, None];
+        assert_eq!(all(6, 2, 6), outside, "three nodes of two");
+        assert_eq!(all(3, 1, 3), [Some((1, true)), Some((0, false)), None]);
     }
 
     #[test]

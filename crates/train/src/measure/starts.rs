@@ -13,7 +13,6 @@ use mp_data::{Batch, SampleSource, TextSource, Tokens};
 use mp_plan::cluster::Efficiency;
 use mp_plan::cost::{self, layer::Parts};
 use mp_plan::{Candidate, Cluster, ModelConfig, Precision};
-use mp_runtime::Device;
 
 use super::bench::Bench;
 use crate::assemble::Allocated;
@@ -62,14 +61,9 @@ const TINY: Size = Size { hidden: 16, ffn: 32, seq: 16 };
 const WORKING: Size = Size { hidden: 128, ffn: 512, seq: 256 };
 
 /// Measures how operations fare within a step.
-pub(super) fn within_a_step(
-    bench: &Bench<'_>,
-    machine: &Cluster,
-    precision: Precision,
-    device: Device,
-) -> Result<Within> {
+pub(super) fn within_a_step(bench: &Bench<'_>, machine: &Cluster, precision: Precision) -> Result<Within> {
     let layer = |size: Size| -> Result<Layer> {
-        let seconds = |layers: usize| step(bench, &model(size, layers, precision), device);
+        let seconds = |layers: usize| step(bench, &model(size, layers, precision));
         let seconds = (seconds(MANY)? - seconds(FEW)?) / (MANY - FEW) as f64;
         let job = Layout::job(&model(size, FEW, precision), VOCAB)?;
         let predicted = |launch: f64| {
@@ -107,17 +101,17 @@ fn model(size: Size, layers: usize, precision: Precision) -> Config {
 }
 
 /// Times a step of a model that every rank trains alone.
-fn step(bench: &Bench<'_>, config: &Config, device: Device) -> Result<f64> {
+fn step(bench: &Bench<'_>, config: &Config) -> Result<f64> {
     let made = || -> Result<(Trainer, Box<dyn SampleSource>)> {
         let alone: Arc<dyn Communicator> = Arc::new(Solo::new("measured"));
         let layout = Layout::new(config, VOCAB, 1)?;
         let groups = layout.groups(&alone)?;
-        let trainer = Allocated::new(config, &layout, &groups, device)?.trainer(config, &layout, groups)?;
+        let trainer = Allocated::new(config, &layout, &groups, bench.device())?.trainer(config, &layout, groups)?;
         let seq = config.train.seq;
         let ids = (0..4 * seq as u32).map(|id| id % VOCAB as u32).collect();
         Ok((trainer, Box::new(TextSource::new(Tokens::new("counted tokens", ids), seq, config.train.seed)?)))
     };
-    let (mut trainer, source) = crate::agree::agree(bench.world(), made())?;
+    let (mut trainer, source) = bench.prepared(made)?;
     let batches = [Batch::read(&*source, 0..1)?];
     let mut step = 0;
     // A small difference of two steps counts, which noise would fill where one sample stood for each.

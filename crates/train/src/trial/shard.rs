@@ -20,6 +20,7 @@ use mp_runtime::kernels::norm::sum_of_squares;
 
 use super::Bench;
 use crate::assembled::Assembled;
+use crate::finished::finished;
 use crate::groups::Groups;
 use crate::optimizer::{optimizer, Optimizer};
 use crate::pipeline::{Flight, MicroBatch};
@@ -119,23 +120,27 @@ impl Shard {
             shape: assembled.activation_shape(self.batch.batch, own.positions.count()),
         };
         let mut flight = Flight::new(assembled.line(), &self.model, vec![micro_batch], steps)?;
+        let mut costs = StageCosts { forward: 0.0, backward_input: 0.0, backward_weight: 0.0 };
         for &step in steps {
             match (step, &self.groups.ends) {
                 (Step::SumTied, Some(ends)) => parameters.sum_tied(&**ends)?,
                 (Step::SumTied | Step::Reduce | Step::Update, _) => {}
-                (pass, _) => flight.run(pass)?,
+                (pass, _) => {
+                    let begun = Instant::now();
+                    flight.run(pass)?;
+                    finished(parameters.device())?;
+                    let seconds = begun.elapsed().as_secs_f64();
+                    match pass {
+                        _ if pass.computes().is_none() => {}
+                        Step::Forward { .. } => costs.forward += seconds,
+                        Step::BackwardWeight { .. } => costs.backward_weight += seconds,
+                        _ => costs.backward_input += seconds,
+                    }
+                }
             }
         }
         flight.land()?;
         parameters.finish_reduction()?;
-        let mut costs = StageCosts { forward: 0.0, backward_input: 0.0, backward_weight: 0.0 };
-        for (step, seconds) in flight.worked() {
-            match step {
-                Step::Forward { .. } => costs.forward += seconds,
-                Step::BackwardWeight { .. } => costs.backward_weight += seconds,
-                _ => costs.backward_input += seconds,
-            }
-        }
         Ok(costs)
     }
 
@@ -159,6 +164,7 @@ impl Shard {
             }
         }
         parameters.begin_step(1)?;
+        finished(parameters.device())?;
         Ok(begun.elapsed().as_secs_f64())
     }
 }

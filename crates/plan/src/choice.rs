@@ -120,6 +120,26 @@ impl ParallelConfig {
         open
     }
 
+    /// Takes over what the planner has chosen for `run`, where it is asked the same here: what is open here was chosen there,
+    /// and all else is as it is there.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use mp_plan::{ParallelConfig, ParallelKey};
+    ///
+    /// let run = ParallelConfig { tp: 2, dp: 4, chosen: vec![ParallelKey::Dp], ..ParallelConfig::default() };
+    /// let again = ParallelConfig { tp: 2, asks: true, ..ParallelConfig::default() };
+    /// assert_eq!(again.answered_by(&run), Some(run.clone()));
+    /// let other = ParallelConfig { tp: 4, asks: true, ..ParallelConfig::default() };
+    /// assert_eq!(other.answered_by(&run), None);
+    /// ```
+    pub fn answered_by(&self, run: &Self) -> Option<Self> {
+        let cluster = self.cluster.clone();
+        let same = *self == Self { cluster: cluster.clone(), ..run.reopened() };
+        (same && !run.chosen.is_empty()).then(|| Self { cluster, ..run.clone() })
+    }
+
     /// Returns what stands on so many ranks: where the planner chose for another number, its choices are [open
     /// again](Self::reopened).
     #[must_use]

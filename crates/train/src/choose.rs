@@ -15,15 +15,18 @@ use crate::layout::Layout;
 use crate::measure::{measure, Effort};
 use crate::records::{Choice, Observer, RunnerUp};
 use crate::text::vocabulary;
-use crate::{cluster, memory, Config, Error, Result};
+use crate::{cluster, memory, run_folder, Config, Error, Result};
 
 /// What a run trains with.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Chosen {
     /// The configuration, with nothing left to the planner.
     pub config: Config,
-    /// The machine, where it is known: as `parallel.cluster` says, for as many nodes as the ranks need, or as it was measured.
+    /// The machine, where it is known: as `parallel.cluster` says, for as many nodes as the ranks need, or as it was measured
+    /// to choose the run's layout.
     pub machine: Option<Cluster>,
+    /// Whether it was measured now.
+    pub measured: bool,
 }
 
 /// Completes a configuration for the ranks of `world`. Collective; every rank gets the same. `observer` hears on rank 0 what
@@ -42,11 +45,16 @@ pub fn choose(
     let named = agree(&**world, named(&config.parallel.cluster))?;
     let named = named.map(|machine| machine.with_ranks(world.size()));
     if !config.parallel.asks {
-        return Ok(Chosen { config, machine: named });
+        let machine = match named {
+            Some(machine) => Some(machine),
+            None => kept(&config, &**world)?,
+        };
+        return Ok(Chosen { config, machine, measured: false });
     }
     let config = Config { parallel: config.parallel.reopened(), ..config };
     // What no machine makes up for is told before one is measured.
     let asked = agree(&**world, Asked::of(&config, world.size()))?;
+    let measured = named.is_none();
     let machine = match named {
         Some(machine) => machine,
         None => measure(world, device, Effort::Quick(asked.job.precision), &mut ())?,
@@ -59,7 +67,7 @@ pub fn choose(
         observer.chosen(choice);
     }
     let (parallel, machine) = told(&**world, best.map(|(parallel, _)| (parallel, machine)))?;
-    Ok(Chosen { config: Config { parallel, ..config }, machine: Some(machine) })
+    Ok(Chosen { config: Config { parallel, ..config }, machine: Some(machine), measured })
 }
 
 /// Reads the machine that the configuration names.
@@ -68,6 +76,19 @@ fn named(name: &str) -> Result<Option<Cluster>> {
         "" => Ok(None),
         name => cluster::load(name).map(Some),
     }
+}
+
+/// Returns the machine that was measured on as many ranks to choose the layout of the run that goes on. Collective.
+fn kept(config: &Config, world: &dyn Communicator) -> Result<Option<Cluster>> {
+    let read = || match (world.rank(), run_folder::kept_machine(config)) {
+        (Rank(0), Some(file)) => {
+            let machine = cluster::load(&file.to_string_lossy())?;
+            Ok(Some((machine.ranks() == world.size()).then_some(machine)))
+        }
+        (Rank(0), None) => Ok(Some(None)),
+        _ => Ok(None),
+    };
+    told(world, agree(world, read())?)
 }
 
 /// Returns the bytes that a layout may fill on each rank: what the machine has, or what is free here where that is less, without

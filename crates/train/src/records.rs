@@ -27,8 +27,8 @@ pub struct StepRecord {
     /// Peak memory of the rank that wrote the record.
     pub memory_bytes: u64,
     /// Model FLOPs of this step over its seconds, the ranks, and the peak of one's device in the run's precision, of the
-    /// machine that `parallel.cluster` names; `None` where that is not known. [`Architecture::flops_per_token`] has what
-    /// counts.
+    /// machine that `parallel.cluster` names, or that was measured to choose the run's layout; `None` where neither is known,
+    /// and with adapters. [`Architecture::flops_per_token`] has what counts.
     ///
     /// [`Architecture::flops_per_token`]: mp_plan::Architecture::flops_per_token
     pub mfu: Option<f64>,

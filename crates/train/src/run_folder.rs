@@ -33,6 +33,9 @@ pub const CHECKPOINTS: &str = "checkpoints";
 /// The file that the program holds which trains in a folder.
 const LOCK: &str = ".lock";
 
+/// The file of the machine that was measured to choose the run's layout.
+const MACHINE: &str = "machine.toml";
+
 /// How long a folder that is in use is waited for.
 const PATIENCE: Duration = Duration::from_secs(2);
 
@@ -104,6 +107,14 @@ impl RunFolder {
         durable::write(&self.path.join("plan.json"), json.as_bytes())
     }
 
+    /// Writes the machine that was measured to choose the layout, whole.
+    ///
+    /// # Errors
+    /// [`Error::Write`].
+    pub fn write_machine(&self, text: &str) -> Result<()> {
+        durable::write(&self.path.join(MACHINE), text.as_bytes())
+    }
+
     /// Writes `sample.txt`, whole.
     ///
     /// # Errors
@@ -111,6 +122,12 @@ impl RunFolder {
     pub fn write_sample(&self, text: &str) -> Result<()> {
         durable::write(&self.path.join("sample.txt"), text.as_bytes())
     }
+}
+
+/// Returns the file of the machine that was measured to choose the layout of the run that `config` continues, if there is one.
+pub(crate) fn kept_machine(config: &Config) -> Option<PathBuf> {
+    let name = config.train.name.as_ref().filter(|_| config.checkpoint.resume)?;
+    Some(config.train.out.join(name).join(MACHINE)).filter(|file| file.exists())
 }
 
 /// Makes a run folder around a checkpoint that is no run's: a place for checkpoints, where `make` makes it, and then a

@@ -196,5 +196,21 @@ fn a_machine_that_nobody_names_is_measured() {
     let out = tempfile::tempdir().unwrap();
     let heard = succeed(2, &Config::load(None, None, &tiny(out.path(), "measured", &["parallel.tp=0"])).unwrap());
     assert!(heard.len() == 1 && heard[0].step_seconds.is_some_and(|seconds| seconds > 0.0), "{heard:?}");
-    assert_eq!(losses(&out.path().join("measured")).len(), 2);
+    let run = out.path().join("measured");
+    assert_eq!(losses(&run).len(), 2);
+    // And kept: what goes on on as many ranks is held against the same.
+    let machine = std::fs::read_to_string(run.join("machine.toml")).unwrap();
+    let load = |steps: &str| {
+        let sets = tiny(out.path(), "measured", &["parallel.tp=0", "checkpoint.resume=true", steps]);
+        Config::load(None, None, &sets).unwrap()
+    };
+    assert_eq!(succeed(2, &load("train.steps=3")), []);
+    let records = metrics::read(&run.join("metrics.jsonl")).unwrap();
+    let mfu =
+        records.into_iter().filter_map(|record| if let Record::Step(step) = record { Some(step.mfu) } else { None });
+    assert_eq!(mfu.map(|mfu| mfu.is_some()).collect::<Vec<_>>(), [true; 3]);
+    assert_eq!(std::fs::read_to_string(run.join("machine.toml")).unwrap(), machine);
+    // On other ranks it is another machine.
+    assert_eq!(succeed(1, &load("train.steps=4")).len(), 1);
+    assert_ne!(std::fs::read_to_string(run.join("machine.toml")).unwrap(), machine);
 }

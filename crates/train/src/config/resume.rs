@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use mp_plan::ParallelConfig;
 use toml::{Table, Value};
 
 use super::layers::{merge, parse, Layers};
@@ -48,6 +49,7 @@ pub(super) fn over(layers: &Layers, folder: PathBuf) -> Result<Config> {
     merge(&mut table, layers.set.clone());
     keep(&mut table, &run);
     let mut config = layers.asking(schema::read(table)?).with_absolute_paths();
+    config.parallel = answered(&config, &run)?;
     // Where the model under adapters lies now is no property of the run.
     if let Some(base) = layers.set.get(MOVES[0]).and_then(|model| model.get(MOVES[1])).and_then(Value::as_str) {
         if config.lora.rank == 0 {
@@ -66,6 +68,19 @@ pub(super) fn over(layers: &Layers, folder: PathBuf) -> Result<Config> {
         return Err(Error::Config { key: "train.steps", value: config.train.steps.to_string(), rule });
     }
     Ok(config)
+}
+
+/// Returns the layout of a continued run: what the planner chose for it answers a command that asks the same again, and is open
+/// again where it was chosen for another batch or precision.
+fn answered(config: &Config, run: &Table) -> Result<ParallelConfig> {
+    let run = schema::read(run.clone())?;
+    let own = &config.parallel;
+    let alike = (config.train.global_batch, config.train.precision) == (run.train.global_batch, run.train.precision);
+    Ok(match (alike, own.chosen.is_empty()) {
+        (true, _) => own.answered_by(&run.parallel).unwrap_or_else(|| own.clone()),
+        (false, false) => own.reopened(),
+        (false, true) => own.clone(),
+    })
 }
 
 /// Says whether the planner chose a run's layout.
@@ -172,6 +187,18 @@ mod tests {
         let open = config.for_ranks(8).parallel;
         assert_eq!((open.tp, open.dp, open.micro_batch, open.zero), (2, 0, 0, mp_plan::Switch::Auto));
         assert!(open.asks && open.chosen.is_empty());
+        // A command that asks what was asked is answered; another question is not.
+        let asked = load(out.path(), &["parallel.tp=2", "parallel.dp=0", "parallel.cluster=cpu"]).unwrap();
+        assert_eq!(asked.parallel, config.parallel);
+        for other in [&["parallel.tp=1", "parallel.dp=0"], &["parallel.tp=0", "parallel.dp=0"]] {
+            let asking = load(out.path(), other).unwrap().parallel;
+            assert!(asking.asks && asking.chosen.is_empty() && asking.micro_batch == 0, "{other:?}: {asking:?}");
+        }
+        // For another batch or precision it is chosen again.
+        for other in ["train.global_batch=32", "train.precision=bf16"] {
+            let open = load(out.path(), &[other]).unwrap().parallel;
+            assert_eq!((open.asks, open.tp, open.dp, open.micro_batch), (true, 2, 0, 0), "{other}");
+        }
         // The command's own words win.
         let config = load(out.path(), &["parallel.pp=2"]).unwrap();
         assert_eq!((config.parallel.pp, config.parallel.dp, config.parallel.chosen.len()), (2, 0, 0));

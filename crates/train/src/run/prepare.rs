@@ -3,9 +3,11 @@
 use std::fs::File;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use mp_comm::{Communicator, Rank};
 use mp_data::{Prefetch, SampleSource, Tokenizer};
+use mp_plan::Cluster;
 use mp_runtime::Device;
 
 use super::begin::{begin, same_place};
@@ -17,11 +19,12 @@ use crate::checkpoint::{About, CheckpointStore, DirectoryStore};
 use crate::choose::Chosen;
 use crate::layout::Layout;
 use crate::ledger::Watch;
+use crate::measure;
 use crate::memory;
 use crate::metrics::Metrics;
 use crate::rates::Rates;
 use crate::records::{Observer, Start};
-use crate::run_folder::RunFolder;
+use crate::run_folder::{timestamp, RunFolder};
 use crate::saving::{self, Saver};
 use crate::standing::Standing;
 use crate::step::Trainer;
@@ -40,7 +43,7 @@ impl<'a> Run<'a> {
         observer: &'a mut dyn Observer,
         through: impl FnOnce(Arc<dyn SampleSource>) -> Arc<dyn SampleSource>,
     ) -> Result<Self> {
-        let Chosen { config, machine } = chosen;
+        let Chosen { config, machine, measured } = chosen;
         let (tokenizer, text, layout) = agree(&*world, input(config, &*world, device))?;
         let folder = RunFolder::open(&*world, config)?;
         let groups = layout.groups(&world)?;
@@ -59,7 +62,11 @@ impl<'a> Run<'a> {
         agree(&*world, text.check(samples.saturating_add(left)))?;
         let first = world.rank() == Rank(0);
         let opened = match first {
-            true => opening(config, &layout, &folder, resumed.as_ref(), &text.source).map(Some),
+            true => {
+                let measured = machine.as_ref().filter(|_| *measured);
+                note(&folder, measured, world.size())
+                    .and_then(|()| opening(config, &layout, &folder, resumed.as_ref(), &text.source).map(Some))
+            }
             false => Ok(None),
         };
         let (metrics, data_log) = agree(&*world, opened)?.unzip();
@@ -162,6 +169,12 @@ fn told(config: &Config, layout: &Layout, folder: &RunFolder, resumed: Option<&A
 fn trained(layout: &Layout) -> u64 {
     let trained = layout.partition.parameters.iter().filter(|parameter| !parameter.spec.frozen);
     trained.map(|parameter| parameter.spec.shape.iter().product::<usize>() as u64).sum()
+}
+
+/// Keeps what was measured to choose the layout, so that the run is held against the same machine when it goes on.
+fn note(folder: &RunFolder, measured: Option<&Cluster>, ranks: usize) -> Result<()> {
+    let when = format!("{} UTC", timestamp(SystemTime::now()));
+    measured.map_or(Ok(()), |machine| folder.write_machine(&measure::text(machine, ranks, &when)))
 }
 
 /// Opens the run folder's files, on rank 0 alone.

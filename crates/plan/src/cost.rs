@@ -4,7 +4,7 @@
 //! machine by its [`Cluster`] alone:
 //!
 //! - a product of `m × k` by `k × n` takes the longer of `2·m·n·k / (peak · share(m, n, k))`, with the share that
-//!   [`Efficiency`](crate::cluster::Efficiency) states, and its bytes over the memory's bandwidth;
+//!   [`Efficiency`] states, and its bytes over the memory's bandwidth;
 //! - operations element by element take their bytes over the memory's bandwidth, and each a start;
 //! - collectives run as rings, or as trees where those are faster, inside a node, over the network, or first the one and
 //!   then the other, each rank with its share of the bytes: what leaves a node leaves it through all its devices' cards.

@@ -72,6 +72,39 @@ fn any_machine() -> impl Strategy<Value = Cluster> {
     )
 }
 
+/// What is made better, by its key.
+type Change<'a> = (&'a str, &'a dyn Fn(&mut Cluster));
+
+/// Two nodes of four, or one of eight, of which some groups, messages and operations were measured and others were not.
+fn any_part_of_a_machine() -> impl Strategy<Value = Cluster> {
+    (any_machine(), prop::collection::vec(any::<bool>(), 13), 0.0..=1.0_f64).prop_map(
+        |(mut cluster, measured, overlap)| {
+            (cluster.node.count, cluster.node.devices) = if measured[0] { (2, 4) } else { (1, 8) };
+            cluster.efficiency.overlap = overlap;
+            let points = cluster.measured.as_mut().unwrap();
+            let mut kept = measured[1..].iter();
+            points.collectives.retain(|_| *kept.next().unwrap());
+            // Pairs over nodes beside pairs inside.
+            points
+                .collectives
+                .iter_mut()
+                .filter(|group| group.ranks == 2 && measured[9])
+                .for_each(|group| group.neighbours = 1);
+            if measured[10] {
+                points.messages.inside.clear();
+            }
+            if measured[11] {
+                points.memory.clear();
+            }
+            if measured[12] {
+                points.products.fp32.clear();
+                points.attention.fp32.clear();
+            }
+            cluster
+        },
+    )
+}
+
 fn best(job: &Job, cluster: &Cluster, ranks: usize) -> f64 {
     let found = search(job, cluster, &*cost::of(cluster), &Space::of(job, ranks), ranks, 1).unwrap();
     found.layouts.first().map_or(f64::INFINITY, |layout| layout.time.unwrap().seconds)
@@ -145,6 +178,44 @@ proptest! {
     }
 
     #[test]
+    fn better_rates_make_no_layout_slower_whatever_was_measured(
+        cluster in any_part_of_a_machine(), more in 1.0..1e3_f64, from in 0..7_usize,
+    ) {
+        let job = job(4, 8);
+        let ranks = cluster.ranks();
+        let candidates: Vec<_> = Space::of(&job, ranks).candidates(&job, ranks).skip(from).step_by(7).collect();
+        let steps = |cluster: &Cluster| -> Vec<f64> {
+            let costs = cost::of(cluster);
+            let mut estimator = Estimator::new(&job, cluster, &*costs);
+            candidates.iter().map(|candidate| estimator.estimate(candidate).unwrap().time.unwrap().seconds).collect()
+        };
+        let plain = (steps(&cluster), best(&job, &cluster, ranks));
+        let changes: [Change<'_>; 10] = [
+            ("node.bandwidth", &|cluster| cluster.node.bandwidth *= more),
+            ("node.latency", &|cluster| cluster.node.latency /= more),
+            ("network.bandwidth", &|cluster| cluster.network.bandwidth *= more),
+            ("network.latency", &|cluster| cluster.network.latency /= more),
+            ("device.memory_bandwidth", &|cluster| cluster.device.memory_bandwidth *= more),
+            ("efficiency.memory", &|cluster| cluster.efficiency.memory = cluster.efficiency.memory.max(1.0 - 1.0 / more)),
+            ("efficiency.node", &|cluster| cluster.efficiency.node = cluster.efficiency.node.max(1.0 - 1.0 / more)),
+            ("efficiency.overlap", &|cluster| cluster.efficiency.overlap = cluster.efficiency.overlap.max(1.0 - 1.0 / more)),
+            ("efficiency.launch", &|cluster| cluster.efficiency.launch /= more),
+            ("all links", &|cluster| {
+                cluster.node.bandwidth *= more;
+                cluster.network.bandwidth *= more;
+            }),
+        ];
+        for (key, change) in changes {
+            let mut better = cluster.clone();
+            change(&mut better);
+            for ((seconds, plain), candidate) in steps(&better).into_iter().zip(&plain.0).zip(&candidates) {
+                prop_assert!(seconds <= plain * ROUNDING, "{} × {}: {} for {}, {:?}", key, more, seconds, plain, candidate);
+            }
+            prop_assert!(best(&job, &better, ranks) <= plain.1 * ROUNDING, "{} × {}", key, more);
+        }
+    }
+
+    #[test]
     fn a_search_finds_what_estimating_everything_finds(
         cluster in any_machine(), ranks in prop::sample::select(vec![2, 4]), layers in 1..5_usize,
     ) {
@@ -197,32 +268,71 @@ fn many_small_products_take_as_often_what_one_works() {
     }
 }
 
-/// What the rates say of a group is off by as much as it is of the measured ones beside it.
+/// A hop over the network counts as two, a byte as ten.
 #[test]
 fn a_group_that_was_not_measured_is_judged_by_the_most_similar_one() {
-    let mut cluster = Cluster::preset("h100").unwrap().with_ranks(16);
-    let plain = mp_plan::Analytic::new(&cluster);
     let what = Collective::AllGather;
-    let measured = |(ranks, neighbours), slower: f64| {
-        let seconds = |bytes| slower * plain.collective(what, bytes, Group { size: ranks, neighbours });
-        let points = [64.0, 1e6, 1e8].map(|bytes| [bytes, seconds(bytes)]).to_vec();
+    let measured = |what, (ranks, neighbours), start: f64| {
+        let points = vec![[1e2, start], [1e4, 10.0 * start], [1e8, 1e3 * start]];
         CollectivePoints { what, ranks, neighbours, points }
     };
-    let collectives = vec![measured((2, 2), 3.0), measured((8, 8), 2.0), measured((2, 1), 5.0), measured((16, 8), 7.0)];
+    let mut cluster = Cluster::preset("h100").unwrap().with_ranks(32);
+    let collectives = vec![
+        measured(what, (2, 2), 3.0),
+        measured(what, (8, 8), 2.0),
+        measured(what, (2, 1), 5.0),
+        measured(what, (16, 8), 7.0),
+        measured(Collective::AllReduce, (8, 8), 2.0),
+    ];
     cluster.measured = Some(Points { collectives, ..Points::default() });
-    let costs = Measured::new(&cluster);
-    for (size, neighbours, slower) in [(8, 8, 2.0), (6, 6, 2.0), (3, 3, 3.0), (4, 1, 5.0), (8, 4, 7.0), (32, 8, 7.0)] {
-        for bytes in [64.0, 1e6, 1e8, 1e9] {
-            let group = Group { size, neighbours };
-            let share = costs.collective(what, bytes, group) / plain.collective(what, bytes, group);
-            // Beyond the points a start is taken to grow with the rest: 10 times 7 hops' 6 µs beside 100 MB.
-            let bound = if bytes > 1e8 { 0.2 } else { 1e-9 };
-            assert!((share / slower - 1.0).abs() < bound, "{group:?}, {bytes} bytes: {share} for {slower}");
+    // Of a group the time of the most similar one's smallest size, and its hops and bytes beside that one's.
+    let gather = |size, neighbours, start, hops, bytes| (what, Group { size, neighbours }, start, hops, bytes);
+    for (what, group, start, hops, bytes) in [
+        gather(8, 8, 2.0, 1.0, 1.0),
+        gather(6, 6, 2.0, 5.0 / 7.0, (5.0 / 6.0) / (7.0 / 8.0)),
+        gather(3, 3, 3.0, 2.0, (2.0 / 3.0) / (1.0 / 2.0)),
+        gather(4, 1, 5.0, 3.0, (3.0 / 4.0) / (1.0 / 2.0)),
+        // Seven hops and an eighth less of the bytes in the node; one hop and a sixteenth of them more, or three and 3/32.
+        gather(32, 8, 7.0, (7.0 + 6.0) / (7.0 + 2.0), (7.0 / 8.0 + 10.0 * 3.0 / 32.0) / (7.0 / 8.0 + 10.0 / 16.0)),
+        // As a tree where little is sent, there and back; as a ring where much is.
+        (Collective::AllReduce, Group { size: 4, neighbours: 4 }, 2.0, 2.0 / 3.0, (3.0 / 4.0) / (7.0 / 8.0)),
+    ] {
+        for bandwidth in [1.0, 100.0] {
+            let mut cluster = cluster.clone();
+            cluster.node.bandwidth *= bandwidth;
+            cluster.network.bandwidth *= bandwidth;
+            let costs = Measured::new(&cluster);
+            let near = |bytes: f64, seconds: f64| {
+                let found = costs.collective(what, bytes, group);
+                assert!(
+                    (found / seconds - 1.0).abs() < 1e-9,
+                    "{what:?} {group:?}, {bytes} bytes: {found} for {seconds}"
+                );
+            };
+            near(1e2, start * hops);
+            // A third of the way to the largest size.
+            near(1e4, 10.0 * start * f64::powf(hops, 2.0 / 3.0) * f64::powf(bytes, 1.0 / 3.0));
+            near(1e8, 1e3 * start * bytes);
+            near(1e9, 1e4 * start * bytes);
         }
     }
     // Of another kind there is nothing to judge by.
+    let (costs, plain) = (Measured::new(&cluster), mp_plan::Analytic::new(&cluster));
     let group = Group { size: 8, neighbours: 8 };
     assert_eq!(costs.collective(Collective::AllToAll, 1e6, group), plain.collective(Collective::AllToAll, 1e6, group));
+}
+
+/// Of one size it is not known what its time is spent on.
+#[test]
+fn of_a_single_point_the_larger_share_counts() {
+    let mut cluster = Cluster::preset("h100").unwrap();
+    let points = vec![[64.0, 1e-5]];
+    let measured = CollectivePoints { what: Collective::AllGather, ranks: 4, neighbours: 4, points };
+    cluster.measured = Some(Points { collectives: vec![measured], ..Points::default() });
+    let gather =
+        |size| Measured::new(&cluster).collective(Collective::AllGather, 64.0, Group { size, neighbours: size });
+    assert!((gather(8) / 1e-5 - 7.0 / 3.0).abs() < 1e-9, "hops");
+    assert!((gather(2) / 1e-5 - (1.0 / 2.0) / (3.0 / 4.0)).abs() < 1e-9, "bytes");
 }
 
 #[test]

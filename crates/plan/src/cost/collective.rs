@@ -57,12 +57,39 @@ struct Link {
 
 /// Returns the time of a collective.
 pub(super) fn seconds(cluster: &Cluster, what: Collective, bytes: f64, group: Group) -> f64 {
-    if group.size <= 1 {
-        return 0.0;
-    }
     let Cluster { node, network, efficiency, .. } = cluster;
     let inside = Link { bandwidth: node.bandwidth * efficiency.node, latency: node.latency };
     let outside = Link { bandwidth: network.bandwidth * efficiency.network, latency: network.latency };
+    over(&inside, &outside, what, bytes, group)
+}
+
+/// How much a collective has to do in one group beside another, whatever the rates of the links: a hop over the network counts as
+/// two inside a node, a byte as ten, as on nodes of A100 and H100.
+pub(super) struct Shares {
+    /// Of the hops one behind the other, which is all that little data takes.
+    pub(super) hops: f64,
+    /// Of the bytes that pass a link, which is all that much data takes.
+    pub(super) bytes: f64,
+}
+
+impl Shares {
+    /// Compares two groups of more than one rank.
+    pub(super) fn of(what: Collective, group: Group, known: Group) -> Self {
+        let share = |inside: Link, outside: Link| {
+            let effort = |group: Group| over(&inside, &outside, what, 1.0, group);
+            effort(group) / effort(known)
+        };
+        let hop = |latency: f64| Link { bandwidth: f64::INFINITY, latency };
+        let wire = |bandwidth: f64| Link { bandwidth, latency: 0.0 };
+        Self { hops: share(hop(1.0), hop(2.0)), bytes: share(wire(1.0), wire(0.1)) }
+    }
+}
+
+/// Returns the time of a collective over two links.
+fn over(inside: &Link, outside: &Link, what: Collective, bytes: f64, group: Group) -> f64 {
+    if group.size <= 1 {
+        return 0.0;
+    }
     let inner = group.neighbours.clamp(1, group.size);
     let outer = group.size.div_ceil(inner);
     if outer == 1 {

@@ -5,10 +5,11 @@
 //! operations element by element, whose points have no start. A time that falls as a size grows, as noise has it, is
 //! raised to that of the smaller size, so that more work never takes less.
 //!
-//! A group that was not measured takes what the rates say of it, times what the most similar measured one took over what
-//! they say of that: so groups of one link are all judged by the same measure.
+//! A group that was not measured takes what the most similar measured one takes, times how much more it has to do: of the
+//! smallest size in hops, of the largest in bytes, between them step by step. Rates are not asked, for points go before them:
+//! they would say that a faster link leaves more of a large group's hops beside a small one's, and make it slower.
 
-use super::{Analytic, Collective, CostModel, Group};
+use super::{collective::Shares, Analytic, Collective, CostModel, Group};
 use crate::{cluster::measured::Product, Cluster, Precision};
 
 /// What was measured of a machine.
@@ -119,10 +120,7 @@ impl CostModel for Measured {
         let group = Group { neighbours: group.neighbours.clamp(1, group.size), ..group };
         match self.nearest(what, group) {
             Some((known, curve)) if *known == group => curve.at(bytes),
-            Some((known, curve)) => {
-                let plain = |bytes: f64, group: Group| self.plain.collective(what, bytes, group);
-                curve.scaled(|bytes| plain(bytes, group) / plain(bytes, *known)).at(bytes)
-            }
+            Some((known, curve)) => curve.scaled(&Shares::of(what, group, *known)).at(bytes),
             None => self.plain.collective(what, bytes, group),
         }
     }
@@ -186,9 +184,17 @@ impl Curve {
         self
     }
 
-    /// Returns what takes so many times as long, by size.
-    fn scaled(&self, factor: impl Fn(f64) -> f64) -> Self {
-        let point = |&[size, time]: &[f64; 2]| [size, time + factor(size.exp()).ln()];
+    /// Returns what takes so many times as long: by hops at the smallest size, by bytes at the largest, and between them what
+    /// lies on the line between the logarithms. Of one size it is not known which counts: the larger does.
+    fn scaled(&self, shares: &Shares) -> Self {
+        let (few, many) = (shares.hops.ln(), shares.bytes.ln());
+        let (first, last) = (self.points[0][0], self.points[self.points.len() - 1][0]);
+        let factor = |size: f64| match last > first {
+            true => few + (many - few) * (size - first) / (last - first),
+            false => few.max(many),
+        };
+        // Numbers of the sizes alone: a point that is better makes no time longer.
+        let point = |&[size, time]: &[f64; 2]| [size, time + factor(size)];
         Self { points: self.points.iter().map(point).collect(), ..*self }.raised()
     }
 

@@ -47,20 +47,24 @@ pub fn size(bytes: usize) -> String {
     format!("{:.1} {}", unit.count(bytes), unit.name)
 }
 
-/// Writes a time of so many seconds with three digits; below a second in milliseconds with a tenth.
+/// Writes a time of so many seconds with three digits; below a second in milliseconds with a tenth, below one of those in
+/// microseconds.
 ///
 /// # Examples
 /// ```
 /// use mp_plan::words::seconds;
 ///
 /// assert_eq!([0.0123, 1.234, 12.34, 123.4].map(seconds), ["12.3 ms", "1.23 s", "12.3 s", "123 s"]);
+/// assert_eq!([1.2e-5, 0.99999, 9.999].map(seconds), ["12.0 µs", "1.00 s", "10.0 s"]);
 /// ```
 pub fn seconds(seconds: f64) -> String {
+    // Bounds are where the digits that are written would carry into the next form.
     match seconds {
-        s if s >= 100.0 => format!("{s:.0} s"),
-        s if s >= 10.0 => format!("{s:.1} s"),
-        s if s >= 1.0 => format!("{s:.2} s"),
-        s => format!("{:.1} ms", 1e3 * s),
+        s if s >= 99.95 => format!("{s:.0} s"),
+        s if s >= 9.995 => format!("{s:.1} s"),
+        s if s >= 0.99995 => format!("{s:.2} s"),
+        s if s >= 0.99995e-3 => format!("{:.1} ms", 1e3 * s),
+        s => format!("{:.1} µs", 1e6 * s),
     }
 }
 
@@ -140,6 +144,13 @@ mod tests {
     fn neighbours_alike_are_a_run() {
         assert_eq!(runs(&[7, 7, 8, 7]), [0..2, 2..3, 3..4]);
         assert_eq!([span(&(0..2)), span(&(2..3)), span(&(2..2))], ["0–1", "2", "none"]);
+    }
+
+    #[test]
+    fn times_carry_into_the_next_form() {
+        let words = [0.0009999, 0.00099995, 0.99994, 0.99995, 9.994, 9.995, 99.94, 99.96, 0.0].map(seconds);
+        let known = ["999.9 µs", "1.0 ms", "999.9 ms", "1.00 s", "9.99 s", "10.0 s", "99.9 s", "100 s", "0.0 µs"];
+        assert_eq!(words, known);
     }
 
     #[test]

@@ -51,9 +51,12 @@ Made by `cargo run --release -p mp-plan --example published`; a test compares th
 are in `mp_plan::published`, with their sources. [Choosing a layout](../planning.md) says how times come about.
 
 The shares of `[efficiency]` but `attention`, and how often layers pass over memory, are fitted on the first two tables
-together: one set for all fourteen rows, no number for any of them. The tables behind them moved nothing, but for two things:
-of H100, whose clock falls under load, the share `matrix` was set with the two rows of Llama 3 in view, and so were their four
-chunks, which the source does not state. All other constants of H100 are carried over, or from its data sheet.
+together: one set for all fourteen rows, no number for any of them. The next two tables moved nothing. The last was in view when
+H100 was described: its shares `matrix`, for its clock falls under load, and `attention`. All other constants of H100 are carried
+over, or from its data sheet.
+
+Two sources do not state how many chunks a rank had. For table 2 of 2021 they are a guess: those that table 1 has for models of that
+depth. Llama 3 is planned with four, set with its two rows in view.
 
 16-bit floats are planned as bfloat16, and attention keeps its weights, as it did in the models of 2021 and 2022, which
 dropped some of them: the share `attention` of a fused kernel, which is not fitted, moves none of their rows. What the

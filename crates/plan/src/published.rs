@@ -1,5 +1,6 @@
-//! Published training runs, to hold the model of time against. Nothing here is used to plan: rows are facts, and constants are
-//! fitted on all of them at once.
+//! Published training runs, to hold the model of time against. Nothing here is used to plan: rows are facts. Constants of A100
+//! were fitted on two of the tables at once, [`Source::Narayanan`] and [`Source::Korthikanti`]; when those of H100 were set,
+//! [`Source::Llama3`] was in view; the others moved nothing.
 //!
 //! # Source
 //! Narayanan et al. 2021, arXiv:2104.04473, tables 1 and 2, layouts as in the scripts published with it; Korthikanti et al.
@@ -83,7 +84,7 @@ const NARAYANAN: [Line; 10] = [
     (1008.0, [160, 25600, 128], 3072, [8, 64], [1, 1, 3072], 163.0),
 ];
 
-/// As above; chunks are those of table 1 for models of that depth.
+/// As above; chunks, which the source does not state, are taken to be those of table 1 for models of that depth.
 const NARAYANAN_SCALED: [Line; 6] = [
     (174.6, [96, 12288, 96], 384, [8, 12], [1, 2, 1536], 153.0),
     (174.6, [96, 12288, 96], 768, [8, 12], [1, 2, 1536], 149.0),
@@ -189,7 +190,8 @@ impl Row {
                 (RecomputeName::Full, false, Zero::Replicated)
             }
             Source::Korthikanti => (RecomputeName::Selective, true, Zero::Replicated),
-            // Sharded as FSDP does, without gathering again: optimizer state and gradients.
+            // The source also shards gradients (FSDP, without gathering again), which the engine does without stages alone;
+            // stage 1 sends the same and keeps more.
             Source::Llama3 => (RecomputeName::None, true, Zero::Optimizer),
         };
         Candidate {

@@ -36,12 +36,21 @@ fn the_fitted_rows_are_near() {
     assert!(errors.iter().all(|&error| error <= 0.20), "{errors:?}");
 }
 
+fn near(source: Source) {
+    let errors = errors(&[source]);
+    assert!(mean(&errors) <= 0.10 && errors.iter().all(|&error| error <= 0.20), "{source:?}: {errors:?}");
+}
+
 #[test]
-fn so_are_rows_that_nothing_was_fitted_on() {
-    for source in [Source::NarayananScaled, Source::KorthikantiFull, Source::Llama3] {
-        let errors = errors(&[source]);
-        assert!(mean(&errors) <= 0.10 && errors.iter().all(|&error| error <= 0.20), "{source:?}: {errors:?}");
-    }
+fn so_are_rows_that_moved_nothing() {
+    near(Source::NarayananScaled);
+    near(Source::KorthikantiFull);
+}
+
+/// No test of foresight: `matrix` and `attention` of H100 and the chunks of these rows were set with them in view.
+#[test]
+fn so_are_those_that_were_in_view_when_h100_was_described() {
+    near(Source::Llama3);
 }
 
 /// Narayanan's 96·B·s·l·h²·(1 + s/(6h) + V/(16·l·h)), and Korthikanti's 72·B·l·s·h²·(1 + s/(6h) + V/(12·h·l)).

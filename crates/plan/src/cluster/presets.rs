@@ -5,8 +5,8 @@
 //! nodes of eight with one network card a device: 200 Gb/s HDR InfiniBand with A100, 400 Gb/s NDR with the others. 32 bits
 //! are TF32 with A100 and later where torch is told so, and plain here, as torch does by default.
 //!
-//! The shares of [`Efficiency`], but for that of fused attention, are fitted on published runs of A100 machines alone, and the
-//! others carry them over; see
+//! The shares of [`Efficiency`], but for that of fused attention, are fitted on published runs of A100 machines, and the others
+//! carry them over; but `matrix` and `attention` of H100 and H200 were set with two published runs on H100 in view. See
 //! `docs/results/planner.md`.
 
 use super::{Cluster, Device, Efficiency, Network, Node, Peak};

@@ -44,7 +44,7 @@ pub struct Ranked {
     pub hardware_tflops_per_device: Option<f64>,
     /// Model FLOPs over the device's peak.
     pub mfu: Option<f64>,
-    /// The idle share of the pipeline.
+    /// The idle share of the pipeline in its passes, as [`StepTime::bubble`].
     pub bubble: Option<f64>,
     /// What the fullest rank keeps.
     pub memory_bytes_per_rank: usize,

@@ -56,7 +56,9 @@ pub struct StepTime {
     pub seconds: f64,
     /// What the busiest rank of the pipeline spends it on.
     pub terms: Terms,
-    /// The idle share of the pipeline, on average over its ranks.
+    /// The idle share of the pipeline: of the time from the first forward to the last backward of any rank, the part in which a rank
+    /// is not at work on its stages, on average over the ranks. What follows, sums of gradients and the update, does not count.
+    /// Beside the time at work, as `(pp − 1) / m` of 1F1B is, it is `bubble / (1 − bubble)`.
     pub bubble: f64,
     /// Model FLOPs by second and device.
     pub model_flops: f64,

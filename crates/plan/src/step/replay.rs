@@ -31,7 +31,7 @@ pub struct Replayed {
     pub seconds: f64,
     /// What the busiest rank of the pipeline spends it on; the parts sum to the whole.
     pub parts: Spent,
-    /// The idle share of the pipeline, on average over its ranks.
+    /// The idle share of the pipeline, as [`StepTime::bubble`](crate::StepTime::bubble).
     pub bubble: f64,
     /// Tokens by second and device.
     pub tokens: f64,

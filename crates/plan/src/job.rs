@@ -40,7 +40,8 @@ pub struct Executor {
     /// Whether of an activation that every tensor rank holds each sends its part to the next stage, where it is gathered:
     /// Narayanan et al. 2021, arXiv:2104.04473, §4.1. Else each sends all of it.
     pub scatters: bool,
-    /// Whether messages between stages travel while ranks compute. Else both sides wait for each.
+    /// Whether messages between stages travel while ranks compute, as far as the machine moves them by itself
+    /// ([`Efficiency::overlap`](crate::cluster::Efficiency::overlap)). Else both sides wait for each.
     pub hides_messages: bool,
     /// Whether the collective of an input's gradient travels behind the product for the weight's.
     pub hides_tensor: bool,

@@ -97,7 +97,7 @@ pub struct Estimator<'a> {
 struct StageTimes {
     /// Forward and both halves of backward, by virtual stage.
     passes: Vec<Passes>,
-    /// A message between stages.
+    /// What of a message between stages moves while ranks compute.
     transfer: f64,
 }
 
@@ -216,13 +216,20 @@ impl<'a> Estimator<'a> {
     /// Adds the messages between stages to what these take.
     fn between(&self, candidate: &Candidate, stages: &Stages, mut passes: Vec<Passes>) -> StageTimes {
         let transfer = if stages.pp() > 1 { self.transfer(candidate) } else { 0.0 };
-        let waits = if self.job.executor.hides_messages { 0.0 } else { transfer };
-        for passes in &mut passes {
-            // Sending and receiving take the rank's own time.
-            passes.forward.bubble += waits;
-            passes.input.bubble += waits;
+        let hides = self.job.executor.hides_messages;
+        let hidden = if hides { self.costs.overlap() * transfer } else { 0.0 };
+        let apart = |one: usize, other: usize| stages.rank_of(one) != stages.rank_of(other);
+        for (stage, passes) in passes.iter_mut().enumerate() {
+            // What does not move behind computations takes the own time of the rank that receives; where the executor hides
+            // nothing, that of both sides.
+            if !hides || stage > 0 && apart(stage - 1, stage) {
+                passes.forward.bubble += transfer - hidden;
+            }
+            if !hides || stage + 1 < stages.count() && apart(stage, stage + 1) {
+                passes.input.bubble += transfer - hidden;
+            }
         }
-        StageTimes { passes, transfer: transfer - waits }
+        StageTimes { passes, transfer: hidden }
     }
 
     /// Counts what a rank of the pipeline stores between steps.
@@ -276,6 +283,11 @@ impl Passes {
     pub fn total(&self) -> f64 {
         self.forward.total() + self.input.total() + self.weight.total()
     }
+
+    /// Adds up all but waiting for other stages.
+    fn work(&self) -> f64 {
+        self.forward.work() + self.input.work() + self.weight.work()
+    }
 }
 
 impl StageTimes {
@@ -286,6 +298,17 @@ impl StageTimes {
             work.add(&self.passes[stages.stage_of(rank, chunk)]);
         }
         work
+    }
+
+    /// Returns what of its messages a rank waits for in a computation's own time.
+    fn messages(&self, stages: &Stages, rank: usize, step: Step) -> f64 {
+        let Some((chunk, _)) = step.computes() else { return 0.0 };
+        let passes = &self.passes[stages.stage_of(rank, chunk)];
+        match step {
+            Step::Forward { .. } => passes.forward.bubble,
+            Step::BackwardWeight { .. } => passes.weight.bubble,
+            _ => passes.input.bubble + passes.weight.bubble,
+        }
     }
 
     fn costs(&self) -> Costs {

@@ -30,8 +30,9 @@ fn job(layers: usize, global_batch: usize) -> Job {
     }
 }
 
-/// A machine of round numbers: a product takes a second, a collective five, a message half of one, all else nothing.
-struct Round;
+/// A machine of round numbers: a product takes a second, a collective five, a message half of one, all else nothing. Such a share
+/// of what is sent moves by itself.
+struct Round(f64);
 
 impl CostModel for Round {
     fn peak(&self, _: Precision) -> Option<f64> {
@@ -55,6 +56,9 @@ impl CostModel for Round {
     }
     fn message(&self, _: f64, _: bool) -> f64 {
         0.5
+    }
+    fn overlap(&self) -> f64 {
+        self.0
     }
 }
 
@@ -89,7 +93,7 @@ fn one_rank_takes_what_its_schedule_takes_and_its_update() {
 #[test]
 fn two_stages_are_as_worked_out_by_hand() {
     let (job, cluster) = (job(4, 2), Cluster::preset("cpu").unwrap());
-    let mut estimator = Estimator::new(&job, &cluster, &Round);
+    let mut estimator = Estimator::new(&job, &cluster, &Round(1.0));
     let candidate = Candidate { pp: 2, ..Candidate::default() };
     let replayed = estimator.replay(&candidate, &[costs(1.0, 1.5, 0.5), costs(2.0, 3.0, 1.0)], 1.0).unwrap();
     // Norm and loss are two collectives.
@@ -98,13 +102,36 @@ fn two_stages_are_as_worked_out_by_hand() {
     assert_eq!(replayed.bubble, 1.0 - (6.0 + 12.0) / 32.0);
 }
 
+/// Where half of a message moves by itself, and where nothing does:
+///
+/// | rank | half | nothing |
+/// |---|---|---|
+/// | 0 | F 0–1, 1–2, B 7.75–10, 14–16.25 | F 0–1, 1–2, B 7.5–10, 14–16.5 |
+/// | 1 | F 1.25–3.5, B –7.5, F –9.75, B –13.75 | F 1–3.5, B –7.5, F –10, B –14 |
+#[test]
+fn what_does_not_move_by_itself_takes_the_time_of_the_rank_that_receives() {
+    let (job, cluster) = (job(4, 2), Cluster::preset("cpu").unwrap());
+    let candidate = Candidate { pp: 2, ..Candidate::default() };
+    for (overlap, computed) in [(1.0, 16.0), (0.5, 16.25), (0.0, 16.5)] {
+        let costs_of_work = Round(overlap);
+        let mut estimator = Estimator::new(&job, &cluster, &costs_of_work);
+        let stages = [costs(1.0, 1.5, 0.5), costs(2.0, 3.0, 1.0)];
+        let replayed = estimator.replay(&candidate, &stages, 1.0).unwrap();
+        let bubble = computed - 12.0;
+        let parts = Spent { computation: 12.0, bubble, data: 10.0, optimizer: 1.0, ..Spent::default() };
+        assert_eq!((replayed.seconds, replayed.parts), (computed + 10.0 + 1.0, parts));
+        // A rank that waits for a message does not compute.
+        assert_eq!(replayed.bubble, 1.0 - (6.0 + 12.0) / (2.0 * computed));
+    }
+}
+
 /// One layer has four products, the head one: 15 seconds with both gradients. Measured are 30, so a product takes two. Of a
 /// sum's five seconds behind a product three are waited for, backward in front of query, MLP and head; in front of nothing
 /// all five: forward behind embedding, attention, MLP and in the loss.
 #[test]
 fn two_tensor_ranks_are_as_worked_out_by_hand() {
     let (job, cluster) = (job(1, 1), Cluster::preset("cpu").unwrap());
-    let mut estimator = Estimator::new(&job, &cluster, &Round);
+    let mut estimator = Estimator::new(&job, &cluster, &Round(1.0));
     let candidate = Candidate { tp: 2, ..Candidate::default() };
     let replayed = estimator.replay(&candidate, &[costs(10.0, 12.0, 8.0)], 1.0).unwrap();
     let tensor = 4.0 * 5.0 + 3.0 * 3.0;
@@ -141,7 +168,7 @@ fn no_peak_is_needed() {
 #[test]
 fn what_is_no_measurement_is_refused() {
     let (job, cluster) = (job(4, 8), Cluster::preset("cpu").unwrap());
-    let mut estimator = Estimator::new(&job, &cluster, &Round);
+    let mut estimator = Estimator::new(&job, &cluster, &Round(1.0));
     let (candidate, stage) = (Candidate { pp: 2, ..Candidate::default() }, costs(1.0, 1.0, 1.0));
     let mut refused = |stages: &[StageCosts], update: f64| estimator.replay(&candidate, stages, update).unwrap_err();
     assert_eq!(refused(&[stage], 1.0), Error::MeasuredStages { given: 1, stages: 2 });
@@ -185,7 +212,7 @@ fn a_trial_is_the_stage_that_it_stands_for() {
 #[test]
 fn a_trial_keeps_what_a_rank_keeps() {
     let (job, cluster) = (job(6, 16), Cluster::preset("cpu").unwrap().with_ranks(4));
-    let mut estimator = Estimator::new(&job, &cluster, &Round);
+    let mut estimator = Estimator::new(&job, &cluster, &Round(1.0));
     for zero in [Zero::Replicated, Zero::Optimizer, Zero::Parameters] {
         let candidate = Candidate { tp: 2, dp: 2, zero, micro_batch: 8, ..Candidate::default() };
         let trial = Trial::of(&candidate, &candidate.stages(&job).unwrap(), 0);

@@ -126,9 +126,11 @@ proptest! {
     #[test]
     fn a_search_finds_what_estimating_everything_finds(
         job in any_job(), (devices, ranks, memory) in any_machine(), most in 1..6_usize,
+        overlap in prop::sample::select(vec![0.0, 0.5, 1.0]),
     ) {
         let job = on(ranks, job);
-        let cluster = cluster(devices, memory, 1.0).with_ranks(ranks);
+        let mut cluster = cluster(devices, memory, 1.0).with_ranks(ranks);
+        cluster.efficiency.overlap = overlap;
         let space = Space::of(&job, ranks);
         let found = search(&job, &cluster, &Analytic::new(&cluster), &space, ranks, most).unwrap();
         let all = exhaustive(&job, &cluster, &space, ranks);
@@ -178,8 +180,8 @@ proptest! {
         prop_assert!(faster(&|cluster| cluster.efficiency.launch /= more) <= plain);
         prop_assert!(faster(&|cluster| cluster.efficiency.program /= more) >= plain);
         prop_assert!(faster(&|cluster| cluster.efficiency.reserve /= more) <= plain);
-        // And one that moves less while it computes never makes it faster.
-        prop_assert!(faster(&|cluster| cluster.efficiency.overlap = 1.0 / more - 0.25) >= plain);
+        // And one that moves less while it computes never makes it faster, but for the rounding of a message's two parts.
+        prop_assert!(faster(&|cluster| cluster.efficiency.overlap = 1.0 / more - 0.25) >= plain * (1.0 - 1e-12));
     }
 
     #[test]
@@ -550,8 +552,34 @@ fn nothing_hides_behind_products_that_are_put_off() {
     }
 }
 
+/// Every layout's time falls as more of what is sent moves while devices compute.
+#[test]
+fn no_layout_is_slower_where_more_moves_by_itself() {
+    let job = job(4, 8, 0.0, 16);
+    let space = Space::of(&job, 8);
+    for bandwidth in [0.02, 0.2, 1.0] {
+        let machine = |overlap: f64| {
+            let mut machine = cluster(4, 3_000_000_000, bandwidth).with_ranks(8);
+            machine.efficiency.overlap = overlap;
+            machine
+        };
+        let times = |overlap: f64| -> Vec<f64> {
+            let machine = machine(overlap);
+            let costs = Analytic::new(&machine);
+            let mut estimator = Estimator::new(&job, &machine, &costs);
+            space.candidates(&job, 8).map(|candidate| seconds(&estimator.estimate(&candidate).unwrap())).collect()
+        };
+        let times = [0.0, 0.25, 0.5, 0.75, 1.0].map(times);
+        for (place, candidate) in space.candidates(&job, 8).enumerate() {
+            let own = times.each_ref().map(|times| times[place]);
+            let falls = own.windows(2).all(|pair| pair[1] <= pair[0] * (1.0 + 1e-12));
+            assert!(falls, "{candidate:?}: {own:?}");
+        }
+    }
+}
+
 /// Where the processor itself moves what is sent, nothing hides: an executor that hides all takes as long as one that hides
-/// none, but for the messages of a pipeline, which are on their way while other micro-batches are computed.
+/// none, but that of a pipeline's message the receiver alone waits for all.
 #[test]
 fn nothing_hides_where_nothing_moves_by_itself() {
     let engine = job(4, 8, 0.0, 16);
@@ -576,6 +604,17 @@ fn nothing_hides_where_nothing_moves_by_itself() {
         assert_eq!(host_time, time(&waiting, &links, &candidate), "{candidate:?}");
         assert!(host_time.seconds > time(&engine, &links, &candidate).seconds, "{candidate:?}");
     }
+    let piped = Candidate { pp: 4, ..plain };
+    let [moved, waited, both] = [
+        time(&engine, &links, &piped),
+        time(&engine, &host, &piped),
+        time(
+            &Job { executor: Executor { hides_messages: false, ..engine.executor }, ..engine.clone() },
+            &links,
+            &piped,
+        ),
+    ];
+    assert!(moved.seconds < waited.seconds && waited.seconds < both.seconds, "{moved:?} {waited:?} {both:?}");
     // Around a ring no executor waits on purpose; all of each message is waited for.
     let ring = Candidate { cp: 4, ..plain };
     let [moved, waited] = [&links, &host].map(|cluster| time(&engine, cluster, &ring).terms.context);

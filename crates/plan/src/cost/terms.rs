@@ -64,6 +64,11 @@ impl Terms {
     pub fn total(&self) -> f64 {
         self.parts().iter().sum()
     }
+
+    /// Adds up all but waiting for other stages.
+    pub(crate) fn work(&self) -> f64 {
+        Self { bubble: 0.0, ..*self }.total()
+    }
 }
 
 impl Add for Terms {

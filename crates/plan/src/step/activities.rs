@@ -139,7 +139,8 @@ impl Estimator<'_> {
         let tied = self.job.architecture.tie_embeddings;
         let schedule = Schedule::new(candidate.schedule, stages, candidate.micro_batches(self.job), tied)?;
         let times = self.stage_times(candidate, &schedule.stages, &self.parts(candidate));
-        let computed = computed(&schedule, &simulate(&schedule, &times.costs()));
+        let messages = |rank: usize, step: Step| times.messages(&schedule.stages, rank, step);
+        let computed = computed(&schedule, &simulate(&schedule, &times.costs()), messages);
         let ends: Vec<f64> = computed.iter().map(|spent| spent.last().map_or(0.0, |last| last.end)).collect();
         let closing = self.closing(candidate, &schedule.stages, &times, &ends, None)?;
         let ranks = computed.into_iter().enumerate().map(|(rank, spent)| closing.close(&schedule.stages, rank, spent));
@@ -161,7 +162,8 @@ impl Estimator<'_> {
         let (mut reduced, mut updated, mut ranks) = (computed, 0.0_f64, Vec::with_capacity(ends.len()));
         for (rank, &end) in ends.iter().enumerate() {
             let work = times.of_rank(stages, rank);
-            let (all, last) = (work.total(), work.input.total() + work.weight.total());
+            // Reductions travel behind what is computed, not behind messages that the rank waits for.
+            let (all, last) = (work.work(), work.input.work() + work.weight.work());
             let (_, elements) = self.memory.stored(candidate, stages, rank)?;
             let own = self.reduction(candidate, &elements, last, all, micro_batches);
             let update = update.unwrap_or_else(|| self.update(candidate, &elements));
@@ -201,7 +203,7 @@ impl StepTimeline {
     /// and nothing else takes time.
     pub fn by_flops(schedule: &Schedule, architecture: &Architecture, seq: usize, candidate: &Candidate) -> Self {
         let timeline = simulate(schedule, &flops(schedule, architecture, seq, candidate));
-        let mut ranks = computed(schedule, &timeline);
+        let mut ranks = computed(schedule, &timeline, |_, _| 0.0);
         for spent in &mut ranks {
             push(spent, ActivityKind::Wait, None, timeline.seconds);
         }
@@ -240,17 +242,24 @@ fn flops(schedule: &Schedule, architecture: &Architecture, seq: usize, candidate
     Costs { stages: (0..stages.count()).map(stage).collect(), transfer: 0.0 }
 }
 
-/// Takes what ranks compute, and what they wait for between, up to each rank's last computation.
-fn computed(schedule: &Schedule, timeline: &Timeline) -> Vec<Vec<Activity>> {
-    let rank = |(list, spans): (&Vec<Step>, &Vec<crate::Span>)| {
+/// Takes what ranks compute, and what they wait for between, up to each rank's last computation. A rank waits for `messages`
+/// at the beginning of a computation's time.
+fn computed(schedule: &Schedule, timeline: &Timeline, messages: impl Fn(usize, Step) -> f64) -> Vec<Vec<Activity>> {
+    let rank = |(rank, spans): (usize, &Vec<crate::Span>)| {
+        let list = &schedule.ranks[rank];
         let last = list.iter().rposition(|step| step.computes().is_some()).map_or(0, |last| last + 1);
         let mut spent = Vec::new();
         for span in &spans[..last] {
+            let waits = messages(rank, span.step);
+            if waits > 0.0 {
+                let start = spent.last().map_or(0.0, |last: &Activity| last.end);
+                push(&mut spent, ActivityKind::Wait, None, start + waits);
+            }
             push(&mut spent, kind(span.step), span.step.computes(), span.end);
         }
         spent
     };
-    schedule.ranks.iter().zip(&timeline.ranks).map(rank).collect()
+    timeline.ranks.iter().enumerate().map(rank).collect()
 }
 
 fn kind(step: Step) -> ActivityKind {

@@ -8,7 +8,7 @@ struct Earliest {
     end: f64,
     /// How long after that the first rank is done: an undivided backward of the rank's last gradient goes all the way back.
     back: f64,
-    /// What it takes for a micro-batch.
+    /// What it computes for a micro-batch.
     work: f64,
     /// Of that, backward.
     last: f64,
@@ -43,11 +43,11 @@ impl Estimator<'_> {
         let (mut way, mut back) = (0.0, 0.0);
         let rank = |rank: usize| {
             let own = (0..stages.chunks()).map(|chunk| times.passes[stages.stage_of(rank, chunk)]);
-            let (work, last) = own.fold((0.0, 0.0), |(work, last), passes| {
-                let backward = passes.input.total() + passes.weight.total();
-                (work + passes.forward.total() + backward, last + backward)
+            let (all, work, last) = own.fold((0.0, 0.0, 0.0), |(all, work, last), passes| {
+                let backward = passes.input.work() + passes.weight.work();
+                (all + passes.total(), work + passes.forward.work() + backward, last + backward)
             });
-            let known = Earliest { end: micro_batches * work + way, back: returns * back, work, last };
+            let known = Earliest { end: micro_batches * all + way, back: returns * back, work, last };
             let first = times.passes[stages.stage_of(rank, 0)];
             way += first.forward.total() + times.transfer;
             back += first.input.total() + first.weight.total() + times.transfer;

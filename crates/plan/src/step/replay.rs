@@ -280,13 +280,15 @@ mod tests {
         let mut cluster = Cluster::preset("h100").unwrap().with_ranks(8);
         cluster.node.devices = 4;
         // So slow that hardly anything hides, and so fast that almost all does.
-        for (bandwidth, context, executor) in [
-            (0.01, ContextForm::Ring, Executor::ENGINE),
-            (1.0, ContextForm::Ring, Executor::ENGINE),
-            (0.1, ContextForm::AllToAll, Executor::ENGINE),
-            (0.1, ContextForm::Ring, Executor::MEGATRON_2021),
+        for (bandwidth, overlap, context, executor) in [
+            (0.01, 1.0, ContextForm::Ring, Executor::ENGINE),
+            (1.0, 1.0, ContextForm::Ring, Executor::ENGINE),
+            (0.1, 0.25, ContextForm::Ring, Executor::ENGINE),
+            (0.1, 1.0, ContextForm::AllToAll, Executor::ENGINE),
+            (0.1, 1.0, ContextForm::Ring, Executor::MEGATRON_2021),
         ] {
             let mut cluster = cluster.clone();
+            cluster.efficiency.overlap = overlap;
             cluster.node.bandwidth *= bandwidth;
             cluster.network.bandwidth *= bandwidth;
             let (job, costs) = (job(context, executor), Analytic::new(&cluster));

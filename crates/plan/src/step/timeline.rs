@@ -49,11 +49,11 @@ impl Estimator<'_> {
             (passes.forward + passes.input + passes.weight) * micro_batches as f64
         };
         let mut ranks: Vec<Terms> = (0..stages.pp()).map(rank).collect();
-        let busy: Vec<f64> = ranks.iter().map(Terms::total).collect();
+        let busy: Vec<f64> = ranks.iter().map(Terms::work).collect();
         let busiest = (0..busy.len()).fold(0, |most, rank| if busy[rank] > busy[most] { rank } else { most });
-        for (terms, busy) in ranks.iter_mut().zip(&busy) {
+        for terms in &mut ranks {
             // Never below zero, as a sum of roundings may be.
-            terms.bubble += (closing.computed - busy).max(0.0);
+            terms.bubble += (closing.computed - terms.total()).max(0.0);
             terms.data += closing.reduced() - closing.computed + closing.norm;
             terms.optimizer += closing.updated;
         }

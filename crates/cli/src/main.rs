@@ -9,6 +9,7 @@
 
 mod args;
 mod commands;
+mod destination;
 mod failure;
 mod listen;
 mod progress;

@@ -1,13 +1,12 @@
 //! Where words for people go, and where JSON goes.
 
-use std::fs::File;
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde::Serialize;
 
 use crate::args::Output;
-use crate::failure::refused;
+use crate::destination::Destination;
 
 /// The two outputs of a command. Only rank 0's says anything.
 #[derive(Debug)]
@@ -21,23 +20,20 @@ pub struct Screen {
 enum Json {
     Nowhere,
     StandardOutput,
-    File(PathBuf, File),
+    File(Destination),
 }
 
 impl Screen {
-    /// Opens the outputs; the JSON file is made at once, so that it is known to be writable before the work begins.
+    /// Opens the outputs, before the work begins.
     ///
     /// # Errors
-    /// An input error where it is not.
+    /// As [`Destination::new`].
     pub fn open(output: &Output, speaks: bool) -> mp_train::Result<Self> {
         let json = match &output.json {
             _ if !speaks => Json::Nowhere,
             None => Json::Nowhere,
             Some(path) if path == Path::new("-") => Json::StandardOutput,
-            Some(path) => {
-                let file = File::create(path).map_err(|error| cannot(path, &error))?;
-                Json::File(path.clone(), file)
-            }
+            Some(path) => Json::File(Destination::new("--json", path)?),
         };
         Ok(Self { speaks, json })
     }
@@ -93,15 +89,8 @@ impl Screen {
             Json::StandardOutput => {
                 let _ = io::stdout().write_all(text.as_bytes());
             }
-            Json::File(path, file) => file
-                .write_all(text.as_bytes())
-                .map_err(|source| mp_train::Error::Write { path: path.clone(), source })?,
+            Json::File(file) => file.write(&text)?,
         }
         Ok(())
     }
-}
-
-/// Words a file that cannot be made.
-fn cannot(path: &Path, error: &io::Error) -> mp_train::Error {
-    refused("--json", format!("\"{}\"", path.display()), format!("this file cannot be written: {error}"))
 }

@@ -2,15 +2,37 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::{Error, Result};
 
-/// Writes a whole file; after a crash either the old or the new text is there.
-pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+/// Sees that a file can be [written](write), and changes nothing: what is there stays, and what is not there is not made.
+///
+/// # Errors
+/// What stands in the way.
+pub fn check(path: &Path) -> io::Result<()> {
+    if path.exists() {
+        // A rename asks the folder alone; who may not write to a file shall not replace it, and a folder is none.
+        File::options().write(true).open(path)?;
+    }
+    let partial = partial(path);
+    File::create(&partial)?;
+    fs::remove_file(&partial)
+}
+
+/// Names what is written first, beside the file.
+fn partial(path: &Path) -> PathBuf {
     let mut name = path.file_name().unwrap_or_default().to_os_string();
     name.push(".partial");
-    let partial = path.with_file_name(name);
+    path.with_file_name(name)
+}
+
+/// Writes a whole file; after a crash either the old or the new text is there.
+///
+/// # Errors
+/// [`Error::Write`]; what was there is there still.
+pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+    let partial = partial(path);
     let written = File::create(&partial).and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()));
     let renamed = written.and_then(|()| fs::rename(&partial, path));
     if let Err(source) = renamed {
@@ -58,6 +80,22 @@ mod tests {
         write(&path, b"old").unwrap();
         write(&path, b"new").unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"new");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_check_changes_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.txt");
+        check(&path).unwrap();
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+        write(&path, b"old").unwrap();
+        check(&path).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"old");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+        for nowhere in [folder.path().join("no/a.txt"), path.join("a.txt"), folder.path().into()] {
+            check(&nowhere).unwrap_err();
+        }
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
     }
 

@@ -15,7 +15,7 @@ pub mod run_folder;
 pub mod region;
 pub mod standing;
 pub mod checkpoint;
-mod durable;
+pub mod durable;
 pub mod rates;
 pub mod times;
 pub mod groups;

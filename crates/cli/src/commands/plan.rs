@@ -8,9 +8,9 @@ mod simulate;
 use std::path::Path;
 
 use mp_plan::{cost, Page, Ranking, Space};
-use mp_train::cluster;
 use mp_train::layout::Layout;
 use mp_train::text::vocabulary;
+use mp_train::{cluster, durable};
 use mp_train::{Config, Error};
 
 use crate::args::Plan;
@@ -85,7 +85,8 @@ fn choose(args: &Plan, config: &Config, vocab: usize, cluster: &str) -> Result<(
 /// Writes the plan, and makes the folder where it is missing.
 fn write(path: &Path, json: &str) -> mp_train::Result<()> {
     let folder = path.parent().unwrap_or(Path::new("."));
-    std::fs::create_dir_all(folder).and_then(|()| std::fs::write(path, json)).map_err(|error| {
+    std::fs::create_dir_all(folder).and_then(|()| durable::check(path)).map_err(|error| {
         refused("--out", format!("\"{}\"", folder.display()), format!("{FILE} cannot be written there: {error}"))
-    })
+    })?;
+    durable::write(path, json.as_bytes())
 }

@@ -7,6 +7,7 @@ mod finetuning;
 mod generate;
 mod inputs;
 mod ledger;
+mod outputs;
 mod pictures;
 mod planning;
 mod ranks;

@@ -1,6 +1,5 @@
 //! `mp-cli plan --measure`: the machine at hand, measured and written as a cluster's file.
 
-use std::fs::OpenOptions;
 use std::path::Path;
 use std::time::SystemTime;
 
@@ -10,7 +9,8 @@ use mp_train::measure::{self, measure, Effort, Listener};
 use mp_train::run_folder::timestamp;
 
 use crate::args::Plan;
-use crate::failure::{refused, Failure};
+use crate::destination::Destination;
+use crate::failure::Failure;
 use crate::screen::Screen;
 use crate::threads;
 use crate::wire::{choose_device, World};
@@ -24,17 +24,15 @@ pub fn run(args: &Plan, file: &Path, world: &World) -> Result<(), Failure> {
     let opened = || {
         let config = args.configuration.load()?;
         threads::check(config.train.threads)?;
-        if world.is_first() {
-            check(file)?;
-        }
-        Ok((config, Screen::open(&args.output, world.is_first())?))
+        let file = world.is_first().then(|| Destination::new("--measure", file)).transpose()?;
+        Ok((config, file, Screen::open(&args.output, world.is_first())?))
     };
-    let (config, mut screen) = agree(&**communicator, opened())?;
+    let (config, destination, mut screen) = agree(&**communicator, opened())?;
     threads::prepare(&**communicator, config.train.threads)?;
     let device = agree(&**communicator, choose_device(config.train.device))?;
     let cluster = measure(communicator, device, Effort::Full, &mut Told(&screen))?;
     let text = || measure::text(&cluster, communicator.size(), &format!("{} UTC", timestamp(SystemTime::now())));
-    agree(&**communicator, if world.is_first() { write(file, &text()) } else { Ok(()) })?;
+    agree(&**communicator, destination.map_or(Ok(()), |mut destination| destination.write(&text())))?;
     for line in summary(&cluster) {
         screen.line(&line);
     }
@@ -69,17 +67,4 @@ fn summary(cluster: &Cluster) -> Vec<String> {
         lines.push(format!("all-reduce  of {ranks}: {}", ends.join(", ")));
     }
     lines
-}
-
-/// Sees that a file can be written, and leaves what it holds until there is something better.
-fn check(file: &Path) -> mp_train::Result<()> {
-    OpenOptions::new().append(true).create(true).open(file).map(drop).map_err(|error| unwritable(file, &error))
-}
-
-fn write(file: &Path, text: &str) -> mp_train::Result<()> {
-    std::fs::write(file, text).map_err(|error| unwritable(file, &error))
-}
-
-fn unwritable(file: &Path, error: &std::io::Error) -> mp_train::Error {
-    refused("--measure", format!("\"{}\"", file.display()), format!("it cannot be written: {error}"))
 }

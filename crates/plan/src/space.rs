@@ -1,8 +1,8 @@
 //! Which layouts are looked at: the choices along each axis, and all that the engine can run of their combinations.
 
 use crate::{
-    check_sequence, degrees::can_cut, Candidate, Error, Job, ParallelConfig, RecomputeName, Result, ScheduleName,
-    Switch, Zero,
+    check_sequence, degrees::can_cut, Candidate, Degrees, Error, Job, ParallelConfig, RecomputeName, Result,
+    ScheduleName, Switch, Zero,
 };
 
 /// The most sequences of a micro-batch that are tried: beyond, products grow no faster.
@@ -173,14 +173,27 @@ impl Space {
             reasons.extend(self.combinations(ranks).find_map(refused));
         }
         let telling = reasons.iter().position(|error| !matches!(error, Error::Idle { .. })).unwrap_or(0);
-        let why = match reasons.get(telling) {
-            Some(error) => error.to_string(),
-            None => format!(
-                "parallel.tp {:?}, pp {:?}, cp {:?} and dp {:?} (empty: any) do not make {ranks} ranks",
-                self.tp, self.pp, self.cp, self.dp
-            ),
-        };
+        let why = reasons.get(telling).map_or_else(|| self.uneven(job, ranks), ToString::to_string);
         Error::NoLayout { ranks, why }
+    }
+
+    /// Says that the degrees do not make so many ranks, and which ones would that are nearest.
+    fn uneven(&self, job: &Job, ranks: usize) -> String {
+        // What is no choice is asked for, whoever asks.
+        let only = |choices: &[usize]| if let [only] = choices { *only } else { 0 };
+        let asked = Degrees { pp: only(&self.pp), dp: only(&self.dp), cp: only(&self.cp), tp: only(&self.tp), ep: 1 };
+        let off = |asked: usize, own: usize| if asked == 0 { 0 } else { own.abs_diff(asked) };
+        let distance = |own: &Degrees| {
+            off(asked.pp, own.pp) + off(asked.dp, own.dp) + off(asked.cp, own.cp) + off(asked.tp, own.tp)
+        };
+        let legal = Self::of(job, ranks).shapes(job, ranks).into_iter().map(Shape::degrees).min_by_key(distance);
+        match legal {
+            Some(legal) => Error::WorldSize { asked, world: ranks, legal }.to_string(),
+            None => format!(
+                "{asked} cannot make {ranks} ranks, nor do other degrees with this model, train.seq and train.global_batch; take \
+                 another number of ranks"
+            ),
+        }
     }
 
     /// Returns a layout of a shape with every option that is fixed, and of the others the first.

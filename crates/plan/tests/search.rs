@@ -341,7 +341,11 @@ fn what_the_engine_refuses_is_refused_in_its_words() {
             |asked| asked.recompute = Switch::Set(RecomputeName::Selective),
             "parallel.recompute selective changes nothing:",
         ),
-        (8, |asked| asked.tp = 3, "parallel.tp [3], pp ["),
+        (
+            8,
+            |asked| asked.tp = 3,
+            "pp any × dp any × cp any × tp 3 cannot make 8 ranks; pp 1 × dp 4 × cp 1 × tp 2 would",
+        ),
     ];
     let job = job(4, 8, 0.0, 16);
     for (ranks, set, reason) in cases {
@@ -394,6 +398,31 @@ fn what_no_rank_can_run_is_refused_with_the_reason() {
     let space = Space::of(&job, 8).fixed(&ParallelConfig { tp: 3, ..ParallelConfig::default() });
     let error = search(&job, &cluster, &Analytic::new(&cluster), &space, 8, 1).unwrap_err();
     assert!(error.to_string().starts_with("no layout of 8 ranks can cut this model as asked; "), "{error}");
+}
+
+/// However many choices there are, one line names what was asked for and the nearest that would do, which does.
+#[test]
+fn degrees_that_do_not_make_the_ranks_are_told_in_short() {
+    let refused = |ranks: usize, asked: &ParallelConfig| {
+        let job = job(4, 8, 0.0, 16);
+        let cluster = cluster(4, 3_000_000_000, 1.0).with_ranks(ranks);
+        let space = Space::of(&job, ranks).fixed(asked);
+        search(&job, &cluster, &Analytic::new(&cluster), &space, ranks, 1).unwrap_err().to_string()
+    };
+    let asks = |tp: usize, dp: usize| ParallelConfig { tp, dp, ..ParallelConfig::default() };
+    for (ranks, asked, why) in [
+        (64, asks(3, 0), "pp any × dp any × cp any × tp 3 cannot make 64 ranks; pp 1 × dp 16 × cp 1 × tp 4 would"),
+        (8, asks(2, 3), "pp any × dp 3 × cp any × tp 2 cannot make 8 ranks; pp 1 × dp 4 × cp 1 × tp 2 would"),
+        // Nothing comes in 127 parts.
+        (
+            127,
+            asks(3, 0),
+            "pp 1 × dp any × cp 1 × tp 3 cannot make 127 ranks, nor do other degrees with this model, train.seq and \
+             train.global_batch; take another number of ranks",
+        ),
+    ] {
+        assert_eq!(refused(ranks, &asked), format!("no layout of {ranks} ranks can cut this model as asked; {why}"));
+    }
 }
 
 #[test]

@@ -6,8 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
-use mp_plan::words::grouped;
-use mp_train::counted::counted;
+use mp_plan::words::{counted, grouped};
 use mp_train::ledger::Ledger;
 use mp_train::records::{Choice, EndReason, EvalRecord, Observer, Report, Start, StepRecord};
 

@@ -1,7 +1,8 @@
 //! The one error type of this crate: what cannot be planned, with the values that stand in the way.
 
 use crate::{
-    completeness::Incomplete, deadlock::Stuck, mesh::Degrees, schedule::ScheduleName, stages::Folding, Cluster, Zero,
+    completeness::Incomplete, deadlock::Stuck, mesh::Degrees, schedule::ScheduleName, stages::Folding, words::counted,
+    Cluster, Zero,
 };
 
 /// Shorthand for results of this crate.
@@ -191,7 +192,7 @@ pub enum Error {
     },
 
     /// Degrees whose product is not the number of ranks.
-    #[error("{} cannot make {world} {}; {legal} would", asked.with_product(), if *world == 1 { "rank" } else { "ranks" })]
+    #[error("{} cannot make {}; {legal} would", asked.with_product(), counted(world, "rank"))]
     WorldSize {
         /// The degrees as typed; 0 is free.
         asked: Degrees,
@@ -214,8 +215,8 @@ pub enum Error {
 
     /// More virtual stages than layers.
     #[error(
-        "model.layers {layers} cannot fill parallel.pp {pp} × {chunks} {} of a rank; {}",
-        if *chunks == 1 { "chunk" } else { "chunks" },
+        "model.layers {layers} cannot fill parallel.pp {pp} × {} of a rank; {}",
+        counted(chunks, "chunk"),
         most_stages(*layers, *chunks)
     )]
     TooManyStages {

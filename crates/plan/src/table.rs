@@ -4,7 +4,7 @@ mod ranks;
 
 use std::fmt::Write;
 
-use crate::words::{aligned, grouped, span};
+use crate::words::{aligned, counted, grouped, span};
 use crate::{plan::PlannedWork, Axis, ContextForm, Plan, PlannedParameter, RecomputeName, Traffic, Zero};
 
 /// With more tensor ranks than this, the middle ones are left out.
@@ -84,7 +84,7 @@ fn write_sums(text: &mut String, plan: &Plan) {
             let _ = write!(parts, ", {name} {}", grouped(part));
         }
     }
-    let _ = writeln!(text, "\nmesh            {} on {ranks} {}", plan.mesh, if ranks == 1 { "rank" } else { "ranks" });
+    let _ = writeln!(text, "\nmesh            {} on {}", plan.mesh, counted(ranks, "rank"));
     let _ = writeln!(text, "vocabulary      {} padded to {}", plan.architecture.vocab, plan.vocab_padded);
     let _ = writeln!(text, "elements        {}, {}", grouped(plan.elements), held(plan));
     if plan.zero > Zero::Replicated {
@@ -135,14 +135,10 @@ fn shared(plan: &Plan) -> String {
 
 /// Says in which pieces and order a step is done, and what is done twice.
 fn words(plan: &Plan, work: &PlannedWork) -> String {
-    let plural = |count: usize, word: &str| format!("{count} {word}{}", if count == 1 { "" } else { "s" });
-    let mut words = vec![format!(
-        "{} of {}",
-        plural(work.micro_batches, "micro-batch").replace("batchs", "batches"),
-        plural(work.micro_batch, "sequence")
-    )];
+    let mut words =
+        vec![format!("{} of {}", counted(work.micro_batches, "micro-batch"), counted(work.micro_batch, "sequence"))];
     if plan.mesh.degree(Axis::Pp) > 1 {
-        words.push(format!("{} over {} of each rank", work.schedule, plural(work.chunks, "stage")));
+        words.push(format!("{} over {} of each rank", work.schedule, counted(work.chunks, "stage")));
     }
     if work.sequence_parallel {
         words.push("activations cut along the sequence".to_owned());

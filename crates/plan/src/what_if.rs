@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     ranking::order,
-    words::{aligned, runs, seconds, span},
+    words::{aligned, counted, runs, seconds, span},
     Architecture, Cluster, Ranked, Replayed, Spent, TimedStage,
 };
 
@@ -55,10 +55,9 @@ impl WhatIf {
     /// Writes tables for people.
     pub fn table(&self) -> String {
         let Bench { name, threads } = &self.device;
-        let plural = if *threads == 1 { "" } else { "s" };
-        let mut text = format!(
-            "as if every device were the one at hand, {name} with {threads} thread{plural}, and links as the cluster's:\n\n"
-        );
+        let threads = counted(threads, "thread");
+        let mut text =
+            format!("as if every device were the one at hand, {name} with {threads}, and links as the cluster's:\n\n");
         let head = ["", "tp", "pp", "dp", "cp", "schedule", "micro", "predicted", "replayed"];
         let head = head.into_iter().chain(Spent::NAMES).chain(["tokens/s", "MFU"]).map(str::to_owned).collect();
         let layouts = self.layouts.iter().enumerate().map(|(index, layout)| layout.row(index + 1));

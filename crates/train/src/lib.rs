@@ -4,7 +4,6 @@
 //! [`metrics`], and saves and continues through [`checkpoint`]. Terminal output, command-line arguments and the choice
 //! of a concrete communicator live above, in the binary.
 
-pub mod counted;
 pub mod code;
 pub mod error;
 pub mod config;

@@ -174,7 +174,7 @@ fn processor(device: Device) -> String {
     let model = info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
     let model = model.map_or("CPU", |(_, model)| model.trim());
     match device {
-        Device::Cpu => format!("{model}, {}", crate::counted::counted(device::threads(), "thread")),
+        Device::Cpu => format!("{model}, {}", mp_plan::words::counted(device::threads(), "thread")),
         other => format!("{other:?}"),
     }
 }

@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use mp_plan::words::counted;
 use mp_train::checkpoint::{
     self, CheckpointReader, CheckpointStore, DirectoryStore, Dtype, Manifest, Rewrite, Section,
 };
 use mp_train::checkpoint::{TensorRecord, Verify};
-use mp_train::counted::counted;
 use mp_train::run_folder::{self, CHECKPOINTS};
 use mp_train::{huggingface, Config, Error};
 use serde::Serialize;

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use mp_data::{tokenize, train_tokenizer, Documents, Indexed, Input, Job, Progress, Tokenizer};
+use mp_plan::words::counted;
 use mp_train::audit;
-use mp_train::counted::counted;
 use serde::Serialize;
 
 use crate::args::{Audit, Data, DataInspect, Tokenize, TrainTokenizer};

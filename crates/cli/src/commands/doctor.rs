@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use mp_comm::mpi::{library, ThreadLevel};
 use mp_comm::{BufferMut, Communicator, ReduceOp};
+use mp_plan::words::{counted, size};
 use mp_runtime::{device, Device, Tensor};
 use serde::Serialize;
 
@@ -146,7 +147,9 @@ fn all_reduce(world: &dyn Communicator) -> Finding {
     let what = "all-reduce";
     let mut ones = [1.0f64; 3];
     match world.all_reduce(BufferMut::new(&mut ones), ReduceOp::Sum) {
-        Ok(()) if ones == [world.size() as f64; 3] => Finding::ok(what, format!("works over {} rank(s)", world.size())),
+        Ok(()) if ones == [world.size() as f64; 3] => {
+            Finding::ok(what, format!("works over {}", counted(world.size(), "rank")))
+        }
         Ok(()) => Finding::bad(what, format!("gives {ones:?}"), "reinstall MPI, or run `cargo xtask setup`"),
         Err(error) => Finding::bad(what, error.to_string(), "reinstall MPI, or run `cargo xtask setup`"),
     }
@@ -156,7 +159,12 @@ fn all_reduce(world: &dyn Communicator) -> Finding {
 fn cores(world: &dyn Communicator) -> mp_comm::Result<Vec<Finding>> {
     let (cores, share, ranks) = (threads::cores(), threads::share(world)?, world.local_size());
     device::prepare(share);
-    let found = format!("{cores} cores, {ranks} rank(s) on this node, {share} thread(s) each");
+    let found = format!(
+        "{}, {} on this node, {} each",
+        counted(cores, "core"),
+        counted(ranks, "rank"),
+        counted(share, "thread")
+    );
     let mend = "more ranks than cores train slowly; start fewer, or bind them with mpirun --bind-to none";
     Ok(vec![match ranks > cores {
         true => Finding::warn("cores", found, mend),
@@ -198,7 +206,7 @@ fn devices() -> Vec<Finding> {
             let why = device::cuda_absence().unwrap_or("libtorch finds no device");
             Finding::warn(what, format!("the CPU alone ({why})"), mend)
         }
-        (count, _) => Finding::ok(what, format!("the CPU and {count} CUDA device(s)")),
+        (count, _) => Finding::ok(what, format!("the CPU and {}", counted(count, "CUDA device"))),
     }]
 }
 
@@ -207,7 +215,7 @@ fn memory(local_ranks: usize) -> Vec<Finding> {
     let what = "memory";
     vec![match device::free_bytes(Device::Cpu) {
         Some(free) => {
-            let found = format!("{:.1} GiB free", free as f64 / f64::from(1 << 30));
+            let found = format!("{} free", size(free as usize));
             match free < RANK_BYTES * local_ranks as u64 {
                 true => Finding::warn(what, found, "each rank of a small model takes about 1 GiB; end other programs"),
                 false => Finding::ok(what, found),

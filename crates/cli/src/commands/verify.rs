@@ -3,9 +3,9 @@
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
+use mp_plan::words::counted;
 use mp_train::agree::agree;
 use mp_train::config::Precision;
-use mp_train::counted::counted;
 use mp_train::verify::{self, Case, Listener, Outline, Report, Verdict, Which, LIMIT, NOISE_LIMIT};
 
 use crate::args::Verify;

@@ -1,9 +1,9 @@
 //! A global batch that does not come out even, with the ways out: each has been tried on the ranks at hand before it is named.
 
+use mp_plan::words::counted;
 use mp_plan::ParallelConfig;
 
 use super::Layout;
-use crate::counted::counted;
 use crate::{Config, Error};
 
 /// How many multiples of what must divide the batch are tried in either direction.

@@ -3,11 +3,11 @@
 use mp_model::context::Form;
 use mp_model::recompute::Recompute;
 use mp_model::regions::Between;
+use mp_plan::words::counted;
 use mp_plan::{Axis, Zero};
 
 use super::Layout;
 use crate::config::Precision;
-use crate::counted::counted;
 
 impl Layout {
     /// Writes in words what cuts model and batch, and the numbers it is trained in: `pp=2 × dp=1 × tp=2, schedule zb-v with

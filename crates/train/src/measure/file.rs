@@ -18,7 +18,7 @@ pub fn text(cluster: &Cluster, ranks: usize, when: &str) -> String {
 
 /// Says what the numbers are, and which of them nobody has measured.
 fn head(cluster: &Cluster, ranks: usize, when: &str) -> String {
-    let (node, started) = (&cluster.node, crate::counted::counted(ranks, "rank"));
+    let (node, started) = (&cluster.node, mp_plan::words::counted(ranks, "rank"));
     let mut text = format!(
         "# Measured {when} by `mp-cli` on {started}, {} on a node, all of them at work.\n\
          # device.peak is the best rate of any product, node.memory_bytes what was free then, efficiency.launch what an\n\

@@ -8,10 +8,10 @@
 //! | whether heads are of even width, whether they fill the width, whether positions go beyond a sequence | widths: a few elements |
 //! | optimizer, its betas, momentum and decay; seed | batch; a vocabulary that no degree divides |
 
+use mp_plan::words::counted;
 use mp_plan::{Architecture, ModelConfig, RopeScaling};
 
 use super::Case;
-use crate::counted::counted;
 use crate::layout::Layout;
 use crate::{Config, Result};
 

@@ -6,3 +6,4 @@
 pub mod correlation;
 pub mod gemm;
 pub mod layouts;
+pub mod verdict;

@@ -2,9 +2,11 @@
 //!
 //! Each layout for so many ranks is trained for some steps, as any run is, and its ledger says what was predicted and what
 //! was measured. Layouts take turns, so that a machine that changes its pace changes it for all; of all rounds the fastest step
-//! counts, since others on the machine only ever make a step longer. Each rank computes with one thread.
+//! counts, since others on the machine only ever make a step longer. Each rank computes with one thread. It exits with 1 where
+//! [`verdict`](mp_benches::verdict) finds something, which is told in a line each.
 
 use std::path::Path;
+use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 
@@ -12,6 +14,7 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use mp_benches::correlation::of_ranks;
 use mp_benches::layouts::{Case, BASE, CASES};
+use mp_benches::verdict::shortfalls;
 use mp_comm::mpi::Mpi;
 use mp_comm::{Communicator, Rank};
 use mp_runtime::{device, Device};
@@ -36,16 +39,21 @@ struct Options {
     rounds: usize,
 }
 
-fn main() -> Result<()> {
+fn main() -> Result<ExitCode> {
     let options = Options::parse();
     let mpi = Mpi::initialize()?;
     let world = mpi.communicator();
     device::prepare(1);
-    if let Err(error) = bench(&options, &world) {
-        eprintln!("{error:#}");
-        mpi.abort(1)
+    match bench(&options, &world) {
+        Ok(shortfalls) => {
+            shortfalls.iter().for_each(|line| eprintln!("{line}"));
+            Ok(if shortfalls.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        }
+        Err(error) => {
+            eprintln!("{error:#}");
+            mpi.abort(1)
+        }
     }
-    Ok(())
 }
 
 /// Hears a run's ledger, and stops it after its steps: without evaluating and writing, which nobody reads here.
@@ -71,13 +79,14 @@ impl Observer for Ear<'_> {
 }
 
 /// What is known of a layout: the fullest rank's bytes and the step's seconds, predicted and measured.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 struct Figures {
     bytes: [Option<u64>; 2],
     seconds: [Option<f64>; 2],
 }
 
-fn bench(options: &Options, world: &Arc<dyn Communicator>) -> Result<()> {
+/// Runs all layouts; returns on rank 0 what they fall short of.
+fn bench(options: &Options, world: &Arc<dyn Communicator>) -> Result<Vec<String>> {
     let cases: Vec<&Case> = CASES.iter().filter(|(ranks, _)| *ranks == world.size()).collect();
     let mut figures: Vec<Vec<Figures>> = vec![Vec::new(); cases.len()];
     for _ in 0..options.rounds {
@@ -85,11 +94,29 @@ fn bench(options: &Options, world: &Arc<dyn Communicator>) -> Result<()> {
             figures.extend(trained(options, world, sets)?);
         }
     }
-    if world.rank() == Rank(0) {
-        let figures: Vec<Figures> = figures.iter().filter_map(|rounds| fastest(rounds)).collect();
-        report(world.size(), &cases, &figures);
+    if world.rank() != Rank(0) {
+        return Ok(Vec::new());
     }
-    Ok(())
+    let layouts: Vec<Layout> = cases.iter().zip(&figures).map(|((_, sets), rounds)| Layout::of(sets, rounds)).collect();
+    let correlation = report(world.size(), &layouts);
+    let memory: Vec<_> = layouts.into_iter().map(|layout| (layout.words, layout.figures.bytes)).collect();
+    Ok(shortfalls(world.size(), &memory, correlation))
+}
+
+/// A layout in words, and what is known of it.
+struct Layout {
+    words: String,
+    figures: Figures,
+}
+
+impl Layout {
+    /// Takes the fastest of its rounds.
+    fn of(sets: &[&str], rounds: &[Figures]) -> Self {
+        let seconds = |figures: &Figures| figures.seconds[1].unwrap_or(f64::INFINITY);
+        let fastest = rounds.iter().min_by(|one, other| seconds(one).total_cmp(&seconds(other)));
+        let words = sets.join(" ").replace("parallel.", "").replace("model.", "").replace("train.", "");
+        Self { words, figures: fastest.copied().unwrap_or_default() }
+    }
 }
 
 /// Trains under a layout; rank 0 gets what came of it.
@@ -129,33 +156,29 @@ fn of(ledger: &Ledger, fastest: f64) -> Figures {
     }
 }
 
-fn fastest(rounds: &[Figures]) -> Option<Figures> {
-    rounds.iter().copied().min_by(|one, other| {
-        let [one, other] = [one, other].map(|figures| figures.seconds[1].unwrap_or(f64::INFINITY));
-        one.total_cmp(&other)
-    })
-}
-
-fn report(ranks: usize, cases: &[&Case], figures: &[Figures]) {
+/// Prints all of it; returns the rank correlation of the steps' times.
+fn report(ranks: usize, layouts: &[Layout]) -> Option<f64> {
     println!("\n{ranks} ranks\n");
     println!("| layout | memory predicted (MB) | measured | off by | step predicted (ms) | measured | off by |");
     println!("|---|---:|---:|---:|---:|---:|---:|");
-    for ((_, sets), Figures { bytes, seconds }) in cases.iter().zip(figures) {
-        let words = sets.join(" ").replace("parallel.", "").replace("model.", "").replace("train.", "");
+    for Layout { words, figures: Figures { bytes, seconds } } in layouts {
         let memory = columns(bytes.map(|bytes| bytes.map(|bytes| bytes as f64 / 1e6)));
         println!("| {words} | {memory} | {} |", columns(seconds.map(|seconds| seconds.map(|seconds| 1e3 * seconds))));
     }
-    let memory = errors(figures.iter().map(|figures| figures.bytes.map(|bytes| bytes.map(|bytes| bytes as f64))));
-    let time = errors(figures.iter().map(|figures| figures.seconds));
-    let pairs = figures.iter().filter_map(|figures| Some((figures.seconds[0]?, figures.seconds[1]?)));
+    let figures = || layouts.iter().map(|layout| layout.figures);
+    let memory = errors(figures().map(|figures| figures.bytes.map(|bytes| bytes.map(|bytes| bytes as f64))));
+    let time = errors(figures().map(|figures| figures.seconds));
+    let pairs = figures().filter_map(|figures| Some((figures.seconds[0]?, figures.seconds[1]?)));
     let (predicted, measured): (Vec<f64>, Vec<f64>) = pairs.unzip();
     println!();
     for (what, [mean, worst]) in [("memory", memory), ("time", time)] {
         println!("{what}: off by {:.1} % on average, {:.1} % at worst", 100.0 * mean, 100.0 * worst);
     }
-    if let Some(correlation) = of_ranks(&predicted, &measured) {
+    let correlation = of_ranks(&predicted, &measured);
+    if let Some(correlation) = correlation {
         println!("rank correlation of the steps' times: {correlation:.3}");
     }
+    correlation
 }
 
 /// Writes what was predicted and measured, and by how much the one is off, as columns.

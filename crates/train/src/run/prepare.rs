@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use mp_comm::{Communicator, Rank};
-use mp_data::{Prefetch, SampleSource, Tokenizer};
+use mp_data::{BatchPlan, Prefetch, SampleSource, Tokenizer};
 use mp_plan::Cluster;
 use mp_runtime::Device;
 
@@ -30,7 +30,7 @@ use crate::standing::Standing;
 use crate::step::Trainer;
 use crate::text::{vocabulary, Text};
 use crate::times::History;
-use crate::{Config, Error, Result};
+use crate::{Config, Result};
 
 /// Steps whose batches are read ahead.
 const READ_AHEAD: usize = 2;
@@ -43,38 +43,20 @@ impl<'a> Run<'a> {
         observer: &'a mut dyn Observer,
         through: impl FnOnce(Arc<dyn SampleSource>) -> Arc<dyn SampleSource>,
     ) -> Result<Self> {
-        let Chosen { config, machine, measured } = chosen;
+        let config = &chosen.config;
         let (tokenizer, text, layout) = agree(&*world, input(config, &*world, device))?;
         let folder = RunFolder::open(&*world, config)?;
-        let groups = layout.groups(&world)?;
-        let watch = agree(&*world, Watch::new(device))?;
-        let allocated = match config.model.from {
-            Some(_) => Allocated::to_be_loaded(config, &layout, &groups, device),
-            None => Allocated::new(config, &layout, &groups, device),
-        };
-        let trainer = agree(&*world, allocated)?.trainer(config, &layout, groups)?;
+        let (watch, trainer) = allocated(config, &world, &layout, device)?;
         let store = DirectoryStore::new(folder.checkpoints(), config.checkpoint.keep);
         let store = store.keeping_best(config.checkpoint.keep_best);
         let (resumed, base) = stand(config, &*world, &store, &trainer)?;
         let (step, samples, standing) =
             resumed.as_ref().map_or((0, 0, Standing::default()), |about| (about.step, about.samples, about.standing));
-        let left = (config.train.steps.saturating_sub(step)).saturating_mul(config.train.global_batch as u64);
-        agree(&*world, text.check(samples.saturating_add(left)))?;
-        let first = world.rank() == Rank(0);
-        let opened = match first {
-            true => {
-                let measured = machine.as_ref().filter(|_| *measured);
-                note(&folder, measured, world.size())
-                    .and_then(|()| opening(config, &layout, &folder, resumed.as_ref(), &text.source).map(Some))
-            }
-            false => Ok(None),
-        };
-        let (metrics, data_log) = agree(&*world, opened)?.unzip();
+        agree(&*world, enough(config, &text, step, samples))?;
+        let (metrics, data_log) = files(chosen, &*world, &layout, &folder, resumed.as_ref(), &text)?;
         let batches = layout.batches.after(step, samples);
-        let (rank, ahead) = (trainer.groups().dp.rank().0, READ_AHEAD * batches.micro_batches());
-        let reader = Prefetch::new(through(Arc::clone(&text.source)), batches, rank, step, ahead);
-        let reader = agree(&*world, reader.map_err(Error::from))?;
-        if first {
+        let reader = agree(&*world, reader(through(Arc::clone(&text.source)), batches, &trainer, step))?;
+        if world.rank() == Rank(0) {
             observer.start(&told(config, &layout, &folder, resumed.as_ref(), &text));
         }
         let beside = metrics.iter().map(Metrics::handle).chain(data_log.iter().map(DataLog::handle));
@@ -82,7 +64,7 @@ impl<'a> Run<'a> {
         let saver = saver(config, &world, store, beside, &trainer)?;
         Ok(Self {
             config,
-            machine: machine.as_ref(),
+            machine: chosen.machine.as_ref(),
             layout,
             tokenizer,
             reader,
@@ -118,6 +100,35 @@ fn input(config: &Config, world: &dyn Communicator, device: Device) -> Result<(T
     }
     memory::check(config, &layout, world, device)?;
     Ok((tokenizer, text, layout))
+}
+
+/// Makes the model with what trains it, and what watches the memory that it takes. Collective.
+fn allocated(
+    config: &Config,
+    world: &Arc<dyn Communicator>,
+    layout: &Layout,
+    device: Device,
+) -> Result<(Watch, Trainer)> {
+    let groups = layout.groups(world)?;
+    // Before anything is allocated.
+    let watch = agree(&**world, Watch::new(device))?;
+    let allocated = match config.model.from {
+        Some(_) => Allocated::to_be_loaded(config, layout, &groups, device),
+        None => Allocated::new(config, layout, &groups, device),
+    };
+    Ok((watch, agree(&**world, allocated)?.trainer(config, layout, groups)?))
+}
+
+/// Checks that there are samples for the steps that are left behind `step` finished ones.
+fn enough(config: &Config, text: &Text, step: u64, samples: u64) -> Result<()> {
+    let left = (config.train.steps.saturating_sub(step)).saturating_mul(config.train.global_batch as u64);
+    text.check(samples.saturating_add(left))
+}
+
+/// Begins to read what this data rank takes behind `step` finished ones.
+fn reader(source: Arc<dyn SampleSource>, batches: BatchPlan, trainer: &Trainer, step: u64) -> Result<Prefetch> {
+    let (rank, ahead) = (trainer.groups().dp.rank().0, READ_AHEAD * batches.micro_batches());
+    Ok(Prefetch::new(source, batches, rank, step, ahead)?)
 }
 
 /// Finds on all ranks the place that the run begins at: what the checkpoint says that it goes on from, and the mark of the
@@ -171,13 +182,31 @@ fn trained(layout: &Layout) -> u64 {
     trained.map(|parameter| parameter.spec.shape.iter().product::<usize>() as u64).sum()
 }
 
+/// Opens the run folder's files, on rank 0 alone. Collective.
+fn files(
+    chosen: &Chosen,
+    world: &dyn Communicator,
+    layout: &Layout,
+    folder: &RunFolder,
+    resumed: Option<&About>,
+    text: &Text,
+) -> Result<(Option<Metrics>, Option<DataLog>)> {
+    let opened = || {
+        let measured = chosen.machine.as_ref().filter(|_| chosen.measured);
+        note(folder, measured, world.size())?;
+        opening(&chosen.config, layout, folder, resumed, &text.source)
+    };
+    let opened = if world.rank() == Rank(0) { opened().map(Some) } else { Ok(None) };
+    Ok(agree(world, opened)?.unzip())
+}
+
 /// Keeps what was measured to choose the layout, so that the run is held against the same machine when it goes on.
 fn note(folder: &RunFolder, measured: Option<&Cluster>, ranks: usize) -> Result<()> {
     let when = format!("{} UTC", timestamp(SystemTime::now()));
     measured.map_or(Ok(()), |machine| folder.write_machine(&measure::text(machine, ranks, &when)))
 }
 
-/// Opens the run folder's files, on rank 0 alone.
+/// Writes what the run folder says of the run, and opens its logs.
 fn opening(
     config: &Config,
     layout: &Layout,

@@ -23,6 +23,7 @@ fn picture() -> Result<String> {
         bucket_elements: 10_000_000,
         context: ContextForm::Ring,
         within_documents: false,
+        split: Vec::new(),
         executor: Executor::ENGINE,
     };
     let cluster = Cluster::preset("h100").expect("a preset by its name").with_ranks(8);

@@ -29,6 +29,9 @@ pub struct Job {
     pub context: ContextForm,
     /// Whether attention stays within each of the documents that lie in one sequence.
     pub within_documents: bool,
+    /// Layers of each virtual stage, where they are dealt out by hand; empty: by cost.
+    #[serde(default)]
+    pub split: Vec<usize>,
     /// The program that runs it.
     pub executor: Executor,
 }
@@ -169,12 +172,13 @@ impl Candidate {
         Mesh::new(self.degrees())
     }
 
-    /// Cuts the layers, by cost.
+    /// Cuts the layers, as the job deals them out.
     ///
     /// # Errors
     /// As [`Stages::new`].
     pub fn stages(&self, job: &Job) -> Result<Stages> {
-        Stages::new(&job.architecture, self.pp, self.chunks, self.schedule.folding(), None)
+        let fixed = (!job.split.is_empty()).then_some(job.split.as_slice());
+        Stages::new(&job.architecture, self.pp, self.chunks, self.schedule.folding(), fixed)
     }
 
     /// Refuses what the engine refuses, with the engine's own checks.
@@ -201,6 +205,9 @@ impl Candidate {
         if self.pp * self.chunks > job.architecture.layers {
             let (pp, chunks) = (self.pp, self.chunks);
             return Err(Error::TooManyStages { layers: job.architecture.layers, pp, chunks });
+        }
+        if !job.split.is_empty() {
+            self.stages(job)?;
         }
         crate::recompute(&self.parallel(job)).map(drop)
     }
@@ -231,7 +238,6 @@ impl Candidate {
             bucket_bytes: asked.bucket_bytes,
             chunks: set(asked.chunks, own.chunks),
             schedule: asked.schedule.or(own.schedule),
-            split: asked.split.clone(),
             ..own
         }
     }
@@ -255,6 +261,7 @@ impl Candidate {
             context: job.context,
             chunks: if piped && self.chunks > 1 { self.chunks } else { 0 },
             schedule: if piped { Switch::Set(self.schedule) } else { Switch::Auto },
+            split: job.split.clone(),
             ..ParallelConfig::default()
         }
     }

@@ -175,6 +175,7 @@ impl Row {
             bucket_elements: 25 << 18,
             context: ContextForm::Ring,
             within_documents: false,
+            split: Vec::new(),
             executor: match self.source {
                 Source::Narayanan | Source::NarayananScaled => Executor::MEGATRON_2021,
                 Source::Korthikanti | Source::KorthikantiFull => Executor::MEGATRON_2022,

@@ -138,6 +138,8 @@ impl Space {
 
     /// Lists the shapes.
     pub(crate) fn shapes(&self, job: &Job, ranks: usize) -> Vec<Shape> {
+        // A shape has no chunks yet, that layers could be dealt to.
+        let job = &Job { split: Vec::new(), ..job.clone() };
         let runs = |shape: &Shape| (shape.tp > 1 || !shape.sequence_parallel) && shape.candidate().check(job).is_ok();
         self.combinations(ranks).filter(runs).collect()
     }
@@ -163,16 +165,18 @@ impl Space {
     }
 
     /// Says why the engine runs no layout of so many ranks: what it says of one that carries every fixed option, of those
-    /// whose degrees and micro-batch it would run where there are any. Options without effect are named last: with other
-    /// degrees they might have one.
+    /// whose degrees and micro-batch it would run where there are any. Options without effect are named last, and a split of
+    /// other stages: with other degrees they might have one.
     pub(crate) fn refusal(&self, job: &Job, ranks: usize) -> Error {
         let refused = |shape: Shape| self.check(job, &self.carrier(shape)).err();
-        let runs = |shape: &Shape| Shape { sequence_parallel: false, ..*shape }.candidate().check(job).is_ok();
+        let uncut = Job { split: Vec::new(), ..job.clone() };
+        let runs = |shape: &Shape| Shape { sequence_parallel: false, ..*shape }.candidate().check(&uncut).is_ok();
         let mut reasons: Vec<Error> = self.combinations(ranks).filter(runs).filter_map(refused).collect();
         if reasons.is_empty() {
             reasons.extend(self.combinations(ranks).find_map(refused));
         }
-        let telling = reasons.iter().position(|error| !matches!(error, Error::Idle { .. })).unwrap_or(0);
+        let elsewhere = |error: &Error| matches!(error, Error::Idle { .. } | Error::SplitLength { .. });
+        let telling = reasons.iter().position(|error| !elsewhere(error)).unwrap_or(0);
         let why = reasons.get(telling).map_or_else(|| self.uneven(job, ranks), ToString::to_string);
         Error::NoLayout { ranks, why }
     }
@@ -241,9 +245,9 @@ impl Space {
         let alone = self.chunks.len() == 1;
         let mut orders = Vec::new();
         for &schedule in &self.schedules {
-            let even = |chunks: usize| {
-                let fewest = chunks == schedule.default_chunks();
-                fewest || alone || layers.is_multiple_of(shape.pp * chunks)
+            let even = |chunks: usize| match job.split.len() {
+                0 => chunks == schedule.default_chunks() || alone || layers.is_multiple_of(shape.pp * chunks),
+                stages => shape.pp * chunks == stages,
             };
             let fits = |&&chunks: &&usize| schedule.check_chunks(chunks).is_ok() && even(chunks);
             orders.extend(self.chunks.iter().filter(fits).map(|&chunks| (schedule, chunks)));

@@ -128,7 +128,8 @@ impl Trial {
         let stages = self.stages()?;
         let candidate = Candidate { pp: stages.pp(), chunks: 1, schedule: name(candidate), ..*candidate };
         let global_batch = candidate.dp * candidate.micro_batch;
-        let job = Job { architecture: self.architecture(&job.architecture), global_batch, ..job.clone() };
+        let architecture = self.architecture(&job.architecture);
+        let job = Job { architecture, global_batch, split: Vec::new(), ..job.clone() };
         let orders = Schedule::orders(candidate.schedule, &stages, 1)?;
         Ok(MemoryModel::new(&job).ranks(&candidate, &stages, &orders)?[self.rank()])
     }

@@ -24,6 +24,7 @@ fn job(layers: usize, global_batch: usize) -> Job {
         bucket_elements: 1 << 14,
         context: ContextForm::Ring,
         within_documents: false,
+        split: Vec::new(),
         executor: Executor::ENGINE,
     }
 }

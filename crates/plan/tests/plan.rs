@@ -170,6 +170,7 @@ fn hundred() -> (Plan, Vec<RankMemory>) {
         bucket_elements: 1 << 22,
         context: ContextForm::Ring,
         within_documents: false,
+        split: Vec::new(),
         executor: Executor::ENGINE,
     };
     let partition = Partition::new(&architecture, &candidate.mesh().unwrap()).unwrap();

@@ -23,6 +23,7 @@ fn job(layers: usize, kv_heads: usize, dropout: f64, global_batch: usize) -> Job
         bucket_elements: 1 << 18,
         context: ContextForm::Ring,
         within_documents: false,
+        split: Vec::new(),
         executor: Executor::ENGINE,
     }
 }
@@ -297,17 +298,28 @@ proptest! {
 
     #[test]
     fn what_is_fixed_runs_and_stays_or_is_refused(
-        job in any_job(), (devices, ranks, memory) in any_machine(), asked in any_asked(),
+        job in any_job(), (devices, ranks, memory) in any_machine(), asked in any_asked(), stages in 0..5_usize,
     ) {
-        let job = Job { context: asked.context, ..job };
+        // As many stages as there is a layer for, the first of which has all that are left; none: cut by cost.
+        let layers = job.architecture.layers;
+        let split: Vec<usize> = (0..stages.min(layers)).map(|stage| if stage == 0 { layers + 1 - stages.min(layers) } else { 1 }).collect();
+        let job = Job { context: asked.context, split: split.clone(), ..job };
+        let asked = ParallelConfig { split: split.clone(), ..asked };
         let cluster = cluster(devices, memory, 1.0).with_ranks(ranks);
         let space = Space::of(&job, ranks).fixed(&asked);
         match search(&job, &cluster, &Analytic::new(&cluster), &space, ranks, 8) {
             Ok(found) => {
                 prop_assert!(found.considered > 0);
+                if !split.is_empty() {
+                    let all = exhaustive(&job, &cluster, &space, ranks);
+                    prop_assert_eq!(found.layouts.first(), all.first());
+                }
                 for estimate in found.layouts.iter().chain(&found.misses) {
                     let candidate = estimate.candidate;
                     prop_assert!(keeps(&candidate, &asked), "{:?}", candidate);
+                    let cut = candidate.stages(&job).unwrap();
+                    let own: Vec<usize> = (0..cut.count()).map(|stage| cut.layers(stage).len()).collect();
+                    prop_assert!(split.is_empty() || own == split, "{:?}", candidate);
                     prop_assert_eq!(trains(&job, &candidate.complete(&job, &asked), ranks), Ok(()));
                 }
             }
@@ -322,7 +334,7 @@ proptest! {
 #[test]
 fn what_the_engine_refuses_is_refused_in_its_words() {
     type Set = fn(&mut ParallelConfig);
-    let cases: [(usize, Set, &str); 7] = [
+    let cases: [(usize, Set, &str); 9] = [
         (8, |asked| (asked.pp, asked.zero) = (2, Switch::Set(Zero::Parameters)), "parallel.zero 3 with parallel.pp 2"),
         (
             1,
@@ -336,6 +348,12 @@ fn what_the_engine_refuses_is_refused_in_its_words() {
             "parallel.schedule zb-h1 changes nothing: it orders",
         ),
         (1, |asked| asked.chunks = 2, "parallel.chunks 2 changes nothing: it counts"),
+        (8, |asked| asked.split = vec![1, 2], "parallel.split [1, 2] sums to 3, and model.layers is 4"),
+        (
+            8,
+            |asked| asked.split = vec![1, 1, 2],
+            "parallel.split [1, 1, 2] names 3 stages, and parallel.pp 1 × 1 chunks are 1",
+        ),
         (
             8,
             |asked| asked.recompute = Switch::Set(RecomputeName::Selective),
@@ -351,6 +369,7 @@ fn what_the_engine_refuses_is_refused_in_its_words() {
     for (ranks, set, reason) in cases {
         let mut asked = ParallelConfig::default();
         set(&mut asked);
+        let job = Job { split: asked.split.clone(), ..job.clone() };
         let cluster = cluster(4, 3_000_000_000, 1.0).with_ranks(ranks);
         let space = Space::of(&job, ranks).fixed(&asked);
         let error = search(&job, &cluster, &Analytic::new(&cluster), &space, ranks, 1).unwrap_err().to_string();

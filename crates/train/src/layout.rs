@@ -112,17 +112,13 @@ impl Layout {
     /// Says what a configuration trains, whatever the layout, for a tokenizer with `vocab` ids.
     ///
     /// # Errors
-    /// [`Error::Plan`] for a model that cannot be, [`Error::Config`] for what layouts
-    /// are not chosen for: adapters, and stages cut by hand.
+    /// [`Error::Plan`] for a model that cannot be, [`Error::Config`] for adapters, beside which layouts are not chosen.
     pub fn job(config: &Config, vocab: usize) -> Result<Job> {
-        let refused = |key: &'static str, value: String, rule: &str| Error::Config { key, value, rule: rule.into() };
         if config.lora.rank > 0 {
-            let rule = "layouts are chosen for models that are trained whole; plan this one without a cluster";
-            return Err(refused("lora.rank", config.lora.rank.to_string(), rule));
-        }
-        if !config.parallel.split.is_empty() {
-            let rule = "layers are dealt out by cost where layouts are chosen; leave it empty";
-            return Err(refused("parallel.split", format!("{:?}", config.parallel.split), rule));
+            let rule = "layouts are chosen for models that are trained whole; choose one with lora.rank 0 and set its degrees in \
+                        [parallel], or see without a cluster where the parameters of a layout lie"
+                .into();
+            return Err(Error::Config { key: "lora.rank", value: config.lora.rank.to_string(), rule });
         }
         Ok(Self::job_of(config, Architecture::resolve(&config.model, vocab, config.train.seq)?))
     }
@@ -138,6 +134,7 @@ impl Layout {
             bucket_elements: bucket_bytes(config) / precision.state_bytes(),
             context: config.parallel.context,
             within_documents: within_documents(config),
+            split: config.parallel.split.clone(),
             executor: Executor::ENGINE,
         }
     }

@@ -27,6 +27,19 @@ fn flags_and_files_of_machines_that_cannot_serve_are_named() {
 }
 
 #[test]
+fn layers_that_are_dealt_out_by_hand_stay_and_adapters_are_told_the_way_out() {
+    let folder = tempfile::tempdir().unwrap();
+    let plan = |set: &str| alone(folder.path(), &["plan", "--cluster", "h100", "--json", "-", "--set", set]);
+    let json: serde_json::Value = serde_json::from_str(&plan("parallel.split=[1,3]").success().out).unwrap();
+    let layouts = json["layouts"].as_array().unwrap();
+    let stages = |layout: &serde_json::Value| layout["pp"] == 2 && layout["chunks"] == 1;
+    assert!(!layouts.is_empty() && layouts.iter().all(stages), "{json}");
+    let ended = plan("lora.rank=2");
+    let message = ended.input_error();
+    assert!(message.contains("choose one with lora.rank 0 and set its degrees in [parallel]"), "{message}");
+}
+
+#[test]
 fn two_ranks_ask_the_planner_and_one_line_says_what_and_why() {
     let folder = tempfile::tempdir().unwrap();
     let sets = ["parallel.dp=0", "parallel.cluster=cpu", "train.name=asked"];

@@ -201,7 +201,7 @@ fn a_layout_is_chosen_for_a_machine() {
     alone(folder.path(), &sets.iter().map(String::as_str).collect::<Vec<_>>()).success();
 
     for refused in
-        [["--set", "parallel.tp=7"], ["--set", "parallel.split=[8,8]"], ["--set", "lora.rank=4"], ["--best", "0"]]
+        [["--set", "parallel.tp=7"], ["--set", "parallel.split=[8,9]"], ["--set", "lora.rank=4"], ["--best", "0"]]
     {
         plan(&refused).input_error();
     }

@@ -207,6 +207,7 @@ mod tests {
                         bucket_elements: 1000,
                         context,
                         within_documents: false,
+                        split: Vec::new(),
                         executor: Executor::ENGINE,
                     });
                 }

@@ -254,6 +254,7 @@ mod tests {
             bucket_elements: 1 << 18,
             context,
             within_documents: false,
+            split: Vec::new(),
             executor,
         }
     }

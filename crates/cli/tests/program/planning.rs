@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use crate::common::{alone, ranks, train, with_sets, TINY};
+use crate::common::{alone, losses, ranks, train, with_sets, TINY};
 
 #[test]
 fn flags_and_files_of_machines_that_cannot_serve_are_named() {
@@ -51,4 +51,38 @@ fn two_ranks_ask_the_planner_and_one_line_says_what_and_why() {
     }
     let config = fs::read_to_string(folder.path().join("runs/asked/config.toml")).unwrap();
     assert!(config.contains("chosen = [\"tp\", \"pp\", \"dp\", \"cp\""), "{config}");
+}
+
+/// Reads the best layout of a tiny model on a machine's file, and how many ranks a node of it has.
+fn planned(folder: &std::path::Path, machine: &str, sets: &[&str]) -> (serde_json::Value, u64) {
+    let words = [&with_sets("plan", &[TINY, sets])[..], &["--cluster", machine, "--json"]].concat();
+    let json: serde_json::Value = serde_json::from_str(&alone(folder, &words).success().out).unwrap();
+    (json["layouts"][0].clone(), json["cluster"]["node"]["devices"].as_u64().unwrap())
+}
+
+#[test]
+fn three_ranks_measure_choose_and_train_and_what_they_measured_is_read_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let batch = "train.global_batch=6";
+    let sets = [batch, "parallel.tp=0", "train.name=asked"];
+    let ended = ranks(3, folder.path(), &with_sets("train", &[TINY, &sets])).success();
+    assert_eq!(ended.out.lines().filter(|line| line.starts_with("planner ")).count(), 1, "{ended:#?}");
+    assert_eq!(losses(&folder.path().join("runs/asked")).len(), 2);
+    let (best, devices) = planned(folder.path(), "runs/asked/machine.toml", &[batch]);
+    // Neither heads nor layers nor positions of this model come in three parts.
+    assert_eq!((devices, &best["dp"], &best["fits"]), (3, &3.into(), &true.into()), "{best}");
+    assert!(best["step_seconds"].as_f64() > Some(0.0) && best["mfu"].as_f64() > Some(0.0), "{best}");
+}
+
+#[test]
+#[ignore = "measures for some twenty seconds"]
+fn two_ranks_write_the_machine_that_a_plan_reads() {
+    let folder = tempfile::tempdir().unwrap();
+    let ended = ranks(2, folder.path(), &["plan", "--measure", "mine.toml", "--set", "train.threads=1"]).success();
+    assert!(ended.out.contains("written to mine.toml"), "{ended:#?}");
+    for precision in ["fp32", "bf16", "fp64"] {
+        let (best, devices) = planned(folder.path(), "mine.toml", &[&format!("train.precision={precision}")]);
+        assert_eq!((devices, &best["fits"]), (2, &true.into()), "{best}");
+        assert!(best["step_seconds"].as_f64() > Some(0.0), "{precision}: {best}");
+    }
 }

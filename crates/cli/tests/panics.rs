@@ -10,8 +10,8 @@ mod common;
 #[path = "../src/failure.rs"]
 mod failure;
 #[allow(dead_code, reason = "as for `failure`: of the wiring, `World::work` alone runs here")]
-#[path = "../src/wire.rs"]
-mod wire;
+#[path = "../src/wire/world.rs"]
+mod world;
 
 use std::env::{current_exe, var_os};
 use std::process::ExitCode;
@@ -29,7 +29,7 @@ fn panicking_rank() {
     if var_os(INSIDE).is_none() {
         return;
     }
-    let code = wire::World::meet().unwrap().work(|world| {
+    let code = world::World::meet().unwrap().work(|world| {
         let communicator = world.communicator();
         communicator.barrier()?;
         if communicator.rank().0 == 1 {

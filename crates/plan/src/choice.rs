@@ -121,7 +121,7 @@ impl ParallelConfig {
     }
 
     /// Takes over what the planner has chosen for `run`, where it is asked the same here: what is open here was chosen there,
-    /// and all else is as it is there.
+    /// and all else is as it is there. What carries tensors is no part of the question.
     ///
     /// # Examples
     ///
@@ -135,9 +135,9 @@ impl ParallelConfig {
     /// assert_eq!(other.answered_by(&run), None);
     /// ```
     pub fn answered_by(&self, run: &Self) -> Option<Self> {
-        let cluster = self.cluster.clone();
-        let same = *self == Self { cluster: cluster.clone(), ..run.reopened() };
-        (same && !run.chosen.is_empty()).then(|| Self { cluster, ..run.clone() })
+        let (cluster, transport) = (self.cluster.clone(), self.transport);
+        let same = *self == Self { cluster: cluster.clone(), transport, ..run.reopened() };
+        (same && !run.chosen.is_empty()).then(|| Self { cluster, transport, ..run.clone() })
     }
 
     /// Returns what stands on so many ranks: where the planner chose for another number, its choices are [open

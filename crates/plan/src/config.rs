@@ -224,6 +224,37 @@ pub enum ContextForm {
     AllToAll,
 }
 
+/// What carries tensors on devices between ranks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TransportName {
+    /// Whatever serves best.
+    #[default]
+    Auto,
+    /// NCCL, with a device for each rank.
+    Nccl,
+    /// MPI; device pointers go straight to it where it takes them.
+    Mpi,
+    /// MPI, always through memory of the host.
+    Staged,
+}
+
+impl TransportName {
+    /// Returns the name as configurations have it.
+    pub fn name(self) -> &'static str {
+        match self {
+            TransportName::Auto => "auto",
+            TransportName::Nccl => "nccl",
+            TransportName::Mpi => "mpi",
+            TransportName::Staged => "staged",
+        }
+    }
+
+    fn is_auto(&self) -> bool {
+        *self == TransportName::Auto
+    }
+}
+
 /// `[parallel]`: how model and batch are cut.
 ///
 /// What is left open, as 0 or auto, is decided by rules of thumb, which stand with each key, or by the planner where
@@ -273,6 +304,9 @@ pub struct ParallelConfig {
     pub schedule: Switch<ScheduleName>,
     /// Layers of each virtual stage; empty: by cost.
     pub split: Vec<usize>,
+    /// What carries tensors between ranks.
+    #[serde(skip_serializing_if = "TransportName::is_auto")]
+    pub transport: TransportName,
     /// The machine that layouts are chosen for and utilisation is measured by: a cluster file, or a preset's name; empty:
     /// where layouts are chosen, the one at hand, measured.
     #[serde(skip_serializing_if = "String::is_empty")]
@@ -306,6 +340,7 @@ impl Default for ParallelConfig {
             chunks: 0,
             schedule: Switch::Auto,
             split: Vec::new(),
+            transport: TransportName::Auto,
             cluster: String::new(),
             chosen: Vec::new(),
             asks: false,

@@ -238,6 +238,7 @@ impl Candidate {
             bucket_bytes: asked.bucket_bytes,
             chunks: set(asked.chunks, own.chunks),
             schedule: asked.schedule.or(own.schedule),
+            transport: asked.transport,
             ..own
         }
     }

@@ -113,6 +113,7 @@ pub use cluster::Cluster;
 pub use completeness::Incomplete;
 pub use config::{
     ArchitectureName, AttentionBias, ContextForm, ModelConfig, ParallelConfig, RecomputeName, RopeScaling, Switch,
+    TransportName,
 };
 pub use cost::{Analytic, Collective, CostModel, Group, Measured, Terms};
 pub use deadlock::Stuck;

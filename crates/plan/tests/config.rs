@@ -1,6 +1,8 @@
 //! The two sections in TOML and JSON: what is read back, and what is refused in which words.
 
-use mp_plan::{ArchitectureName, AttentionBias, ModelConfig, ParallelConfig, RopeScaling, ScheduleName, Switch};
+use mp_plan::{
+    ArchitectureName, AttentionBias, ModelConfig, ParallelConfig, RopeScaling, ScheduleName, Switch, TransportName,
+};
 
 /// Settings of which none is the default.
 fn unusual() -> (ModelConfig, ParallelConfig) {
@@ -20,6 +22,7 @@ fn unusual() -> (ModelConfig, ParallelConfig) {
         chunks: 2,
         schedule: Switch::Set(ScheduleName::ZbV),
         split: vec![1, 2, 3, 2],
+        transport: TransportName::Staged,
         ..ParallelConfig::default()
     };
     (model, parallel)

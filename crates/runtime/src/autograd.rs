@@ -39,7 +39,9 @@ where
     ffi::attach(inputs, outputs, Box::new(backward))
 }
 
-/// Walks the graph backwards from `outputs`.
+/// Walks the graph backwards from `outputs`, on this thread, on a device as on the host: what closures start is in the order of
+/// the graph, and on this thread's stream. (libtorch would walk a device's part on a thread of its own for each device, which
+/// ranks that are threads of one process would share.)
 ///
 /// `gradients[i]` is the gradient of `outputs[i]`; `None` stands for 1 and needs a scalar. With `retain` the graph can
 /// be walked again.

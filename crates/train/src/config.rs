@@ -130,6 +130,10 @@ pub struct TrainConfig {
     pub patience: u64,
     /// Where tensors live.
     pub device: DeviceName,
+    /// Whether a device gives the same bits in every run, by kernels that may be slower. The CPU always does.
+    pub deterministic: bool,
+    /// Whether a device multiplies single precision with factors rounded to 10 bits (TF32).
+    pub tf32: bool,
     /// Threads of each rank; 0: the node's cores divided by its ranks.
     pub threads: usize,
     /// The run folder's name below `out`; unset: the configuration's name and the time.
@@ -149,6 +153,8 @@ impl Default for TrainConfig {
             clip_norm: 1.0,
             patience: 0,
             device: DeviceName::Auto,
+            deterministic: false,
+            tf32: false,
             threads: 0,
             name: None,
             out: "runs".into(),
@@ -455,7 +461,10 @@ mod tests {
             "parallel.sequence_parallel=false",
             "parallel.tp=4",
             "train.precision=bf16",
-            "train.device=cpu",
+            "train.device=cuda",
+            "train.deterministic=true",
+            "train.tf32=true",
+            "parallel.transport=nccl",
             "optimizer.name=sgd",
             "optimizer.schedule=wsd",
             "optimizer.min_lr=1e-5",

@@ -1,8 +1,11 @@
 //! `mp-cli doctor`: what this machine offers, what is wrong with it, and how to mend that.
 
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use mp_comm::mpi::{library, ThreadLevel};
+use mp_comm::nccl::Library;
+use mp_comm::solo::Solo;
 use mp_comm::{BufferMut, Communicator, ReduceOp};
 use mp_plan::words::{counted, size};
 use mp_runtime::{device, Device, Tensor};
@@ -12,7 +15,7 @@ use crate::args::{Args, Command, Doctor, Output};
 use crate::failure::Failure;
 use crate::screen::Screen;
 use crate::threads;
-use crate::wire::World;
+use crate::wire::{Place, Survey, World};
 
 /// The libtorch release that the tensor bindings are made for.
 const LIBTORCH: &str = "2.11.";
@@ -85,7 +88,11 @@ fn report(output: &Output, world: Result<&World, String>, speaks: bool) -> Resul
         findings.extend(cores(&**world.communicator())?);
     }
     findings.extend(libtorch());
-    findings.extend(devices());
+    let here: Arc<dyn Communicator> = match &world {
+        Ok(world) => Arc::clone(world.communicator()),
+        Err(_) => Arc::new(Solo::new("alone")),
+    };
+    findings.extend(devices(&here));
     findings.extend(memory(world.as_ref().map_or(1, |world| world.communicator().local_size())));
     for finding in &findings {
         let mark = match finding.mark {
@@ -194,20 +201,33 @@ fn libtorch() -> Vec<Finding> {
     vec![release, tried]
 }
 
-/// Looks for devices.
-fn devices() -> Vec<Finding> {
+/// Looks for devices, and for what would carry tensors that lie there.
+fn devices(world: &Arc<dyn Communicator>) -> Vec<Finding> {
     let what = "devices";
-    let count = device::cuda_devices();
-    let driver = std::path::Path::new("/dev/nvidiactl").exists();
-    let mend = "a GPU is there but cannot be used: install libtorch with CUDA, and a driver that fits it";
-    vec![match (count, driver) {
-        (0, false) => Finding::ok(what, "the CPU"),
-        (0, true) => {
-            let why = device::cuda_absence().unwrap_or("libtorch finds no device");
-            Finding::warn(what, format!("the CPU alone ({why})"), mend)
+    let survey = match Survey::of_this_machine(world) {
+        Ok(survey) => survey,
+        Err(error) => return vec![Finding::warn(what, error.to_string(), "set train.device=cpu")],
+    };
+    match &survey.place {
+        Place::Host(None) => vec![Finding::ok(what, "the CPU; there is no NVIDIA driver")],
+        Place::Host(Some(why)) => {
+            let mend = "install libtorch with CUDA, and a driver that fits it, where ranks are to use GPUs";
+            vec![Finding::warn(what, format!("the CPU alone: {why}"), mend)]
         }
-        (count, _) => Finding::ok(what, format!("the CPU and {}", counted(count, "CUDA device"))),
-    }]
+        Place::Device { .. } => {
+            let found = format!("the CPU and {}", counted(device::cuda_devices(), "CUDA device"));
+            let carried = format!("{}: {}", survey.transport(), survey.choice.reason);
+            vec![Finding::ok(what, found), nccl(), Finding::ok("transport", carried)]
+        }
+    }
+}
+
+/// Looks for NCCL, where there is something to join.
+fn nccl() -> Finding {
+    match Library::open() {
+        Ok(library) => Finding::ok("NCCL", library.version()),
+        Err(error) => Finding::warn("NCCL", "none", &error.to_string()),
+    }
 }
 
 /// Looks at the memory that is free.

@@ -7,7 +7,7 @@ use crate::args::Eval;
 use crate::failure::{refused, Failure};
 use crate::screen::Screen;
 use crate::threads;
-use crate::wire::{choose_device, World};
+use crate::wire::{equip, Equipment, World};
 
 /// Measures a model as the command line says.
 ///
@@ -25,8 +25,8 @@ pub fn run(args: &Eval, world: &World) -> Result<(), Failure> {
     };
     let (config, mut screen) = agree(&**communicator, opened())?;
     threads::prepare(&**communicator, config.train.threads)?;
-    let device = agree(&**communicator, choose_device(config.train.device))?;
-    let measured = measure(&config, communicator, device, args.batch)?;
+    let Equipment { device, communicator, .. } = equip(communicator, &config)?.tell(&screen);
+    let measured = measure(&config, &communicator, device, args.batch)?;
     screen.line(&format!("loss           {:.6} nats per token, of {} tokens", measured.loss, measured.tokens));
     screen.line(&format!("perplexity     {:.4}", measured.perplexity()));
     screen.line(&format!("bits per byte  {:.6}", measured.bits_per_byte));

@@ -6,7 +6,6 @@ use std::io::{self, BufRead};
 
 use mp_comm::Rank;
 use mp_data::Tokenizer;
-use mp_runtime::Device;
 use mp_train::agree::agree;
 use mp_train::checkpoint::Verify;
 use mp_train::generate::{self, Prompt, Reason, Sampling, Wish, Written};
@@ -19,7 +18,7 @@ use crate::failure::{refused, Failure};
 use crate::screen::Screen;
 use crate::terminal;
 use crate::threads;
-use crate::wire::{choose_device, World};
+use crate::wire::{equip, Equipment, World};
 
 /// What a line of JSON says of a continuation.
 #[derive(Serialize)]
@@ -47,8 +46,8 @@ pub fn run(args: &Generate, world: &World) -> Result<(), Failure> {
     let communicator = world.communicator();
     let mut opened = agree(&**communicator, open(args, world))?;
     threads::prepare(&**communicator, opened.config.train.threads)?;
-    let device = agree(&**communicator, choose_device(opened.config.train.device))?;
-    let inference = load(&opened, world, device)?;
+    let equipment = equip(communicator, &opened.config)?;
+    let inference = load(&opened, &equipment)?;
     match opened.prompts.take() {
         Some(prompts) => tell(&prompts, &inference, &mut opened, world),
         None => converse(&inference, &mut opened, world),
@@ -95,13 +94,13 @@ fn open(args: &Generate, world: &World) -> mp_train::Result<Opened> {
     Ok(Opened { config, tokenizer, wish, prompts, screen: Screen::open(&args.output, world.is_first())? })
 }
 
-fn load(opened: &Opened, world: &World, device: Device) -> mp_train::Result<Inference> {
-    let communicator = world.communicator();
+fn load(opened: &Opened, equipment: &Equipment) -> mp_train::Result<Inference> {
+    let communicator = &equipment.communicator;
     let (config, vocab) = (&opened.config, opened.tokenizer.vocab_size());
     let from = config.model.from.clone().unwrap_or_default();
     let source =
         agree(&**communicator, weights::open(&from, config.model.base.as_deref(), Verify::shared(&**communicator)))?;
-    Inference::new(config, vocab, &*source, communicator, device, Use::Writing)
+    Inference::new(config, vocab, &*source, communicator, equipment.device, Use::Writing)
 }
 
 /// Continues prompts that are all there: a single one piece by piece, several one after the other when they are done.

@@ -1,7 +1,5 @@
 //! `mp-cli train`.
 
-use std::sync::Arc;
-
 use mp_train::agree::agree;
 use mp_train::records::Observer;
 
@@ -12,7 +10,7 @@ use crate::progress::Progress;
 use crate::screen::Screen;
 use crate::stop::Stop;
 use crate::threads;
-use crate::wire::{choose_device, World};
+use crate::wire::{equip, Equipment, World};
 
 /// Trains as the command line says, until `stop` asks for an end.
 ///
@@ -33,14 +31,14 @@ pub fn run(args: &Train, world: &World, stop: &Stop) -> Result<(), Failure> {
     };
     let (config, mut screen, _trace) = agree(&**communicator, opened())?;
     threads::prepare(&**communicator, config.train.threads)?;
-    let device = agree(&**communicator, choose_device(config.train.device))?;
+    let Equipment { device, communicator, .. } = equip(communicator, &config)?.tell(&screen);
     if screen.speaks() {
         stop.speak();
     }
     let trained = {
         let mut progress = Progress::new(&screen, config.checkpoint.resume, stop);
         let observer: &mut dyn Observer = if screen.speaks() { &mut progress } else { &mut () };
-        mp_train::run::train(&config, Arc::clone(communicator), device, stop.asked(), observer)
+        mp_train::run::train(&config, communicator, device, stop.asked(), observer)
     };
     // A run that failed says why.
     stop.is_over();

@@ -9,9 +9,9 @@ use mp_train::config::Precision;
 use mp_train::verify::{self, Case, Listener, Outline, Report, Verdict, Which, LIMIT, NOISE_LIMIT};
 
 use crate::args::Verify;
-use crate::failure::Failure;
+use crate::failure::{refused, Failure};
 use crate::screen::Screen;
-use crate::wire::{choose_device, World};
+use crate::wire::{equip, Equipment, World};
 
 /// A layout of the small model trains in seconds; one that takes this long waits for something that never comes.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -24,18 +24,22 @@ pub fn run(args: &Verify, world: &World) -> Result<(), Failure> {
     let communicator = world.communicator();
     let opened = || {
         let config = args.configuration.load()?;
+        if config.train.tf32 {
+            let rule = "layouts are compared to the rounding of their precision, which TF32 is not; leave it out";
+            return Err(refused("train.tf32", true, rule));
+        }
         let which: Which = args.layouts.parse()?;
         Ok((config, which, Screen::open(&args.output, world.is_first())?))
     };
     let (config, which, mut screen) = agree(&**communicator, opened())?;
     // Tensors of the small model are not worth a second thread.
     mp_runtime::device::prepare(1);
-    let device = agree(&**communicator, choose_device(config.train.device))?;
+    let Equipment { device, communicator, .. } = equip(communicator, &config)?.tell(&screen);
     let begun = Instant::now();
     let report = {
         let (ranks, watch) = (communicator.size(), Watch::default());
         let mut table = Table { screen: &screen, ranks, watch, done: 0, layouts: 0 };
-        verify::verify(&config, communicator, device, &which, &mut table)?
+        verify::verify(&config, &communicator, device, &which, &mut table)?
     };
     screen.line(&outcome(&report, begun.elapsed().as_secs_f64()));
     screen.result(&report)?;

@@ -119,5 +119,18 @@ fn a_device_that_is_not_there() {
         return;
     }
     let folder = tempfile::tempdir().unwrap();
-    assert!(refused(folder.path(), &["train.device=cuda"]).contains("set it to \"cpu\" or \"auto\""));
+    let refused = |set: &str| refused(folder.path(), &[set]);
+    assert!(refused("train.device=cuda").contains("set it to \"cpu\" or \"auto\""));
+    assert!(refused("train.tf32=true").contains("`train.tf32` is true, but it is about products of a CUDA device"));
+    assert!(refused("train.deterministic=true").contains("leave it out, or set train.device=cuda"));
+    for transport in ["nccl", "staged"] {
+        let message = refused(&format!("parallel.transport={transport}"));
+        assert!(message.contains("tensors lie on the host: set train.device=cuda"), "{message}");
+    }
+    let ended = alone(folder.path(), &["verify", "--set", "train.tf32=true"]);
+    assert!(ended.input_error().contains("compared to the rounding of their precision"), "{ended:#?}");
+    for command in [&["verify"][..], &["plan", "--measure", "m.toml"]] {
+        let ended = alone(folder.path(), &[command, &["--set", "train.device=cuda"]].concat());
+        assert!(ended.input_error().starts_with("error: `train.device` is \"cuda\", but"), "{ended:#?}");
+    }
 }

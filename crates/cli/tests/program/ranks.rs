@@ -45,6 +45,13 @@ fn an_error_that_all_ranks_meet_is_told_once() {
     for set in ["train.step=3", "data.path=none.txt", "parallel.tp=3", "train.out=/dev/null/runs"] {
         ranks(4, folder.path(), &with_sets("train", &[TINY, &[set]])).input_error();
     }
+    let sets = with_sets("train", &[TINY, &["train.device=cpu", "parallel.transport=nccl"]]);
+    let ended = ranks(2, folder.path(), &sets);
+    assert!(ended.input_error().contains("tensors lie on the host"), "{ended:#?}");
+    if !Path::new("/dev/nvidiactl").exists() {
+        let ended = ranks(2, folder.path(), &with_sets("train", &[TINY, &["train.device=cuda"]]));
+        assert!(ended.input_error().contains("CUDA cannot be used here"), "{ended:#?}");
+    }
 }
 
 #[test]

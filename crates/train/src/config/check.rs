@@ -6,7 +6,7 @@ use std::path::{Component, Path};
 use mp_data::Validation;
 use mp_plan::{ArchitectureName, LoraConfig};
 
-use super::{Config, DataFormat, OptimizerConfig, ScheduleName, TrainConfig};
+use super::{Config, DataFormat, OptimizerConfig, Precision, ScheduleName, TrainConfig};
 use crate::{Error, Result};
 
 /// Refuses the first value that cannot be.
@@ -50,6 +50,9 @@ fn train(train: &TrainConfig) -> Result<()> {
     require(i64::try_from(train.seed).is_ok(), "train.seed", train.seed, &rule)?;
     let clip = train.clip_norm;
     require(clip >= 0.0 && clip.is_finite(), "train.clip_norm", clip, "must be a finite norm from 0; 0 never clips")?;
+    let rule =
+        "needs products of single precision: in fp64 there are none, so leave it out or take another `train.precision`";
+    require(!train.tf32 || train.precision != Precision::Fp64, "train.tf32", true, rule)?;
     let Some(name) = &train.name else { return Ok(()) };
     let mut parts = Path::new(name).components();
     let plain = matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None)) && !name.contains('/');
@@ -146,6 +149,16 @@ mod tests {
             assert!(matches!(&error, Error::Config { key: found, .. } if *found == key), "{set}: {error}");
             assert!(error.is_input());
         }
+    }
+
+    #[test]
+    fn there_is_no_tf32_in_double_precision() {
+        let load = |precision: &str| Config::load(None, None, &["train.tf32=true".into(), precision.into()]);
+        let error = load("train.precision=fp64").unwrap_err();
+        assert!(error.to_string().starts_with("`train.tf32` is true, but needs products of single"), "{error}");
+        // Attention that no kernel fuses is computed in single precision.
+        load("train.precision=bf16").unwrap();
+        load("train.precision=fp32").unwrap();
     }
 
     #[test]

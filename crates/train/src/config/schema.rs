@@ -249,6 +249,10 @@ mod tests {
                 "train.precision = \"fp16\"",
                 "`train.precision` is \"fp16\", but must be one of \"fp32\", \"bf16\", \"fp64\"",
             ),
+            (
+                "parallel.transport = \"gloo\"",
+                "`parallel.transport` is \"gloo\", but must be one of \"auto\", \"nccl\", \"mpi\", \"staged\"",
+            ),
             ("checkpoint.resume = 1", "`checkpoint.resume` is 1, but must be true or false"),
             ("data.path = 1", "`data.path` is 1, but must be a path in quotes"),
             ("data.validation = true", "`data.validation` is true, but must be a fraction or a path"),

@@ -13,7 +13,7 @@ use crate::destination::Destination;
 use crate::failure::Failure;
 use crate::screen::Screen;
 use crate::threads;
-use crate::wire::{choose_device, World};
+use crate::wire::{equip, Equipment, World};
 
 /// Measures on all ranks, and writes on the first.
 ///
@@ -29,10 +29,10 @@ pub fn run(args: &Plan, file: &Path, world: &World) -> Result<(), Failure> {
     };
     let (config, destination, mut screen) = agree(&**communicator, opened())?;
     threads::prepare(&**communicator, config.train.threads)?;
-    let device = agree(&**communicator, choose_device(config.train.device))?;
-    let cluster = measure(communicator, device, Effort::Full, &mut Told(&screen))?;
+    let Equipment { device, communicator, .. } = equip(communicator, &config)?.tell(&screen);
+    let cluster = measure(&communicator, device, Effort::Full, &mut Told(&screen))?;
     let text = || measure::text(&cluster, communicator.size(), &format!("{} UTC", timestamp(SystemTime::now())));
-    agree(&**communicator, destination.map_or(Ok(()), |mut destination| destination.write(&text())))?;
+    agree(&*communicator, destination.map_or(Ok(()), |mut destination| destination.write(&text())))?;
     for line in summary(&cluster) {
         screen.line(&line);
     }

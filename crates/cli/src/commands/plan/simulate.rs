@@ -2,13 +2,14 @@
 
 use mp_plan::what_if::{Bench, Simulated, WhatIf};
 use mp_plan::{Cluster, CostModel, Estimate, Estimator, Found, Job, ParallelConfig, Ranked};
+use mp_runtime::Device;
 use mp_train::{trial, Config, Error};
 
 use crate::args::Plan;
 use crate::failure::{refused, Failure};
 use crate::screen::Screen;
 use crate::threads;
-use crate::wire::choose_device;
+use crate::wire::equip_alone;
 
 /// How many layouts are simulated where nobody says.
 const LAYOUTS: usize = 3;
@@ -46,7 +47,7 @@ pub fn run(screen: &mut Screen, searched: &Searched<'_>, layouts: usize) -> Resu
             "no layout fits that machine, so none is simulated; take more ranks, a smaller model, or more memory";
         return Err(refused("--simulate", layouts, rule).into());
     }
-    let device = choose_device(config.train.device)?;
+    let device = equip_alone(config)?;
     let threads = rank_threads(config, cluster, found.layouts[0].candidate.ranks())?;
     mp_runtime::device::prepare(threads);
     let mut estimator = Estimator::new(job, cluster, *costs);
@@ -58,11 +59,19 @@ pub fn run(screen: &mut Screen, searched: &Searched<'_>, layouts: usize) -> Resu
         Ok(Simulated { predicted, replayed, stages: timed.stages, update_seconds: timed.update_seconds })
     };
     let simulated = found.layouts.iter().take(layouts).map(&mut simulate).collect::<Result<_, _>>()?;
-    let device = Bench { name: "this machine's CPU".into(), threads };
+    let device = Bench { name: name(device), threads };
     let what_if = WhatIf { model: job.architecture.clone(), cluster: (*cluster).clone(), device, layouts: simulated };
     screen.line("");
     screen.line(what_if.table().trim_end());
     Ok(screen.result(&what_if)?)
+}
+
+/// Names what stages were timed on.
+fn name(device: Device) -> String {
+    match device {
+        Device::Cuda(index) => format!("this machine's CUDA device {index}"),
+        _ => "this machine's CPU".into(),
+    }
 }
 
 /// Returns the threads of a rank: as many as it would have here beside the other ranks of a node.

@@ -1,0 +1,81 @@
+//! What a rank can ask of the machine that it is on. A trait, so that tests can have another machine.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use mp_comm::nccl::Library;
+use mp_comm::Accelerator;
+use mp_model::accelerator::Cuda;
+use mp_runtime::device::{self, Numerics};
+
+use super::place::Number;
+
+/// A machine, as one rank sees it.
+pub trait Machine {
+    /// Returns how many CUDA devices tensors can be put on, or why there is none.
+    fn devices(&self) -> Result<usize, String>;
+    /// Says whether the system has a driver for such devices.
+    fn has_driver(&self) -> bool;
+    /// Returns what tells a device apart from all others.
+    ///
+    /// # Errors
+    /// What the driver refuses.
+    fn number(&self, index: usize) -> mp_runtime::Result<Number>;
+    /// Makes a device the one that this thread uses, and sets how devices compute, before the first product.
+    ///
+    /// # Errors
+    /// What libtorch refuses.
+    fn prepare(&self, index: usize, numerics: Numerics) -> mp_runtime::Result<()>;
+    /// Returns what communication needs of a device.
+    fn accelerator(&self, index: usize) -> Arc<dyn Accelerator>;
+    /// Opens NCCL.
+    ///
+    /// # Errors
+    /// Why it cannot be used, with the way out.
+    fn nccl(&self) -> mp_comm::Result<Arc<Library>>;
+    /// Says whether MPI takes device pointers; `None` where it does not say.
+    fn cuda_aware(&self) -> Option<bool>;
+}
+
+/// The machine at hand.
+#[derive(Debug)]
+pub struct Here;
+
+impl Machine for Here {
+    fn devices(&self) -> Result<usize, String> {
+        match (device::cuda_devices(), device::cuda_absence()) {
+            (0, Some(why)) => Err(why.into()),
+            (0, None) => {
+                Err("libtorch finds no device: see what `nvidia-smi` finds, and whether CUDA_VISIBLE_DEVICES \
+                              hides it"
+                    .into())
+            }
+            (count, _) => Ok(count),
+        }
+    }
+
+    fn has_driver(&self) -> bool {
+        Path::new("/dev/nvidiactl").exists()
+    }
+
+    fn number(&self, index: usize) -> mp_runtime::Result<Number> {
+        device::identity(index)
+    }
+
+    fn prepare(&self, index: usize, numerics: Numerics) -> mp_runtime::Result<()> {
+        device::select(index)?;
+        device::set_numerics(numerics)
+    }
+
+    fn accelerator(&self, index: usize) -> Arc<dyn Accelerator> {
+        Arc::new(Cuda::new(index))
+    }
+
+    fn nccl(&self) -> mp_comm::Result<Arc<Library>> {
+        Library::open()
+    }
+
+    fn cuda_aware(&self) -> Option<bool> {
+        mp_comm::mpi::library().cuda_aware
+    }
+}

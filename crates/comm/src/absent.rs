@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use crate::arguments::Site;
-use crate::{Buffer, BufferMut, Call, Communicator, Error, OwnedBuffer, Rank, ReduceOp, Request, Result, Tag};
+use crate::{Buffer, BufferMut, Call, Communicator, Error, OwnedBuffer, Place, Rank, ReduceOp, Request, Result, Tag};
 
 /// One rank of a group without peers. It checks arguments as every group does, and answers at once:
 ///
@@ -20,6 +20,8 @@ use crate::{Buffer, BufferMut, Call, Communicator, Error, OwnedBuffer, Rank, Red
 /// | send, barrier | nothing |
 /// | receive | zeros |
 /// | split | [`Error::PeersAbsent`] |
+///
+/// Memory on a device is left as it is, for this crate cannot write there, and whatever it holds takes as long to work on.
 ///
 /// # Examples
 /// ```
@@ -55,6 +57,9 @@ impl Absent {
 
     /// Takes this rank's own run of what was to be reduced.
     fn own_run(&self, site: Site<'_>, send: Buffer<'_>, receive: BufferMut<'_>) -> Result<()> {
+        if on_devices(site, &[send.place(), receive.place()])? {
+            return Ok(());
+        }
         let (all, run) = (site.host(send)?.bytes(), site.host_mut(receive)?.into_bytes());
         let start = self.rank.0 * run.len();
         run.copy_from_slice(&all[start..start + run.len()]);
@@ -63,9 +68,28 @@ impl Absent {
 
     /// Takes this rank's elements for everybody's.
     fn everybodys(site: Site<'_>, send: Buffer<'_>, receive: BufferMut<'_>) -> Result<()> {
+        if on_devices(site, &[send.place(), receive.place()])? {
+            return Ok(());
+        }
         let (mine, all) = (site.host(send)?.bytes(), site.host_mut(receive)?.into_bytes());
         all.chunks_exact_mut(mine.len().max(1)).for_each(|run| run.copy_from_slice(mine));
         Ok(())
+    }
+}
+
+/// Receives nothing.
+fn zeros(mut buffer: BufferMut<'_>) {
+    if let Some(bytes) = buffer.bytes_mut() {
+        bytes.fill(0);
+    }
+}
+
+/// Says whether the buffers of a call lie on a device; refuses some here and some there.
+fn on_devices(site: Site<'_>, places: &[Place]) -> Result<bool> {
+    match places.iter().filter(|place| **place != Place::Host).count() {
+        0 => Ok(false),
+        count if count == places.len() => Ok(true),
+        _ => Err(Error::MixedPlaces { call: site.call, group: site.group.into() }),
     }
 }
 
@@ -105,6 +129,9 @@ impl Communicator for Absent {
     fn all_to_all(&self, send: Buffer<'_>, receive: BufferMut<'_>) -> Result<()> {
         let site = self.site(Call::AllToAll);
         site.all_to_all(send, receive.as_buffer())?;
+        if on_devices(site, &[send.place(), receive.place()])? {
+            return Ok(());
+        }
         site.host_mut(receive)?.bytes_mut().copy_from_slice(site.host(send)?.bytes());
         Ok(())
     }
@@ -118,6 +145,9 @@ impl Communicator for Absent {
     ) -> Result<()> {
         let site = self.site(Call::AllToAllV);
         site.all_to_all_v(self.rank, (send, send_counts), (receive.as_buffer(), receive_counts))?;
+        if on_devices(site, &[send.place(), receive.place()])? {
+            return Ok(());
+        }
         let bytes = |counts: &[usize]| counts.iter().sum::<usize>() * send.kind().bytes();
         let (from, into) = (bytes(&send_counts[..self.rank.0]), bytes(&receive_counts[..self.rank.0]));
         let own = bytes(&send_counts[self.rank.0..=self.rank.0]);
@@ -138,7 +168,7 @@ impl Communicator for Absent {
     fn receive(&self, buffer: BufferMut<'_>, from: Rank, _tag: Tag) -> Result<()> {
         let site = self.site(Call::Receive);
         site.rank(from)?;
-        site.host_mut(buffer)?.bytes_mut().fill(0);
+        zeros(buffer);
         Ok(())
     }
 
@@ -173,7 +203,7 @@ impl Communicator for Absent {
     fn start_receive(&self, mut buffer: OwnedBuffer, from: Rank, _tag: Tag) -> Result<Request> {
         let site = self.site(Call::StartReceive);
         site.rank(from)?;
-        site.host_mut(buffer.as_buffer_mut())?.bytes_mut().fill(0);
+        zeros(buffer.as_buffer_mut());
         Ok(Request::ready(buffer))
     }
 

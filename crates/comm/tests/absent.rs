@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use mp_comm::absent::Absent;
-use mp_comm::{conformance, Buffer, BufferMut, Communicator, Error, Rank, ReduceOp, Tag};
+use mp_comm::fake::{FakeDevice, Pace};
+use mp_comm::{conformance, Buffer, BufferMut, Communicator, Error, Kind, OwnedBuffer, Place, Rank, ReduceOp, Tag};
 
 #[test]
 fn wrong_arguments_are_refused_as_everywhere() {
@@ -59,6 +60,28 @@ fn messages_leave_and_zeros_arrive() {
     assert!(arrived.is_complete().unwrap());
     assert_eq!(arrived.wait().unwrap().to_vec::<i64>(), [0]);
     comm.barrier().unwrap();
+}
+
+/// One rank's computation is timed on a device, too.
+#[test]
+fn memory_on_a_device_is_left_as_it_is() {
+    let device = FakeDevice::new(0, Pace::Late);
+    let comm = Absent::new("tp", Rank(1), 2);
+    let (mut own, mut all) = (device.allocate(8), device.allocate(16));
+    let kind = Kind::F32;
+    comm.all_reduce(BufferMut::on_device(kind, &mut *own).unwrap(), ReduceOp::Sum).unwrap();
+    let send = Buffer::on_device(kind, &*own).unwrap();
+    comm.all_gather(send, BufferMut::on_device(kind, &mut *all).unwrap()).unwrap();
+    comm.broadcast(BufferMut::on_device(kind, &mut *all).unwrap(), Rank(0)).unwrap();
+    comm.receive(BufferMut::on_device(kind, &mut *own).unwrap(), Rank(0), Tag(0)).unwrap();
+    let send = Buffer::on_device(kind, &*all).unwrap();
+    comm.reduce_scatter(send, BufferMut::on_device(kind, &mut *own).unwrap(), ReduceOp::Sum).unwrap();
+    let started = comm.start_receive(OwnedBuffer::on_device(kind, own).unwrap(), Rank(0), Tag(0)).unwrap();
+    assert_eq!(started.wait().unwrap().place(), Place::Device(0));
+    assert!(device.take_log().is_empty());
+    // Here and there at once is a mistake everywhere.
+    let mixed = comm.all_gather(Buffer::new(&[1f32, 2.0]), BufferMut::on_device(kind, &mut *all).unwrap()).unwrap_err();
+    assert!(matches!(mixed, Error::MixedPlaces { .. }), "{mixed}");
 }
 
 /// Every run begins by splitting its world.

@@ -85,20 +85,6 @@ pub fn of_local_rank(local_rank: usize, devices: usize) -> Option<usize> {
     local_rank.checked_rem(devices)
 }
 
-/// Returns how many of a machine's ranks take from the same memory as one of them: all of them on the host, those with the
-/// same device on a device.
-pub fn ranks_sharing(device: Device, local_ranks: usize) -> usize {
-    match device {
-        Device::Cuda(_) => sharing(local_ranks, cuda_devices()),
-        _ => local_ranks,
-    }
-}
-
-/// Counts the ranks on the device that has most, as [`of_local_rank`] deals them out.
-fn sharing(local_ranks: usize, devices: usize) -> usize {
-    local_ranks.div_ceil(devices.max(1))
-}
-
 /// Makes a device the one that this thread and libraries in it use.
 ///
 /// # Errors
@@ -279,19 +265,4 @@ pub fn set_generator_state(on_accelerator: bool, state: &crate::Tensor) -> Resul
 /// Says whether libtorch sees an accelerator.
 pub fn has_accelerator() -> bool {
     cuda_library().is_ok() && ffi::has_accelerator()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_fullest_device_counts() {
-        for (ranks, devices) in [(1, 1), (4, 1), (4, 2), (3, 2), (1, 8), (9, 4)] {
-            let dealt: Vec<_> = (0..ranks).map(|rank| of_local_rank(rank, devices)).collect();
-            let most = (0..devices).map(|device| dealt.iter().filter(|on| **on == Some(device)).count()).max();
-            assert_eq!(Some(sharing(ranks, devices)), most, "{ranks} ranks on {devices} devices");
-        }
-        assert_eq!(ranks_sharing(Device::Cpu, 4), 4);
-    }
 }

@@ -11,6 +11,7 @@ use mp_plan::{cost, search, Candidate, Cluster, Estimate, Job, ParallelConfig, S
 use mp_runtime::{device, Device};
 
 use crate::agree::{agree, told};
+use crate::crowd::ranks_a_memory;
 use crate::layout::Layout;
 use crate::measure::{measure, Effort};
 use crate::records::{Choice, Observer, RunnerUp};
@@ -95,7 +96,7 @@ fn kept(config: &Config, world: &dyn Communicator) -> Result<Option<Cluster>> {
 /// the copy that checkpoints are written from.
 fn room(config: &Config, job: &Job, world: &dyn Communicator, device: Device, machine: &Cluster) -> Result<usize> {
     let usable = 1.0 - machine.efficiency.reserve;
-    let sharing = device::ranks_sharing(device, world.local_size());
+    let sharing = ranks_a_memory(world, device)?;
     let free = device::free_bytes(device).map(|free| (usable * free as f64) as usize / sharing);
     let mut least = [free.unwrap_or(usize::MAX).min(machine.rank_memory()) as i64];
     world.all_reduce(BufferMut::new(&mut least), ReduceOp::Min)?;

@@ -28,6 +28,7 @@ use mp_plan::cluster::{Efficiency, Peak};
 use mp_plan::{Cluster, Precision};
 use mp_runtime::{device, Device};
 
+use crate::crowd::ranks_a_memory;
 use crate::Result;
 
 pub use file::text;
@@ -86,6 +87,7 @@ fn measured(
     listener: &mut dyn Listener,
 ) -> Result<Cluster> {
     let devices = nodes::devices(&**world)?;
+    let sharing = ranks_a_memory(&**world, device)?;
     let bench = Bench::new(&**world, device, effort);
     let mut points = Points::default();
     for precision in effort.precisions() {
@@ -98,20 +100,21 @@ fn measured(
     points.memory = compute::sweeps(&bench)?;
     listener.begin("operations within a step");
     // Of a layer on one rank, which no link concerns.
-    let plain = cluster(&bench, world.size(), devices, points.clone())?;
+    let plain = cluster(&bench, world.size(), (devices, sharing), points.clone())?;
     let within = starts::within_a_step(&bench, &plain, effort.precisions()[0])?;
     if world.size() > 1 {
         listener.begin("collectives and messages");
         points.collectives = links::collectives(&bench, world, devices)?;
         points.messages = links::messages(&bench, world, devices)?;
     }
-    let mut cluster = cluster(&bench, world.size(), devices, points)?;
+    let mut cluster = cluster(&bench, world.size(), (devices, sharing), points)?;
     (cluster.efficiency.launch, cluster.efficiency.program) = (within.launch, within.program);
     Ok(cluster)
 }
 
-/// Makes a machine of the points; what operations take within a step is still to come.
-fn cluster(bench: &Bench<'_>, ranks: usize, devices: usize, points: Points) -> Result<Cluster> {
+/// Makes a machine of the points, with so many devices on a node, and so many ranks that share a memory; what operations take
+/// within a step is still to come.
+fn cluster(bench: &Bench<'_>, ranks: usize, (devices, sharing): (usize, usize), points: Points) -> Result<Cluster> {
     let device = bench.device();
     let best = |precision: Precision| {
         let rates = points.products.of(precision).iter().map(|product| product.3);
@@ -121,8 +124,6 @@ fn cluster(bench: &Bench<'_>, ranks: usize, devices: usize, points: Points) -> R
     let preset = Cluster::preset("cpu").expect("a preset that there is");
     let links = links::rates(&points.collectives, preset.node, preset.network);
     let free = bench.least(device::free_bytes(device).unwrap_or(0) as f64)? as usize;
-    // The node's, of which each rank has its share.
-    let free = free * devices / device::ranks_sharing(device, devices);
     let precision = bench.effort().precisions()[0];
     let memory_bandwidth = points.memory.last().map_or(preset.device.memory_bandwidth, |point| point[1]);
     // An accelerator has memory of its own, a host's ranks share theirs.
@@ -130,7 +131,7 @@ fn cluster(bench: &Bench<'_>, ranks: usize, devices: usize, points: Points) -> R
         // The system does not say; the layout is then chosen as if there were enough.
         (_, 0) => (preset.node.memory_bytes, 0),
         (Device::Cpu, free) => (free, 0),
-        (_, free) => (0, free),
+        (_, free) => (0, free / sharing),
     };
     let node = mp_plan::cluster::Node { count: ranks.div_ceil(devices), devices, memory_bytes: shared, ..links.0 };
     Ok(Cluster {

@@ -1,29 +1,28 @@
 //! Whether a machine has room for its ranks, before one of them allocates.
 
-use mp_comm::Communicator;
 use mp_runtime::{device, Device};
 
 use crate::layout::Layout;
 use crate::{Config, Error, Result};
 
 /// Refuses a model whose weights, gradients and optimizer state are more than this machine has free. What passes may still
-/// not fit: activations come on top.
+/// not fit: activations come on top. So many `sharing` ranks take from the same memory.
 ///
 /// # Errors
 /// [`Error::Memory`].
-pub fn check(config: &Config, layout: &Layout, world: &dyn Communicator, device: Device) -> Result<()> {
+pub fn check(config: &Config, layout: &Layout, sharing: usize, device: Device) -> Result<()> {
     // Where the system does not say what is free, the allocator will.
     let Some(free) = device::free_bytes(device) else { return Ok(()) };
-    let ranks = device::ranks_sharing(device, world.local_size());
-    let copy = copy_bytes(config, layout.partition.architecture.parameter_count(), world.size());
+    let world = layout.partition.mesh.size();
+    let copy = copy_bytes(config, layout.partition.architecture.parameter_count(), world);
     let beside = match device {
         Device::Cpu => copy.saturating_add(batch_bytes(config, layout)),
         // They lie in the memory of the host.
         _ => 0,
     };
     let rank_bytes = rank_bytes(config, layout).saturating_add(beside);
-    match rank_bytes.saturating_mul(ranks as u64) > free {
-        true => Err(Error::Memory { rank_bytes, ranks, free }),
+    match rank_bytes.saturating_mul(sharing as u64) > free {
+        true => Err(Error::Memory { rank_bytes, ranks: sharing, free }),
         false => Ok(()),
     }
 }
@@ -62,7 +61,7 @@ mod tests {
         let config = |hidden: &str| Config::load(None, None, &["model.layers=1".into(), hidden.into()]).unwrap();
         let checked = |config: &Config| {
             let layout = Layout::new(config, 256, 1).unwrap();
-            check(config, &layout, &mp_comm::solo::Solo::new("world"), Device::Cpu)
+            check(config, &layout, 1, Device::Cpu)
         };
         checked(&config("model.hidden=64")).unwrap();
         let error = checked(&config("model.hidden=1000000")).unwrap_err();

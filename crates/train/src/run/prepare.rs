@@ -17,6 +17,7 @@ use crate::assemble::Allocated;
 use crate::audit::DataLog;
 use crate::checkpoint::{About, CheckpointStore, DirectoryStore};
 use crate::choose::Chosen;
+use crate::crowd::ranks_a_memory;
 use crate::layout::Layout;
 use crate::ledger::Watch;
 use crate::measure;
@@ -44,7 +45,8 @@ impl<'a> Run<'a> {
         through: impl FnOnce(Arc<dyn SampleSource>) -> Arc<dyn SampleSource>,
     ) -> Result<Self> {
         let config = &chosen.config;
-        let (tokenizer, text, layout) = agree(&*world, input(config, &*world, device))?;
+        let sharing = ranks_a_memory(&*world, device)?;
+        let (tokenizer, text, layout) = agree(&*world, input(config, &*world, sharing, device))?;
         let folder = RunFolder::open(&*world, config)?;
         let (watch, trainer) = allocated(config, &world, &layout, device)?;
         let store = DirectoryStore::new(folder.checkpoints(), config.checkpoint.keep);
@@ -90,7 +92,12 @@ impl<'a> Run<'a> {
 }
 
 /// Opens what the run reads and cuts the model, before anything is allocated or written.
-fn input(config: &Config, world: &dyn Communicator, device: Device) -> Result<(Tokenizer, Text, Layout)> {
+fn input(
+    config: &Config,
+    world: &dyn Communicator,
+    sharing: usize,
+    device: Device,
+) -> Result<(Tokenizer, Text, Layout)> {
     config.check_dropout()?;
     let tokenizer = config.data.open_tokenizer()?;
     let layout = Layout::new(config, vocabulary(config, &tokenizer), world.size())?;
@@ -98,7 +105,7 @@ fn input(config: &Config, world: &dyn Communicator, device: Device) -> Result<(T
     if !config.checkpoint.resume {
         text.check(config.train.steps.saturating_mul(config.train.global_batch as u64))?;
     }
-    memory::check(config, &layout, world, device)?;
+    memory::check(config, &layout, sharing, device)?;
     Ok((tokenizer, text, layout))
 }
 

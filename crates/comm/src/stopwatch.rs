@@ -2,34 +2,108 @@
 //!
 //! Costs two clock readings and one addition a call, so that it can stay in every run; [`crate::ledger`] says which calls
 //! they were.
+//!
+//! Where buffers lie on a device, a call only queues work, and who is held up is the caller's stream. With a [`Clock`] of that
+//! device each call is marked there before and after: what lies between the two marks is what the stream stood still for, whether
+//! the host waited or not.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
 use crate::communicator::Pending;
-use crate::{Buffer, BufferMut, Communicator, OwnedBuffer, Rank, ReduceOp, Request, Result, Tag};
+use crate::{Buffer, BufferMut, Clock, Communicator, Mark, OwnedBuffer, Rank, ReduceOp, Request, Result, Tag};
 
 /// How long callers were held up, shared by a stopwatch and the groups split from it.
 #[derive(Debug, Default)]
-pub struct Waited(AtomicU64);
+pub struct Waited {
+    nanoseconds: AtomicU64,
+    clock: OnceLock<Arc<dyn Clock>>,
+    marked: Mutex<Marked>,
+}
 
-impl Waited {
-    /// Returns what has been added since the last call, and starts again from zero.
+/// Calls between two marks.
+#[derive(Debug, Default)]
+struct Marked {
+    /// The time of those that are no longer kept.
+    seconds: f64,
+    calls: Vec<(Box<dyn Mark>, Box<dyn Mark>)>,
+}
+
+/// So many calls are kept before the first half of them is added up. By then they are long over.
+const MOST_CALLS: usize = 4096;
+
+impl Marked {
+    fn add_up(&mut self, count: usize) -> Result<()> {
+        for (mut begun, mut ended) in self.calls.drain(..count) {
+            self.seconds += begun.seconds_until(&mut *ended)?;
+        }
+        Ok(())
+    }
+}
+
+/// What was waited for, all in all.
+#[derive(Debug)]
+pub struct Wait(Marked);
+
+impl Wait {
+    /// Returns the time, and waits for a device to come to the end of it.
     ///
     /// # Units
     /// Seconds.
-    pub fn take(&self) -> f64 {
-        self.0.swap(0, Ordering::Relaxed) as f64 * 1e-9
+    ///
+    /// # Errors
+    /// [`Error::Device`](crate::Error::Device) where a device refuses.
+    pub fn seconds(mut self) -> Result<f64> {
+        let count = self.0.calls.len();
+        self.0.add_up(count)?;
+        Ok(self.0.seconds)
+    }
+}
+
+impl Waited {
+    /// Reads the time on a device from now on; a second clock is not taken.
+    pub fn read_on(&self, clock: Arc<dyn Clock>) {
+        _ = self.clock.set(clock);
+    }
+
+    /// Returns what has been added since the last call, and starts again from zero. Nothing is waited for.
+    pub fn take(&self) -> Wait {
+        let mut marked = std::mem::take(&mut *self.marked());
+        marked.seconds += self.nanoseconds.swap(0, Ordering::Relaxed) as f64 * 1e-9;
+        Wait(marked)
+    }
+
+    fn marked(&self) -> MutexGuard<'_, Marked> {
+        self.marked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Runs `body`, and adds how long that took.
-    fn during<R>(&self, body: impl FnOnce() -> R) -> R {
+    fn during<R>(&self, body: impl FnOnce() -> Result<R>) -> Result<R> {
+        if let Some(clock) = self.clock.get() {
+            let begun = clock.mark()?;
+            let result = body()?;
+            let ended = clock.mark()?;
+            let mut marked = self.marked();
+            marked.calls.push((begun, ended));
+            if marked.calls.len() >= MOST_CALLS {
+                marked.add_up(MOST_CALLS / 2)?;
+            }
+            return Ok(result);
+        }
         let begun = Instant::now();
         let result = body();
         let nanoseconds = u64::try_from(begun.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        self.0.fetch_add(nanoseconds, Ordering::Relaxed);
+        self.nanoseconds.fetch_add(nanoseconds, Ordering::Relaxed);
         result
+    }
+
+    /// Runs a question that holds no stream up.
+    fn during_poll<R>(&self, body: impl FnOnce() -> Result<R>) -> Result<R> {
+        match self.clock.get() {
+            Some(_) => body(),
+            None => self.during(body),
+        }
     }
 }
 
@@ -44,8 +118,8 @@ impl Waited {
 /// let waited = Arc::new(Waited::default());
 /// let comm = Stopwatch::new(Arc::new(Solo::new("tp")), Arc::clone(&waited));
 /// comm.all_reduce(BufferMut::new(&mut [1.0f32; 8]), ReduceOp::Sum)?;
-/// assert!(waited.take() > 0.0);
-/// assert_eq!(waited.take(), 0.0);
+/// assert!(waited.take().seconds()? > 0.0);
+/// assert_eq!(waited.take().seconds()?, 0.0);
 /// # Ok::<(), mp_comm::Error>(())
 /// ```
 #[derive(Debug)]
@@ -74,7 +148,7 @@ struct Timed {
 
 impl Pending for Timed {
     fn poll(&mut self) -> Result<bool> {
-        self.waited.during(|| self.request.is_complete())
+        self.waited.during_poll(|| self.request.is_complete())
     }
 
     fn finish(self: Box<Self>) -> Result<OwnedBuffer> {

@@ -1,5 +1,7 @@
 //! What the decorators record and break.
 
+use std::any::Any;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -8,7 +10,7 @@ use mp_comm::ledger::{Ledger, Log};
 use mp_comm::solo::Solo;
 use mp_comm::stopwatch::{Stopwatch, Waited};
 use mp_comm::threads::{run, try_run, Failure};
-use mp_comm::{Buffer, BufferMut, Call, Communicator, Error, Rank, ReduceOp};
+use mp_comm::{Buffer, BufferMut, Call, Clock, Communicator, Error, Mark, Rank, ReduceOp};
 
 #[test]
 fn a_ledger_counts_calls_and_bytes_by_group() {
@@ -76,7 +78,7 @@ fn a_stopwatch_leaves_out_what_lies_between_start_and_wait() {
     let between = started.elapsed();
     request.wait().expect("complete");
     let whole = begun.elapsed();
-    let held_up = waited.take();
+    let held_up = waited.take().seconds().expect("the host's time");
     assert!(held_up > 0.0 && held_up <= (whole - between).as_secs_f64(), "{held_up} of {whole:?} less {between:?}");
 }
 
@@ -85,10 +87,56 @@ fn a_stopwatch_also_counts_what_groups_split_from_it_wait_for() {
     let waited = Arc::new(Waited::default());
     let comm = Stopwatch::new(Arc::new(Solo::new("alone")), Arc::clone(&waited));
     let part = comm.split(Some(0), 0, "part").expect("a valid call").expect("a group");
-    assert!(waited.take() > 0.0);
+    let taken = || waited.take().seconds().expect("the host's time");
+    assert!(taken() > 0.0);
     part.barrier().expect("a valid call");
-    assert!(waited.take() > 0.0);
-    assert_eq!(waited.take(), 0.0);
+    assert!(taken() > 0.0);
+    assert_eq!(taken(), 0.0);
+}
+
+/// A device's time, which goes on by a second with every mark.
+#[derive(Debug, Default)]
+struct Told(Arc<AtomicU64>);
+
+/// A moment of it.
+#[derive(Debug)]
+struct At(u64);
+
+impl Clock for Told {
+    fn mark(&self) -> Result<Box<dyn Mark>, Error> {
+        Ok(Box::new(At(self.0.fetch_add(1, Ordering::SeqCst))))
+    }
+}
+
+impl Mark for At {
+    fn seconds_until(&mut self, later: &mut dyn Mark) -> Result<f64, Error> {
+        let later: &mut dyn Any = later;
+        let At(later) = later.downcast_ref().expect("a moment of the same clock");
+        Ok((later - self.0) as f64)
+    }
+}
+
+#[test]
+fn a_stopwatch_on_a_device_adds_up_what_its_stream_stands_still_for() {
+    let (waited, now) = (Arc::new(Waited::default()), Arc::new(AtomicU64::new(0)));
+    waited.read_on(Arc::new(Told(Arc::clone(&now))));
+    let comm = Stopwatch::new(Arc::new(Solo::new("alone")), Arc::clone(&waited));
+    // What the caller computes is not the group's.
+    now.fetch_add(100, Ordering::SeqCst);
+    comm.all_reduce(BufferMut::new(&mut [1f32]), ReduceOp::Sum).expect("a valid call");
+    now.fetch_add(100, Ordering::SeqCst);
+    comm.all_reduce(BufferMut::new(&mut [1f32]), ReduceOp::Sum).expect("a valid call");
+    // To ask whether a call is over holds no stream up; to start it and to wait for it may.
+    let mut request = comm.start_all_reduce(vec![1f32].into(), ReduceOp::Sum).expect("a valid call");
+    while !request.is_complete().expect("a valid call") {}
+    request.wait().expect("complete");
+    assert_eq!(waited.take().seconds(), Ok(4.0));
+    assert_eq!(waited.take().seconds(), Ok(0.0));
+    // Calls that nobody takes are added up on the way.
+    for _ in 0..5000 {
+        comm.all_reduce(BufferMut::new(&mut [1f32]), ReduceOp::Sum).expect("a valid call");
+    }
+    assert_eq!(waited.take().seconds(), Ok(5000.0));
 }
 
 #[test]

@@ -158,6 +158,33 @@ impl mp_comm::Accelerator for Cuda {
     }
 }
 
+impl mp_comm::Clock for Cuda {
+    fn mark(&self) -> mp_comm::Result<Box<dyn mp_comm::Mark>> {
+        let mut event = self.told("making an event", stream::Event::timed())?;
+        let current = self.told("asking for the current stream", stream::Stream::current(self.index))?;
+        self.told("recording an event", event.record(current))?;
+        Ok(Box::new(Moment { device: self.clone(), event }))
+    }
+}
+
+/// A moment in a stream of a device, with its time.
+#[derive(Debug)]
+struct Moment {
+    device: Cuda,
+    event: stream::Event,
+}
+
+impl mp_comm::Mark for Moment {
+    fn seconds_until(&mut self, later: &mut dyn mp_comm::Mark) -> mp_comm::Result<f64> {
+        let later: &mut dyn Any = later;
+        let Some(later) = later.downcast_mut::<Moment>() else {
+            return Err(self.device.failed("reading the time", "a moment of another clock".into()));
+        };
+        self.device.told("waiting for an event", later.event.synchronize())?;
+        self.device.told("reading the time", self.event.seconds_until(&mut later.event))
+    }
+}
+
 /// A point in a stream of a device.
 struct Mark {
     device: Cuda,
@@ -200,7 +227,7 @@ impl Pinned for Locked {}
 
 #[cfg(test)]
 mod tests {
-    use mp_comm::{Accelerator, Error};
+    use mp_comm::{Accelerator, Clock, Error};
     use mp_runtime::Kind;
 
     use super::*;
@@ -256,6 +283,7 @@ mod tests {
             device.current().map(drop).unwrap_err(),
             device.side().map(drop).unwrap_err(),
             device.event().map(drop).unwrap_err(),
+            Clock::mark(&device).map(drop).unwrap_err(),
             device.pinned(64).map(drop).unwrap_err(),
             device.select().unwrap_err(),
             device.identity().map(drop).unwrap_err(),

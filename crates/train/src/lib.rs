@@ -20,6 +20,7 @@ pub mod times;
 pub mod groups;
 pub mod layout;
 pub mod cluster;
+mod clock;
 mod crowd;
 mod memory;
 pub mod ledger;

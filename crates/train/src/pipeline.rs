@@ -5,7 +5,6 @@
 //! computation.
 
 use std::collections::{HashMap, VecDeque};
-use std::time::Instant;
 
 use mp_comm::{Communicator, Rank, Tag};
 use mp_model::collective::{start_receive, start_send, Arriving};
@@ -14,6 +13,7 @@ use mp_model::{Goal, Model, Pass, Stage};
 use mp_plan::{Payload, Stages, Step};
 use mp_runtime::{autograd, Device, Tensor};
 
+use crate::clock::{Clock, Moment};
 use crate::{Error, Result};
 
 /// Where activations go next and come from.
@@ -51,8 +51,9 @@ pub struct Flight<'a> {
     loss: f64,
     /// Losses that lie on a device: to read one is to wait for it, so that they are read at the end.
     unread: Vec<Tensor>,
-    /// Computations done, with their seconds.
-    worked: Vec<(Step, f64)>,
+    clock: Clock,
+    /// Computations done, with the moments when they began and ended.
+    worked: Vec<(Step, [Moment; 2])>,
 }
 
 struct Live {
@@ -91,6 +92,7 @@ impl<'a> Flight<'a> {
             receives,
             loss: 0.0,
             unread: Vec::new(),
+            clock: Clock::of(model.parameters().device()),
             worked: Vec::with_capacity(steps.len()),
         };
         let mut channels: Vec<usize> = made.receives.keys().copied().collect();
@@ -104,11 +106,12 @@ impl<'a> Flight<'a> {
     /// # Errors
     /// Whatever a layer or a message raises.
     pub fn run(&mut self, step: Step) -> Result<()> {
-        let begun = Instant::now();
-        self.one(step)?;
-        if step.computes().is_some() {
-            self.worked.push((step, begun.elapsed().as_secs_f64()));
+        if step.computes().is_none() {
+            return self.one(step);
         }
+        let begun = self.clock.now()?;
+        self.one(step)?;
+        self.worked.push((step, [begun, self.clock.now()?]));
         Ok(())
     }
 
@@ -147,9 +150,13 @@ impl<'a> Flight<'a> {
         Ok(self.loss)
     }
 
-    /// Returns the computations that were done, each with the seconds that it took.
-    pub fn worked(self) -> Vec<(Step, f64)> {
-        self.worked
+    /// Returns the computations that were done, each with the seconds that it took; waits until a device has done them.
+    ///
+    /// # Errors
+    /// [`Error::Comm`] where a device refuses.
+    pub fn worked(self) -> Result<Vec<(Step, f64)>> {
+        let took = |(step, [mut begun, mut ended]): (Step, [Moment; 2])| Ok((step, begun.seconds_until(&mut ended)?));
+        self.worked.into_iter().map(took).collect()
     }
 
     /// Says which step of a list came before what it needs.

@@ -24,8 +24,11 @@ pub struct StepRecord {
     pub tokens_per_second: f64,
     /// Wall time of this step.
     pub step_seconds: f64,
-    /// Peak memory of the rank that wrote the record.
+    /// The most memory that the rank that wrote the record has held: the resident set's peak on a host, what tensors held on a
+    /// device.
     pub memory_bytes: u64,
+    /// The most that its allocator has taken from a device, for tensors and between them; `None` on a host.
+    pub memory_reserved_bytes: Option<u64>,
     /// Model FLOPs of this step over its seconds, the ranks, and the peak of one's device in the run's precision, of the
     /// machine that `parallel.cluster` names, or that was measured to choose the run's layout; `None` where neither is known,
     /// and with adapters. [`Architecture::flops_per_token`] has what counts.
@@ -196,12 +199,14 @@ mod tests {
             tokens_per_second: 1024.0,
             step_seconds: 4.0,
             memory_bytes: 1 << 20,
+            memory_reserved_bytes: None,
             mfu: None,
         };
         assert_eq!(
             serde_json::to_string(&Record::Step(step)).unwrap(),
             "{\"kind\":\"step\",\"step\":1,\"loss\":5.5,\"learning_rate\":0.001,\"gradient_norm\":2.25,\"tokens\":4096,\
-             \"tokens_per_second\":1024.0,\"step_seconds\":4.0,\"memory_bytes\":1048576,\"mfu\":null}"
+             \"tokens_per_second\":1024.0,\"step_seconds\":4.0,\"memory_bytes\":1048576,\
+             \"memory_reserved_bytes\":null,\"mfu\":null}"
         );
         let eval = Record::Eval(EvalRecord { step: 2, loss: 1.5 });
         assert_eq!(serde_json::to_string(&eval).unwrap(), r#"{"kind":"eval","step":2,"loss":1.5}"#);

@@ -18,7 +18,7 @@ use std::time::Instant;
 use mp_comm::{BufferMut, Communicator, Rank};
 use mp_data::{BatchPlan, Prefetch, SampleSource, Tally, Targets, Tokenizer};
 use mp_plan::Cluster;
-use mp_runtime::{device, Device};
+use mp_runtime::Device;
 
 use crate::agree::{agree, agree_and_vote, Votes};
 use crate::audit::DataLog;
@@ -203,7 +203,8 @@ impl<'a> Run<'a> {
             tokens: self.tokens(),
             tokens_per_second: self.step_tokens() as f64 / step_seconds,
             step_seconds,
-            memory_bytes: device::peak_bytes(self.trainer.parameters().device()),
+            memory_bytes: self.watch.held(),
+            memory_reserved_bytes: self.watch.reserved(),
             mfu: self.utilisation(step_seconds),
         };
         Ok((record, outcome.read))

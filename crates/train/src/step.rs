@@ -13,6 +13,7 @@ use mp_model::{Goal, Model, Parameters, Pass};
 use mp_plan::{Partition, Schedule, Step};
 
 use crate::assembled::{Assembled, Own};
+use crate::clock::Clock;
 use crate::groups::Groups;
 use crate::inference::Inference;
 use crate::optimizer::Optimizer;
@@ -91,9 +92,10 @@ impl Trainer {
     ///
     /// # Errors
     /// [`Error::Comm`] if the groups of replicas cannot be made.
-    pub fn new(groups: Groups, model: Model, optimizer: Box<dyn Optimizer>, method: Method) -> Result<Self> {
+    pub fn new(mut groups: Groups, model: Model, optimizer: Box<dyn Optimizer>, method: Method) -> Result<Self> {
         let group = TensorGroup { comm: Arc::clone(&groups.tp), between: method.between };
         let reducer = Reducer::new(model.parameters(), &group)?;
+        groups.waits.read_on(Clock::of(model.parameters().device()));
         Ok(Self { passes: Passes { groups, model, method, reducer }, optimizer, worked: Vec::new(), failed: false })
     }
 
@@ -167,7 +169,7 @@ impl Trainer {
     fn run(&mut self, work: &Work<'_>) -> Result<Outcome> {
         let _span = tracing::info_span!("step", step = work.step).entered();
         let passes = &self.passes;
-        let mut pieces = Pieces::begin(&passes.groups.waits);
+        let mut pieces = Pieces::begin(&passes.groups.waits)?;
         if work.batches.len() != passes.method.schedule.micro_batches {
             return Err(Error::MicroBatches {
                 given: work.batches.len(),
@@ -177,9 +179,9 @@ impl Trainer {
         let share = passes.share(work)?;
         let assembled = passes.assembled();
         let tensors = work.batches.iter().map(|batch| assembled.own(batch)).collect::<Result<Vec<_>>>()?;
-        pieces.end(Doing::Preparing);
+        pieces.end(Doing::Preparing)?;
         passes.model.parameters().begin_step(work.batches.len())?;
-        pieces.end(Doing::Updating);
+        pieces.end(Doing::Updating)?;
         let steps = &passes.method.schedule.ranks[passes.groups.pp.rank().0];
         let mut flight =
             Flight::new(assembled.line(), &passes.model, passes.micro_batches(work, &tensors, share), steps)?;
@@ -190,11 +192,11 @@ impl Trainer {
                 Step::SumTied => passes.sum_tied()?,
                 Step::Reduce => {
                     let part = flight.land()?;
-                    pieces.end(Doing::Passing);
+                    pieces.end(Doing::Passing)?;
                     passes.reducer.sum(passes.model.parameters())?;
                     #[cfg(feature = "faults")]
                     passes.scale_wrongly(work.batches.len())?;
-                    pieces.end(Doing::Summing);
+                    pieces.end(Doing::Summing)?;
                     gradient_norm = passes.reducer.norm(passes.model.parameters(), &passes.groups)?;
                     loss = passes.total(part)?;
                 }
@@ -207,9 +209,11 @@ impl Trainer {
                 pass => flight.run(pass)?,
             }
         }
-        self.worked = flight.worked();
-        pieces.end(Doing::Updating);
-        Ok(Outcome { loss, gradient_norm, read, times: pieces.times() })
+        pieces.end(Doing::Updating)?;
+        // Here a device is waited for, and not before: what it does in a step counts as that step's.
+        let times = pieces.times()?;
+        self.worked = flight.worked()?;
+        Ok(Outcome { loss, gradient_norm, read, times })
     }
 }
 

@@ -4,6 +4,10 @@
 //! booked under the group that they were made to; what is left is the rank's own. Nothing is measured twice and nothing left
 //! out, so that the parts are the step.
 //!
+//! Where tensors lie on a device the time is that of its stream, from mark to mark: what the stream stands still for in a call to
+//! the other ranks is waited for, whether the host waits or not, and what is hidden behind computation is not. The host runs
+//! ahead as ever, and waits once, at the end of the step, where the marks are read.
+//!
 //! | part | is | [`Terms`](mp_plan::cost::Terms) |
 //! |---|---|---|
 //! | computing | forward and backward, less what is waited for inside | products, attention, elements, recompute |
@@ -15,10 +19,12 @@
 //! | rest | reading samples, and agreeing with the other ranks before the step | none |
 
 use std::sync::Arc;
-use std::time::Instant;
 
-use mp_comm::stopwatch::Waited;
+use mp_comm::stopwatch::{Wait, Waited};
 use serde::{Deserialize, Serialize};
+
+use crate::clock::{Clock, Moment};
+use crate::Result;
 
 /// A step's wall time by what it went to; the parts sum to the whole.
 ///
@@ -78,6 +84,23 @@ pub struct Waits {
     pub data: Arc<Waited>,
     /// All ranks.
     pub world: Arc<Waited>,
+    /// What tells the time.
+    clock: Clock,
+}
+
+impl Waits {
+    /// Reads the time on `clock` from now on.
+    pub(crate) fn read_on(&mut self, clock: Clock) {
+        if let Clock::Device(device) = &clock {
+            self.all().into_iter().for_each(|waited| waited.read_on(Arc::clone(device)));
+        }
+        self.clock = clock;
+    }
+
+    /// Lists the groups: tensor, context, pipeline, data, world.
+    fn all(&self) -> [&Waited; 5] {
+        [&self.tensor, &self.context, &self.pipeline, &self.data, &self.world].map(|waited| &**waited)
+    }
 }
 
 /// What a rank does in a piece of a step.
@@ -97,52 +120,80 @@ pub enum Doing {
 #[derive(Debug)]
 pub struct Pieces<'a> {
     waits: &'a Waits,
-    since: Instant,
-    times: Times,
+    begun: Moment,
+    pieces: Vec<Piece>,
+}
+
+/// A piece that is over, or will be when the device has come to its end.
+#[derive(Debug)]
+struct Piece {
+    doing: Doing,
+    ended: Moment,
+    waited: [Wait; 5],
 }
 
 impl<'a> Pieces<'a> {
     /// Begins a step; what was waited for before does not count.
-    pub fn begin(waits: &'a Waits) -> Self {
-        let Waits { tensor, context, pipeline, data, world } = waits;
-        for before in [tensor, context, pipeline, data, world] {
-            before.take();
-        }
-        Self { waits, since: Instant::now(), times: Times::default() }
+    ///
+    /// # Errors
+    /// [`Error::Comm`](crate::Error::Comm) where a device refuses.
+    pub fn begin(waits: &'a Waits) -> Result<Self> {
+        waits.all().into_iter().for_each(|waited| drop(waited.take()));
+        Ok(Self { waits, begun: waits.clock.now()?, pieces: Vec::new() })
     }
 
     /// Ends the piece that began with the step or where the last one ended.
-    pub fn end(&mut self, doing: Doing) {
-        let now = Instant::now();
-        let whole = (now - self.since).as_secs_f64();
-        self.since = now;
-        let Waits { tensor, context, pipeline, data, world } = self.waits;
-        let [tensor, context, pipeline, data, world] = [tensor, context, pipeline, data, world].map(|at| at.take());
+    ///
+    /// # Errors
+    /// [`Error::Comm`](crate::Error::Comm) where a device refuses.
+    pub fn end(&mut self, doing: Doing) -> Result<()> {
+        let ended = self.waits.clock.now()?;
+        self.pieces.push(Piece { doing, ended, waited: self.waits.all().map(Waited::take) });
+        Ok(())
+    }
+
+    /// Returns where the time of all pieces went, once a device has come to the end of the last one.
+    ///
+    /// # Errors
+    /// [`Error::Comm`](crate::Error::Comm) where a device refuses.
+    pub fn times(self) -> Result<Times> {
+        let (mut times, mut begun) = (Times::default(), self.begun);
+        for Piece { doing, mut ended, waited } in self.pieces {
+            let whole = begun.seconds_until(&mut ended)?;
+            let mut seconds = [0.0; 5];
+            for (seconds, wait) in seconds.iter_mut().zip(waited) {
+                *seconds = wait.seconds()?;
+            }
+            times.book(doing, whole, seconds);
+            begun = ended;
+        }
+        Ok(times)
+    }
+}
+
+impl Times {
+    /// Books a piece of so many seconds, of which `waited` went to the groups.
+    fn book(&mut self, doing: Doing, whole: f64, waited: [f64; 5]) {
+        let [tensor, context, pipeline, data, world] = waited;
         let own = whole - (tensor + context + pipeline + data + world);
-        let times = &mut self.times;
         match doing {
-            Doing::Preparing => times.rest += whole,
+            Doing::Preparing => self.rest += whole,
             Doing::Updating => {
-                times.optimizer += own;
-                times.bubble += pipeline;
-                times.data += tensor + context + data + world;
+                self.optimizer += own;
+                self.bubble += pipeline;
+                self.data += tensor + context + data + world;
             }
             Doing::Passing | Doing::Summing => {
-                times.tensor += tensor;
-                times.context += context;
-                times.bubble += pipeline;
-                times.data += data + world;
+                self.tensor += tensor;
+                self.context += context;
+                self.bubble += pipeline;
+                self.data += data + world;
                 match doing {
-                    Doing::Passing => times.computing += own,
-                    _ => times.data += own,
+                    Doing::Passing => self.computing += own,
+                    _ => self.data += own,
                 }
             }
         }
-    }
-
-    /// Returns where the time of all pieces went.
-    pub fn times(&self) -> Times {
-        self.times
     }
 }
 
@@ -203,6 +254,13 @@ impl History {
 
 #[cfg(test)]
 mod tests {
+    use std::any::Any;
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+    use mp_comm::solo::Solo;
+    use mp_comm::stopwatch::Stopwatch;
+    use mp_comm::{Communicator, Mark};
+
     use super::*;
 
     fn step(computing: f64, data: f64) -> Times {
@@ -242,16 +300,67 @@ mod tests {
 
     #[test]
     fn every_piece_is_booked_once() {
-        let waits = Waits::default();
         for doing in [Doing::Preparing, Doing::Passing, Doing::Summing, Doing::Updating] {
-            let mut pieces = Pieces::begin(&waits);
-            let begun = pieces.since;
-            pieces.end(doing);
-            let whole = (pieces.since - begun).as_secs_f64();
+            let waits = Waits::default();
+            let mut pieces = Pieces::begin(&waits).unwrap();
+            pieces.end(doing).unwrap();
+            let (Moment::Host(begun), Moment::Host(ended)) = (&pieces.begun, &pieces.pieces[0].ended) else {
+                panic!("the host's time")
+            };
+            let whole = (*ended - *begun).as_secs_f64();
             // Nobody was waited for: all of it is the rank's own.
-            let times = pieces.times();
+            let times = pieces.times().unwrap();
             let own = [times.rest, times.computing, times.data, times.optimizer][doing as usize];
             assert_eq!([own, times.total()], [whole, whole], "{doing:?}");
         }
+    }
+
+    /// A device whose time is known to nobody before the step is over, however long the host takes.
+    #[derive(Debug, Default)]
+    struct Late {
+        /// When its stream comes to each mark, by the order of the marks.
+        comes: Vec<f64>,
+        marks: AtomicUsize,
+        over: Arc<AtomicBool>,
+    }
+
+    #[derive(Debug)]
+    struct At(f64, Arc<AtomicBool>);
+
+    impl mp_comm::Clock for Late {
+        fn mark(&self) -> mp_comm::Result<Box<dyn Mark>> {
+            let mark = self.marks.fetch_add(1, Ordering::SeqCst);
+            Ok(Box::new(At(self.comes[mark], Arc::clone(&self.over))))
+        }
+    }
+
+    impl Mark for At {
+        fn seconds_until(&mut self, later: &mut dyn Mark) -> mp_comm::Result<f64> {
+            assert!(self.1.load(Ordering::SeqCst), "a moment was waited for in the midst of a step");
+            let later: &mut dyn Any = later;
+            Ok(later.downcast_mut::<At>().expect("a moment of this clock").0 - self.0)
+        }
+    }
+
+    #[test]
+    fn a_devices_time_is_booked_by_its_marks_and_read_at_the_end() {
+        let over = Arc::new(AtomicBool::new(false));
+        // The step begins at 1; a call of the tensor group takes from 3 to 4, one of the data ranks from 9 to 11; pieces end
+        // at 8 and 12, and the update at 20.
+        let comes = vec![1.0, 3.0, 4.0, 8.0, 9.0, 11.0, 12.0, 20.0];
+        let mut waits = Waits::default();
+        waits.read_on(Clock::Device(Arc::new(Late { comes, over: Arc::clone(&over), ..Late::default() })));
+        let group = |waited: &Arc<Waited>| Stopwatch::new(Arc::new(Solo::new("group")), Arc::clone(waited));
+        let (tensor, data) = (group(&waits.tensor), group(&waits.data));
+        let mut pieces = Pieces::begin(&waits).unwrap();
+        tensor.barrier().unwrap();
+        pieces.end(Doing::Passing).unwrap();
+        data.barrier().unwrap();
+        pieces.end(Doing::Summing).unwrap();
+        pieces.end(Doing::Updating).unwrap();
+        over.store(true, Ordering::SeqCst);
+        let expected = Times { computing: 6.0, tensor: 1.0, data: 4.0, optimizer: 8.0, ..Times::default() };
+        assert_eq!(pieces.times().unwrap(), expected);
+        assert_eq!(expected.total(), 19.0);
     }
 }

@@ -1,6 +1,7 @@
 //! A rank's memory, measured from step to step.
 
-use mp_runtime::{device, Device};
+use mp_runtime::device::{self, MemoryStats};
+use mp_runtime::Device;
 
 use crate::Result;
 
@@ -17,6 +18,9 @@ pub struct Watch {
     standing: Option<u64>,
     /// What it held at most in a step.
     peak: u64,
+    /// What the process held at most, in a step or between two, and what its allocator took of a device for that.
+    held: u64,
+    reserved: Option<u64>,
 }
 
 impl Watch {
@@ -26,14 +30,15 @@ impl Watch {
     /// [`Error::Runtime`](crate::Error::Runtime) for a device that does not tell.
     pub fn new(device: Device) -> Result<Self> {
         let before = device::memory(device)?.current_bytes;
-        Ok(Self { device, before, standing: None, peak: 0 })
+        Ok(Self { device, before, standing: None, peak: 0, held: 0, reserved: None })
     }
 
-    /// A step begins: the peak of what came before it, an evaluation for instance, is forgotten.
+    /// A step begins: the peak of what came before it, an evaluation for instance, is none of its own.
     ///
     /// # Errors
     /// As [`new`](Self::new).
     pub fn begin(&mut self) -> Result<()> {
+        self.note()?;
         device::reset_peak(self.device)?;
         if self.standing.is_none() {
             self.standing = Some(self.of_run(device::memory(self.device)?.current_bytes));
@@ -46,8 +51,31 @@ impl Watch {
     /// # Errors
     /// As [`new`](Self::new).
     pub fn end(&mut self) -> Result<()> {
-        self.peak = self.peak.max(self.of_run(device::memory(self.device)?.peak_bytes));
+        let peak = self.note()?.peak_bytes;
+        self.peak = self.peak.max(self.of_run(peak));
         Ok(())
+    }
+
+    /// Notes the peak since it was last forgotten.
+    fn note(&mut self) -> Result<MemoryStats> {
+        let stats = device::memory(self.device)?;
+        self.held = self.held.max(stats.peak_bytes);
+        self.reserved = self.reserved.max(stats.reserved_bytes);
+        Ok(stats)
+    }
+
+    /// Returns the most that the process has held by the end of the last step: the resident set's peak on a host, what tensors
+    /// held on a device.
+    pub fn held(&self) -> u64 {
+        match self.device {
+            Device::Cuda(_) => self.held,
+            host => device::peak_bytes(host),
+        }
+    }
+
+    /// Returns the most that its allocator has taken from a device.
+    pub fn reserved(&self) -> Option<u64> {
+        self.reserved
     }
 
     fn of_run(&self, bytes: u64) -> u64 {

@@ -19,7 +19,7 @@ use crate::durable;
 use crate::{Error, Result};
 
 pub(crate) use memory::account;
-pub(crate) use time::account_time;
+pub(crate) use time::{account_time, WORTH_MEASURING};
 pub use time::{RankTime, Seconds, Time, TimeDeviation, TimePart};
 pub(crate) use watch::Watch;
 
@@ -171,7 +171,13 @@ mod tests {
     fn time(predicted: Option<f64>, measured: f64) -> Time {
         let seconds = Seconds::new(predicted, measured);
         let parts = vec![TimePart { name: "bubble".into(), seconds }];
-        Time { reason: None, steps: 5, left_out: 3, ranks: vec![RankTime { rank: 0, parts, total: seconds }] }
+        Time {
+            machine: None,
+            reason: None,
+            steps: 5,
+            left_out: 3,
+            ranks: vec![RankTime { rank: 0, parts, total: seconds }],
+        }
     }
 
     #[test]

@@ -210,6 +210,8 @@ pub struct History {
     steps: Vec<Times>,
     next: usize,
     count: usize,
+    /// What all of them took.
+    seconds: f64,
 }
 
 /// What the steps of a run took, all in all.
@@ -229,11 +231,17 @@ impl History {
     /// Notes a step.
     pub fn push(&mut self, times: Times) {
         self.count += 1;
+        self.seconds += times.total();
         match self.steps.get_mut(self.next) {
             Some(oldest) if self.count > KEPT => *oldest = times,
             _ => self.steps.push(times),
         }
         self.next = self.count % KEPT;
+    }
+
+    /// Returns the seconds of all steps.
+    pub fn seconds(&self) -> f64 {
+        self.seconds
     }
 
     /// Sums the latest steps up; `None` before the first.
@@ -296,6 +304,7 @@ mod tests {
         (0..KEPT).for_each(|_| history.push(step(2.0, 0.0)));
         let summary = history.summary().unwrap();
         assert_eq!(summary, Summary { steps: KEPT, left_out: 3, times: step(2.0, 0.0) });
+        assert_eq!(history.seconds(), (KEPT + 10 + 2 * KEPT) as f64);
     }
 
     #[test]

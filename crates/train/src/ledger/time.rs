@@ -12,9 +12,16 @@ use crate::{Config, Result};
 /// What all planned parts of a step together are called in a warning.
 const ALL: &str = "all that is planned";
 
+/// Seconds that the steps of a run take, at the least, where the machine is measured behind the last of them for want of another
+/// one: that takes two seconds, a fiftieth of these.
+pub(crate) const WORTH_MEASURING: f64 = 100.0;
+
 /// The time of a step on every rank.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Time {
+    /// On which machine it was predicted; none where nothing was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub machine: Option<String>,
     /// Why nothing is predicted, where that is so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
@@ -145,12 +152,18 @@ pub(crate) fn account_time(
         compared(rank, planned, Times::of_parts(measured))
     };
     let ranks = measured.iter().enumerate().map(rank).collect();
-    Ok(Some(Time { reason: planned.as_ref().err().cloned(), steps, left_out, ranks }))
+    let (machine, reason) = match &planned {
+        Ok(_) => (machine.map(|machine| machine.device.name.clone()), None),
+        Err(reason) => (None, Some(reason.clone())),
+    };
+    Ok(Some(Time { machine, reason, steps, left_out, ranks }))
 }
 
 /// Plans each rank of the pipeline, or says why that cannot be.
 fn planned(config: &Config, layout: &Layout, machine: Option<&Cluster>) -> std::result::Result<Vec<Terms>, String> {
-    let machine = machine.ok_or("what the run is on is not known: `parallel.cluster` names no machine")?;
+    let machine = machine.ok_or_else(|| {
+        format!("what the run is on is not known: `parallel.cluster` names no machine, and one is measured only behind steps of {WORTH_MEASURING} s in all")
+    })?;
     let (job, candidate) = layout.planned(config).map_err(|error| error.to_string())?;
     let costs = cost::of(machine);
     let terms = Estimator::new(&job, machine, &*costs).rank_terms(&candidate, &layout.schedule);
@@ -208,7 +221,13 @@ mod tests {
                     Times { computing: 10.0, tensor: 1.0, ..Times::default() },
                 )
             };
-            Time { reason: None, steps: 5, left_out: 3, ranks: ranks.iter().enumerate().map(rank).collect() }
+            Time {
+                machine: None,
+                reason: None,
+                steps: 5,
+                left_out: 3,
+                ranks: ranks.iter().enumerate().map(rank).collect(),
+            }
         };
         // A tenth off is not above it.
         assert_eq!(time(&[(10.0, 1.0), (9.0, 0.9)]).deviation(), None);
@@ -228,7 +247,7 @@ mod tests {
             |rest| Times { computing: 90.0, tensor: 1.0, context: 0.875, data: 0.875, rest, ..Times::default() };
         let time = |predicted: f64, rest| {
             let ranks = vec![compared(0, Some(&terms(predicted - 1.0, 0.25)), measured(rest))];
-            Time { reason: None, steps: 5, left_out: 3, ranks }
+            Time { machine: None, reason: None, steps: 5, left_out: 3, ranks }
         };
         let told = time(82.0, 0.0).deviation().unwrap();
         assert_eq!((told.rank, told.part.as_str()), (0, "all that is planned"));

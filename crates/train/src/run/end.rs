@@ -2,13 +2,15 @@
 
 use std::sync::Arc;
 
-use mp_comm::Rank;
+use mp_comm::{BufferMut, Rank, ReduceOp};
 use mp_data::Tokenizer;
+use mp_plan::Cluster;
 
 use super::Run;
 use crate::agree::agree;
 use crate::generate::{self, Prompt, Sampling, Wish};
-use crate::ledger::{self, Ledger};
+use crate::ledger::{self, Ledger, WORTH_MEASURING};
+use crate::measure::{measure, Effort};
 use crate::records::{EndReason, EndRecord, Record, Report};
 use crate::step::Trainer;
 use crate::{Error, Result};
@@ -45,7 +47,7 @@ impl Run<'_> {
         agree(&*world, written)?;
         self.save(validation_loss, Ok(()))?;
         self.complete()?;
-        self.account()?;
+        self.account(reason, WORTH_MEASURING)?;
         let Self { trainer, tokenizer, config, folder, mut metrics, observer, step, .. } = self;
         let sample = match reason {
             EndReason::Signal => None,
@@ -66,10 +68,12 @@ impl Run<'_> {
     }
 
     /// Sets what was measured beside what was predicted, where a step was made. Collective.
-    fn account(&mut self) -> Result<()> {
+    pub(super) fn account(&mut self, reason: EndReason, worth_measuring: f64) -> Result<()> {
         let world = self.world();
         let memory = ledger::account(self.config, &self.layout, &self.trainer, &self.watch)?;
-        let time = ledger::account_time(self.config, &self.layout, self.machine, &*world, &self.history)?;
+        let measured = self.machine_at_the_end(reason, worth_measuring)?;
+        let machine = self.machine.or(measured.as_ref());
+        let time = ledger::account_time(self.config, &self.layout, machine, &*world, &self.history)?;
         let (Some(memory), Some(time)) = (memory, time) else { return Ok(()) };
         let ledger = Ledger { memory, time };
         let first = self.metrics.is_some();
@@ -79,6 +83,26 @@ impl Run<'_> {
             self.observer.ledger(&ledger);
         }
         Ok(())
+    }
+
+    /// Measures the machine where none is known, its time can be planned, and the steps took `worth_measuring` seconds on any
+    /// rank, so that this does not count. One that cannot be measured stays unknown: the run has done what it was for. Collective.
+    fn machine_at_the_end(&self, reason: EndReason, worth_measuring: f64) -> Result<Option<Cluster>> {
+        if self.machine.is_some() || self.layout.partition.lora.is_some() || reason == EndReason::Signal {
+            return Ok(None);
+        }
+        let world = self.world();
+        let mut seconds = [self.history.seconds()];
+        world.all_reduce(BufferMut::new(&mut seconds), ReduceOp::Max)?;
+        if seconds[0] < worth_measuring {
+            return Ok(None);
+        }
+        let device = self.trainer.parameters().device();
+        match measure(&world, device, Effort::Quick(self.config.train.precision.planned()), &mut ()) {
+            Ok(machine) => Ok(Some(machine)),
+            Err(Error::Comm(error)) => Err(error.into()),
+            Err(_) => Ok(None),
+        }
     }
 }
 

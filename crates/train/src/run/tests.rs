@@ -8,6 +8,7 @@ use mp_data::{Piece, Sample};
 use super::*;
 use crate::audit::{audit, Dealt};
 use crate::checkpoint::{CheckpointStore, DirectoryStore};
+use crate::ledger::Ledger;
 use crate::metrics::lines_of;
 
 /// Gives other samples than are asked for.
@@ -78,4 +79,28 @@ fn a_rank_that_reads_other_samples_ends_the_run_before_the_log_says_so() {
         assert_eq!(store.steps().unwrap(), [1, 2], "{axis}: the step that read wrongly is not saved");
         assert_eq!(audit(&folder).unwrap().contradictions, Vec::<String>::new(), "{axis}");
     }
+}
+
+#[test]
+fn a_machine_is_measured_behind_steps_that_are_worth_it() {
+    let out = tempfile::tempdir().unwrap();
+    let sets = ["model.hidden=16", "model.layers=2", "model.heads=2", "train.seq=16", "train.steps=6", "eval.every=0"];
+    let mut sets: Vec<String> = sets.map(String::from).to_vec();
+    sets.extend([format!("train.out={}", out.path().display()), "train.name=a".into()]);
+    let config = Config::load(None, None, &sets).unwrap();
+    let world: Arc<dyn Communicator> = Arc::new(mp_comm::solo::Solo::new("world"));
+    let chosen = choose(&config, &world, Device::Cpu, &mut ()).unwrap();
+    let mut observer = ();
+    let mut run = Run::prepare(&chosen, world, Device::Cpu, &mut observer, |source| source).unwrap();
+    run.steps(&AtomicBool::new(false)).unwrap();
+    let mut accounted = |reason, worth| {
+        run.account(reason, worth).unwrap();
+        let time = Ledger::read(&run.folder.ledger()).unwrap().time;
+        (time.machine, time.reason.is_some(), time.ranks[0].total.predicted_seconds.is_some())
+    };
+    assert_eq!(accounted(EndReason::Finished, f64::MAX), (None, true, false));
+    assert_eq!(accounted(EndReason::Signal, 0.0), (None, true, false), "who stops a run waits for no measurement");
+    let (machine, unknown, predicted) = accounted(EndReason::Finished, 0.0);
+    assert!(machine.is_some_and(|machine| machine.contains("thread")));
+    assert_eq!((unknown, predicted), (false, true));
 }

@@ -200,17 +200,26 @@ pub fn losses(run: &Path) -> Vec<(u64, f64)> {
     metrics::read(&run.join("metrics.jsonl")).unwrap().into_iter().filter_map(step).collect()
 }
 
-/// Runs the commands of a chapter of the handbook in one shell that finds the program and mpirun, and says what it printed.
+/// Reads a file of the handbook.
+pub fn document(name: &str) -> String {
+    std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs").join(name)).unwrap()
+}
+
+/// Runs the commands of a chapter of the handbook, and says what they printed.
 pub fn chapter(name: &str, folder: &Path) -> String {
-    let text = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs").join(name)).unwrap();
+    let text = document(name);
     let blocks = text.split("```sh\n").skip(1).map(|rest| rest.split("```").next().unwrap());
-    let script: String = blocks.collect::<Vec<_>>().join("\n");
+    shell(&blocks.collect::<Vec<_>>().join("\n"), folder)
+}
+
+/// Runs commands in one shell that finds the program and mpirun, and says what it printed.
+pub fn shell(script: &str, folder: &Path) -> String {
     let found = [env!("CARGO_BIN_EXE_mp-cli"), env!("MP_CLI_MPIRUN")];
     let programs = found.iter().map(|program| Path::new(program).parent().unwrap().to_path_buf());
     let path = std::env::var_os("PATH").unwrap_or_default();
     let paths = programs.chain(std::env::split_paths(&path)).collect::<Vec<PathBuf>>();
     let mut shell = Command::new("bash");
-    shell.envs(CROWDED).args(["-euo", "pipefail", "-c", &script]).current_dir(folder).stdin(Stdio::null());
+    shell.envs(CROWDED).args(["-euo", "pipefail", "-c", script]).current_dir(folder).stdin(Stdio::null());
     let ended = shell.env("PATH", std::env::join_paths(paths).unwrap()).output().unwrap();
     let said = String::from_utf8_lossy(&ended.stdout).into_owned();
     assert!(ended.status.success(), "{said}\n{}", String::from_utf8_lossy(&ended.stderr));

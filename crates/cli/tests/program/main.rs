@@ -5,6 +5,7 @@ mod common;
 mod data;
 mod finetuning;
 mod generate;
+mod handbook;
 mod inputs;
 mod ledger;
 mod outputs;

@@ -1,4 +1,5 @@
-"""Trains a model of given sizes on random tokens in plain eager PyTorch and prints tokens/s: the peer of `bench train`.
+"""Trains a model of given sizes on random tokens in plain PyTorch, eager or compiled, and prints tokens/s: the peer of
+`bench train`.
 
 A step is what ours is: forward, backward, clipping by the global norm, fused AdamW. With bf16 the parameters, gradients
 and optimizer state stay fp32 and autocast runs the products in bf16, PyTorch's usual mixed precision.
@@ -32,6 +33,7 @@ def arguments():
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--tie", action=argparse.BooleanOptionalAction, help="default: gpt2 yes, llama no")
     parser.add_argument("--bias", action=argparse.BooleanOptionalAction, help="default: gpt2 yes, llama no")
+    parser.add_argument("--compile", action="store_true", help="torch.compile the model; the default is eager")
     parser.add_argument("--json", type=pathlib.Path, help="where the result goes as one JSON object")
     found = parser.parse_args()
     if found.batch % (found.micro_batch or found.batch):
@@ -82,12 +84,16 @@ def main():
     sizes = sizes_of(given)
     model = LanguageModel(sizes).to(given.device)
     optimizer = adamw(model, 1e-3, (0.9, 0.95), weight_decay=0.1)
+    runner = torch.compile(model) if given.compile else model
+    on_gpu = given.device.startswith("cuda")
     seconds = []
     for number in range(1, given.warmup + given.steps + 1):
+        if on_gpu and number == given.warmup + 1:
+            torch.cuda.reset_peak_memory_stats()
         begun = time.perf_counter()
         batch = torch.randint(sizes.vocab, (given.batch, given.seq + 1), device=given.device)
         # Reading the loss waits for the device.
-        loss = step(model, optimizer, batch, given.micro_batch or given.batch, given.precision).item()
+        loss = step(runner, optimizer, batch, given.micro_batch or given.batch, given.precision).item()
         seconds.append(time.perf_counter() - begun)
         if number % 10 == 0:
             print(f"step {number}  loss {loss:.4f}  {seconds[-1] * 1e3:.1f} ms", flush=True)
@@ -100,6 +106,8 @@ def main():
         "precision": given.precision,
         "threads": given.threads,
         "device": given.device,
+        "compiled": given.compile,
+        "peak_bytes": torch.cuda.max_memory_allocated() if on_gpu else None,
         "torch": torch.__version__,
     }
     print(f"{result['tokens_per_second']:.0f} tokens/s, {median * 1e3:.1f} ms a step, {result['parameters']} parameters")

@@ -1,20 +1,22 @@
-//! Throughput of training with the split of its time: `mpirun -n N train --tp T --dp D`.
+//! Throughput of training with the split of its time: `mpirun -n N train --tp T --dp D`, on the host or with `--device cuda`.
 //!
 //! Random tokens, so that nothing but the step is measured. FLOPs are model FLOPs: forward and backward, attention over
 //! the full square, nothing recomputed.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::{Parser, ValueEnum};
 use mp_benches::gemm;
+use mp_benches::place::{self, DeviceName};
 use mp_comm::mpi::Mpi;
 use mp_comm::{BufferMut, Communicator, Rank, ReduceOp};
 use mp_data::{Batch, SampleSource, Targets, TextSource, Tokens};
-use mp_plan::{ArchitectureName, ModelConfig, ParallelConfig};
+use mp_plan::{ArchitectureName, MemoryModel, ModelConfig, ParallelConfig};
+use mp_runtime::device;
 use mp_runtime::rng::Stream;
-use mp_runtime::{device, Device};
 use mp_train::assemble::Allocated;
 use mp_train::config::{Precision, TrainConfig};
 use mp_train::layout::Layout;
@@ -58,6 +60,9 @@ struct Options {
     /// Sequences in a step, over all ranks
     #[arg(long, default_value_t = 8)]
     batch: usize,
+    /// Sequences in a forward of a rank; 0: all that it has
+    #[arg(long, default_value_t = 0)]
+    micro_batch: usize,
     #[arg(long, default_value_t = 20)]
     steps: u64,
     /// Steps before them that are not timed
@@ -72,6 +77,11 @@ struct Options {
     threads: usize,
     #[arg(long, default_value = "fp32")]
     precision: Numbers,
+    #[arg(long, default_value = "cpu")]
+    device: DeviceName,
+    /// Where the result goes as one JSON object, beside being printed
+    #[arg(long)]
+    json: Option<PathBuf>,
 }
 
 impl Options {
@@ -93,7 +103,8 @@ impl Options {
             Numbers::Fp32 => Precision::Fp32,
             Numbers::Bf16 => Precision::Bf16,
         };
-        let parallel = ParallelConfig { tp: self.tp, dp: self.dp, ..ParallelConfig::default() };
+        let Self { tp, dp, micro_batch, .. } = *self;
+        let parallel = ParallelConfig { tp, dp, micro_batch, ..ParallelConfig::default() };
         let train = TrainConfig { global_batch: self.batch, seq: self.seq, precision, ..TrainConfig::default() };
         Config { model, parallel, train, ..Config::default() }
     }
@@ -120,9 +131,14 @@ fn main() -> Result<()> {
 /// What was measured on this rank, in seconds a step.
 struct Figures {
     step: f64,
+    median: Option<f64>,
     times: Times,
     peak: f64,
     flop: f64,
+    parameters: usize,
+    /// Bytes at most in a step, as the plan says and as the device's allocator counts.
+    predicted_bytes: Option<usize>,
+    peak_bytes: u64,
     layout: String,
     loss: f64,
 }
@@ -130,38 +146,54 @@ struct Figures {
 fn measure(options: &Options, world: &Arc<dyn Communicator>) -> Result<Figures> {
     let config = options.config();
     let layout = Layout::new(&config, options.vocab, world.size())?;
-    let groups = layout.groups(world)?;
+    let (device, world) = place::find(options.device, Arc::clone(world))?;
+    let peak = gemm::peak(&*world, config.train.precision.backend().compute(), device)?;
+    let before = device::memory(device)?.current_bytes;
+    let groups = layout.groups(&world)?;
     let rank = groups.dp.rank().0;
-    let mut trainer = Allocated::new(&config, &layout, &groups, Device::Cpu)?.trainer(&config, &layout, groups)?;
-    let peak = gemm::peak(&**world, config.train.precision.backend().compute())?;
+    let mut trainer = Allocated::new(&config, &layout, &groups, device)?.trainer(&config, &layout, groups)?;
     let source = random_text(options)?;
-    let (mut sums, mut total, mut loss) = ([0.0; 7], 0.0, 0.0);
+    let (mut sums, mut seconds, mut loss) = ([0.0; 7], Vec::new(), 0.0);
     for step in 1..=options.warmup + options.steps {
         let batches = (0..layout.batches.micro_batches())
             .map(|micro| Batch::read(&source, layout.batches.samples(step - 1, rank, micro)))
             .collect::<mp_data::Result<Vec<_>>>()?;
         if step == options.warmup + 1 {
+            device::reset_peak(device)?;
             world.barrier()?;
         }
         let begun = Instant::now();
         let (targets, global_batch) = (Targets::Every, options.batch);
         let outcome = trainer.step(&Work { step, lr: 1e-3, batches: &batches, global_batch, targets })?;
         if step > options.warmup {
-            total += begun.elapsed().as_secs_f64();
+            seconds.push(begun.elapsed().as_secs_f64());
             sums.iter_mut().zip(outcome.times.parts()).for_each(|(sum, part)| *sum += part);
         }
         loss = outcome.loss;
     }
     let steps = options.steps as f64;
+    seconds.sort_by(f64::total_cmp);
     let architecture = &layout.partition.architecture;
     Ok(Figures {
-        step: total / steps,
+        step: seconds.iter().sum::<f64>() / steps,
+        median: seconds.get(seconds.len() / 2).copied(),
         times: Times::of_parts(sums.map(|sum| sum / steps)),
         peak,
         flop: architecture.flops_per_token(options.seq) * (options.batch * options.seq) as f64,
+        parameters: architecture.parameter_count(),
+        predicted_bytes: predicted(&config, &layout),
+        peak_bytes: device::memory(device)?.peak_bytes.saturating_sub(before),
         layout: layout.words(config.train.precision),
         loss,
     })
+}
+
+/// What the plan says that the fullest rank holds; `None` for what cannot be planned.
+fn predicted(config: &Config, layout: &Layout) -> Option<usize> {
+    let (job, candidate) = layout.planned(config).ok()?;
+    let schedule = &layout.schedule;
+    let ranks = MemoryModel::new(&job).ranks(&candidate, &schedule.stages, &schedule.ranks).ok()?;
+    ranks.iter().map(mp_plan::RankMemory::total).max()
 }
 
 fn random_text(options: &Options) -> Result<impl SampleSource> {
@@ -203,14 +235,16 @@ impl Figures {
             share(communication),
             share(optimizer)
         );
-        println!(
-            "{}",
-            serde_json::json!({
-                "layout": self.layout, "ranks": world.size(), "threads": threads, "tokens_per_second": tokens,
-                "step_seconds": self.step, "gemm_share": rate / peaks[0], "gemm_flop_per_second": peaks[0],
-                "times": self.times, "loss": self.loss,
-            })
-        );
-        Ok(())
+        let result = serde_json::json!({
+            "layout": self.layout, "ranks": world.size(), "threads": threads, "tokens_per_second": tokens,
+            "step_seconds": self.step, "median_step_seconds": self.median, "gemm_share": rate / peaks[0], "gemm_flop_per_second": peaks[0],
+            "flop_per_token": self.flop / (options.batch * options.seq) as f64, "parameters": self.parameters,
+            "peak_bytes": self.peak_bytes, "predicted_bytes": self.predicted_bytes,
+            "times": self.times, "loss": self.loss,
+        });
+        println!("{result}");
+        options.json.as_ref().map_or(Ok(()), |file| {
+            std::fs::write(file, format!("{result}\n")).with_context(|| format!("cannot write {}", file.display()))
+        })
     }
 }

@@ -33,8 +33,15 @@ fn shell_lines(mpi: &Mpi, release: &Path, found: Option<&Path>) -> Result<String
         // Our own binaries carry the path; programs that the user links with mpicc may not.
         lines.push(format!("export LD_LIBRARY_PATH={}\"${{LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}}\"", shown(library)));
     }
-    lines.extend(variables(mpi).iter().map(|(name, value)| default_export(name, value)));
+    lines.extend(variables(mpi, process_memory_is_readable()).iter().map(|(name, value)| default_export(name, value)));
     Ok(lines.join("\n") + "\n")
+}
+
+/// Shell lines for a script that runs on another machine, of which nothing is known: it has to find out by itself whether
+/// processes there may read each other's memory.
+pub fn defaults_elsewhere(mpi: &Mpi) -> String {
+    let lines = variables(mpi, true);
+    lines.iter().map(|(name, value)| default_export(name, value)).collect::<Vec<_>>().join("\n")
 }
 
 /// A command that runs `program` on `ranks` ranks; its arguments follow.
@@ -47,7 +54,7 @@ pub fn mpirun(mpi: &Mpi, ranks: usize, program: &Path) -> Command {
 
 /// Sets the variables for a command that is, or starts, `mpirun`.
 pub fn apply(mpi: &Mpi, command: &mut Command) {
-    for (name, value) in variables(mpi) {
+    for (name, value) in variables(mpi, process_memory_is_readable()) {
         // A setting of the user's own is no accident.
         if std::env::var_os(&name).is_none_or(|own| own.is_empty()) {
             command.env(name, value);
@@ -56,7 +63,9 @@ pub fn apply(mpi: &Mpi, command: &mut Command) {
 }
 
 /// What lets MPI run as root, in containers and with more ranks than cores; ranks are free to move between the cores.
-fn variables(mpi: &Mpi) -> Vec<(String, String)> {
+///
+/// `single_copy`: whether a process may read another's memory.
+fn variables(mpi: &Mpi, single_copy: bool) -> Vec<(String, String)> {
     let mut all: Vec<(&str, &str)> = Vec::new();
     if mpi.flavor == Flavor::OpenMpi {
         all.extend([
@@ -64,7 +73,6 @@ fn variables(mpi: &Mpi) -> Vec<(String, String)> {
             ("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1"),
             ("OMPI_MCA_mpi_yield_when_idle", "1"),
         ]);
-        let single_copy = process_memory_is_readable();
         match mpi.version.starts_with("4.") {
             true => {
                 all.push(("OMPI_MCA_rmaps_base_oversubscribe", "1"));
@@ -113,7 +121,7 @@ mod tests {
     }
 
     fn names(mpi: &Mpi) -> Vec<String> {
-        variables(mpi).into_iter().map(|(name, _)| name).collect()
+        variables(mpi, true).into_iter().map(|(name, _)| name).collect()
     }
 
     #[test]
@@ -127,7 +135,7 @@ mod tests {
 
     #[test]
     fn mpich_needs_nothing() {
-        assert!(variables(&mpi(Flavor::Mpich, "4.0.2")).is_empty());
+        assert!(variables(&mpi(Flavor::Mpich, "4.0.2"), false).is_empty());
     }
 
     #[test]

@@ -4,7 +4,9 @@
 //! `environment` (what `mpirun` needs), then one module a command.
 
 mod bench;
+mod bundle;
 mod environment;
+mod gpu_check;
 mod process;
 mod setup;
 mod test;
@@ -39,6 +41,10 @@ enum Command {
     Tidy,
     /// Run a benchmark
     Bench(BenchArguments),
+    /// Make a folder that runs where no more is installed than a driver and a Python with PyTorch
+    Bundle(bundle::Options),
+    /// Run what must be seen on a GPU, from a bundle, and write docs/results/gpu.md
+    GpuCheck(gpu_check::Options),
 }
 
 #[derive(Args)]
@@ -67,5 +73,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Test(options) => test::command(located, &options),
         Command::Tidy => tidy::command(&located?),
         Command::Bench(arguments) => bench::command(&located?, &arguments.which),
+        Command::Bundle(options) => bundle::command(&located?, &options),
+        Command::GpuCheck(options) => gpu_check::command(located, &options),
     }
 }

@@ -46,15 +46,21 @@ pub fn run(command: &mut Command) -> Result<()> {
 
 /// Runs, shows each line as it comes and keeps it, and ends the whole process tree after `limit`.
 pub fn watch(command: &mut Command, limit: Duration) -> Result<Outcome> {
-    follow(command, limit, true)
+    follow(command, limit, [Some(Shown::Output), Some(Shown::Error)])
 }
 
 /// As [`watch`], but keeps standard output to itself: it is for programs, not for people.
 pub fn capture(command: &mut Command, limit: Duration) -> Result<Outcome> {
-    follow(command, limit, false)
+    follow(command, limit, [None, Some(Shown::Error)])
 }
 
-fn follow(command: &mut Command, limit: Duration, show_output: bool) -> Result<Outcome> {
+/// As [`watch`], but shows nothing.
+pub fn hear(command: &mut Command, limit: Duration) -> Result<Outcome> {
+    follow(command, limit, [None, None])
+}
+
+/// `shown`: where its standard output and its standard error are repeated.
+fn follow(command: &mut Command, limit: Duration, shown: [Option<Shown>; 2]) -> Result<Outcome> {
     let name = describe(command);
     let mut child = command
         .stdin(Stdio::null())
@@ -64,8 +70,8 @@ fn follow(command: &mut Command, limit: Duration, show_output: bool) -> Result<O
         .with_context(|| format!("cannot start {name}"))?;
     let text = Arc::new(Mutex::new(String::new()));
     let echoes = [
-        echo(child.stdout.take().context("standard output is piped")?, show_output.then_some(Shown::Output), &text),
-        echo(child.stderr.take().context("standard error is piped")?, Some(Shown::Error), &text),
+        echo(child.stdout.take().context("standard output is piped")?, shown[0], &text),
+        echo(child.stderr.take().context("standard error is piped")?, shown[1], &text),
     ];
     let status = wait(&mut child, limit)?;
     // A process that was left behind may hold the streams open for ever: what it prints is not waited for.

@@ -20,6 +20,7 @@ use std::process::{Command, ExitCode};
 pub use self::install::lock as lock_cache;
 use self::libtorch::Libtorch;
 pub use self::mpi::{Flavor, Mpi};
+pub use self::packages::LIBTORCH_VERSION;
 pub use self::prerequisites::{for_tests as check_for_tests, python as host_python};
 use self::record::Record;
 use crate::workspace::Workspace;
@@ -46,6 +47,11 @@ impl Installs {
     /// The folders that the loader has to search for libtorch and MPI where a binary does not carry them.
     pub fn libraries(&self) -> Vec<PathBuf> {
         self.record.libraries()
+    }
+
+    /// The folder of libtorch, where set-up chose it.
+    pub fn libtorch(&self) -> Option<PathBuf> {
+        self.record.variables.get("LIBTORCH").map(PathBuf::from)
     }
 
     /// Gives a command what plain `cargo` would read from the record.
@@ -111,6 +117,11 @@ fn ensure_with(workspace: &Workspace, options: &Options) -> Result<Installs> {
         story.push("wrote .cargo/mp.toml".into());
     }
     Ok(Installs { mpi: mpi.value, before, record, misleading, story })
+}
+
+/// The folder of the Open MPI that set-up installs, which works wherever it lies.
+pub fn open_mpi_of_cache(workspace: &Workspace) -> PathBuf {
+    workspace.cache.join(packages::OPEN_MPI.folder)
 }
 
 fn folder_of(mpi: &Mpi) -> String {

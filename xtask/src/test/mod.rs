@@ -3,7 +3,7 @@
 //! `plan` says what the workspace has to run beyond nextest, `counts` reads results, `nextest` makes sure of the runner,
 //! `verify` has the program verify layouts, `hundred_parts` trains on 100 ranks, `report` adds up and keeps the time.
 
-mod counts;
+pub mod counts;
 mod hundred_parts;
 mod nextest;
 mod plan;

@@ -1,0 +1,239 @@
+//! Where checks run: the bundle, a folder to work in, and programs that are ended in time.
+
+use anyhow::{bail, Context, Result};
+use serde_json::Value;
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use super::checks::{Check, Kind};
+use super::machine::Machine;
+use super::results::{Outcome, Verdict};
+use super::{layouts, models, recipe, speed, Device};
+use crate::bundle;
+use crate::process;
+
+/// What a check saw.
+pub struct Finding {
+    /// Whether it is what must be seen.
+    pub pass: bool,
+    /// In a line.
+    pub summary: String,
+    /// All that was measured.
+    pub figures: Value,
+}
+
+/// How a program ended, and what it printed.
+pub struct Heard {
+    outcome: process::Outcome,
+}
+
+/// The surroundings of all checks.
+pub struct Bench {
+    /// The bundle.
+    pub bundle: PathBuf,
+    /// What the checks run on.
+    pub device: Device,
+    /// A folder for what they leave; emptied before each.
+    pub work: PathBuf,
+    program: String,
+    log: File,
+    /// When the check under way is to be over, and whether it was ended.
+    deadline: Instant,
+    cut: bool,
+}
+
+impl Bench {
+    /// Prepares to run checks of a bundle; what programs print goes to a file in `out`.
+    ///
+    /// # Errors
+    /// If the bundle does not say what it is, or the disk refuses.
+    pub fn open(bundle: &Path, out: &Path, device: Device) -> Result<Self> {
+        let bundle = fs::canonicalize(bundle)?;
+        let text = fs::read_to_string(bundle.join(bundle::DESCRIPTION))?;
+        let description: Value = serde_json::from_str(&text).context("the bundle's description is damaged")?;
+        let log = out.join("gpu-check.log");
+        let log = File::options().create(true).append(true).open(&log);
+        let work = std::env::temp_dir().join(format!("mp-gpu-check-{}", std::process::id()));
+        fs::create_dir_all(&work).with_context(|| format!("cannot make {}", work.display()))?;
+        Ok(Self {
+            bundle,
+            device,
+            work,
+            program: description["program"].as_str().unwrap_or("unknown").into(),
+            log: log.with_context(|| format!("cannot write into {}", out.display()))?,
+            deadline: Instant::now(),
+            cut: false,
+        })
+    }
+
+    /// Runs a check to its end, or until its time or `left` is over.
+    pub fn run(&mut self, check: &Check, left: Duration, machine: &Machine) -> Outcome {
+        if left.is_zero() {
+            return Outcome::not_run(&check.name, "the time for all checks was over");
+        }
+        let (begun, date) = (Instant::now(), date());
+        (self.deadline, self.cut) = (begun + check.limit.min(left), false);
+        let found = self.emptied().and_then(|()| match check.kind {
+            Kind::Layouts { ranks } => layouts::verify(self, ranks).map(Some),
+            Kind::Conformance { ranks, transport } => layouts::conformance(self, ranks, transport),
+            Kind::Published => models::published(self).map(Some),
+            Kind::Checkpoints => models::checkpoints(self).map(Some),
+            Kind::Throughput(model, program) => speed::measure(self, model, program).map(Some),
+            Kind::Recipe => recipe::train(self),
+        });
+        let (verdict, summary, figures) = match found {
+            Ok(Some(Finding { pass: true, summary, figures })) => (Verdict::Passed, summary, figures),
+            Ok(Some(Finding { summary, figures, .. })) => (self.failure(), summary, figures),
+            Ok(None) => return Outcome::not_run(&check.name, check.kind.lacking()),
+            Err(error) => (self.failure(), format!("{error:#}"), Value::Null),
+        };
+        Outcome {
+            name: check.name.clone(),
+            verdict,
+            summary,
+            date,
+            seconds: begun.elapsed().as_secs_f64(),
+            device: machine.device.clone(),
+            program: self.program.clone(),
+            figures,
+        }
+    }
+
+    fn failure(&self) -> Verdict {
+        match self.cut {
+            true => Verdict::TimedOut,
+            false => Verdict::Failed,
+        }
+    }
+
+    /// The work of an earlier check is in nobody's way.
+    fn emptied(&self) -> Result<()> {
+        let _ = fs::remove_dir_all(&self.work);
+        fs::create_dir_all(&self.work).with_context(|| format!("cannot make {}", self.work.display()))
+    }
+
+    /// The bundle's script, on so many ranks or alone.
+    pub fn mp(&self, ranks: Option<usize>, arguments: &[&str]) -> Command {
+        let mut command = Command::new(self.bundle.join("mp"));
+        if let Some(ranks) = ranks {
+            command.arg("-n").arg(ranks.to_string());
+        }
+        command.args(arguments).current_dir(&self.work);
+        command
+    }
+
+    /// The Python whose PyTorch is used.
+    pub fn python(&self) -> Command {
+        let own = std::env::var_os("MP_PYTHON").filter(|own| !own.is_empty());
+        let mut command = Command::new(own.unwrap_or_else(|| "python3".into()));
+        command.current_dir(&self.work);
+        command
+    }
+
+    /// Runs a program until the check's time is over; an error if it fails or is ended.
+    ///
+    /// # Errors
+    /// With what it complained of.
+    pub fn succeed(&mut self, command: &mut Command) -> Result<Heard> {
+        let heard = self.listen(command)?;
+        if !heard.success() {
+            bail!("{}", if self.cut { "ended when its time was over".into() } else { heard.complaint() });
+        }
+        Ok(heard)
+    }
+
+    /// Runs a program until the check's time is over, whatever comes of it.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub fn listen(&mut self, command: &mut Command) -> Result<Heard> {
+        let heard = self.hear(command, self.deadline.saturating_duration_since(Instant::now()))?;
+        self.cut |= heard.outcome.status.is_none();
+        Ok(heard)
+    }
+
+    /// Runs a program for so long at most.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub fn hear(&mut self, command: &mut Command, limit: Duration) -> Result<Heard> {
+        writeln!(self.log, "\n{} {}", date(), process::describe(command))?;
+        let outcome = process::hear(command, limit)?;
+        self.log.write_all(outcome.text.as_bytes())?;
+        Ok(Heard { outcome })
+    }
+
+    /// Whether the check's time was over before it was.
+    pub fn was_cut(&self) -> bool {
+        self.cut
+    }
+
+    /// Reads a JSON file that a program left.
+    ///
+    /// # Errors
+    /// If it left none.
+    pub fn json(&self, path: &Path) -> Result<Value> {
+        let text = fs::read_to_string(path).with_context(|| format!("no {} was left", name(path)))?;
+        serde_json::from_str(&text).with_context(|| format!("{} is damaged", name(path)))
+    }
+
+    /// Reads the JSON lines that a program left.
+    ///
+    /// # Errors
+    /// If it left none.
+    pub fn lines(&self, path: &Path) -> Result<Vec<Value>> {
+        let text = fs::read_to_string(path).with_context(|| format!("no {} was left", name(path)))?;
+        // Of a run that was ended the last line may be half there.
+        Ok(text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect())
+    }
+}
+
+impl Drop for Bench {
+    fn drop(&mut self) {
+        // What is left in the folder for temporary files is the system's to remove.
+        let _ = fs::remove_dir_all(&self.work);
+    }
+}
+
+fn name(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+impl Heard {
+    /// Whether it ended by itself with success.
+    pub fn success(&self) -> bool {
+        self.outcome.success()
+    }
+
+    /// What it printed.
+    pub fn text(&self) -> &str {
+        &self.outcome.text
+    }
+
+    /// The line that says what went wrong: the first that calls itself an error, else the last.
+    pub fn complaint(&self) -> String {
+        let lines = || self.text().lines().map(str::trim).filter(|line| !line.is_empty());
+        let named = lines().find(|line| line.starts_with("mp: ") || line.to_lowercase().contains("error"));
+        let line = named.or_else(|| lines().next_back()).unwrap_or("it failed and said nothing");
+        line.chars().take(400).collect()
+    }
+}
+
+/// Now, in UTC.
+fn date() -> String {
+    let told = process::stdout_of(Command::new("date").args(["-u", "+%Y-%m-%d %H:%M"]));
+    told.map_or_else(|_| "unknown".into(), |text| text.trim().into())
+}
+
+impl Kind {
+    /// What a check lacks that cannot be run.
+    fn lacking(self) -> &'static str {
+        match self {
+            Self::Recipe => "the bundle has no text: make it with --text FILE",
+            _ => "it needs a GPU",
+        }
+    }
+}

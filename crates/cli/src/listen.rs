@@ -13,6 +13,7 @@ use tracing_subscriber::prelude::*;
 
 use crate::args::Train;
 use crate::failure::refused;
+use crate::terminal::takes_colours;
 use crate::trace::{Closing, Trace};
 
 /// What is heard when nothing is said about it: on the screen what may need a person, in files the course of the run.
@@ -29,7 +30,13 @@ const OURS: &str = "mp_";
 pub fn start(train: &Train, rank: usize) -> mp_train::Result<Option<Closing>> {
     let filter = |default: &str| filter::read(train.log.as_deref().unwrap_or(default));
     let screen = match rank {
-        0 => Some(fmt::layer().with_writer(std::io::stderr).with_target(false).with_filter(filter(ON_SCREEN)?)),
+        0 => Some(
+            fmt::layer()
+                .with_writer(io::stderr)
+                .with_ansi(takes_colours())
+                .with_target(false)
+                .with_filter(filter(ON_SCREEN)?),
+        ),
         _ => None,
     };
     let file = match &train.log_dir {

@@ -24,6 +24,12 @@ pub fn is_asked() -> bool {
     io::stdin().is_terminal() || is_terminal(launcher_stream(0))
 }
 
+/// Says whether what goes to standard error may have colours: a person watches, and has not refused them (no-color.org).
+pub fn takes_colours() -> bool {
+    let refused = std::env::var_os("NO_COLOR").is_some_and(|said| !said.is_empty());
+    !refused && (io::stderr().is_terminal() || watched_launcher())
+}
+
 /// Says whether a launcher forwards this process's standard error to a terminal.
 fn watched_launcher() -> bool {
     is_terminal(launcher_output())

@@ -45,6 +45,19 @@ fn predicted(world: usize, layouts: &[&[&str]]) {
 }
 
 #[test]
+fn warnings_in_a_file_have_no_colours() {
+    let folder = tempfile::tempdir().unwrap();
+    // No host is as slow.
+    let machine = "node = { count = 1, devices = 1, bandwidth = 1.0, latency = 1.0 }\n\
+                   device = { name = \"abacus\", memory_bytes = 1_000_000_000, memory_bandwidth = 1.0, peak.fp32 = 1.0 }\n\
+                   network = { bandwidth = 1.0, latency = 1.0 }\n";
+    std::fs::write(folder.path().join("abacus.toml"), machine).unwrap();
+    let words = with_sets("train", &[TINY, &["parallel.cluster=abacus.toml"]]);
+    let ended = alone(folder.path(), &words).success();
+    assert!(ended.err.contains("were predicted") && !ended.err.contains('\u{1b}'), "{ended:#?}");
+}
+
+#[test]
 fn one_ranks_memory_is_as_planned() {
     predicted(
         1,

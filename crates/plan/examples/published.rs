@@ -125,10 +125,11 @@ fn section(source: Source, name: &str, unit: &str) -> Result<String> {
             Measured::HardwareFlops(_) | Measured::Utilisation(_) => predicted / measured - 1.0,
         };
         errors.push(error.abs());
+        let digits = if matches!(row.measured, Measured::Seconds(_)) { 2 } else { 1 };
         let Candidate { tp, pp, dp, micro_batch, chunks, .. } = row.candidate();
         let _ = writeln!(
             text,
-            "| {} | {} | {tp} · {pp} · {dp} | {micro_batch} | {chunks} | {measured:.1} | {predicted:.1} | {:+.1} % |",
+            "| {} | {} | {tp} · {pp} · {dp} | {micro_batch} | {chunks} | {measured:.digits$} | {predicted:.digits$} | {:+.1} % |",
             row.billions,
             row.devices,
             100.0 * error,

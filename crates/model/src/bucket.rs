@@ -7,7 +7,7 @@
 //! | shared out | memory for gradients | a reduction is |
 //! |---|---|---|
 //! | nothing | the whole bucket | an all-reduce in place |
-//! | optimizer state | the whole bucket | a reduce-scatter into the own part, once a step |
+//! | optimizer state | the whole bucket; the own part's sum until the next one has been started | a reduce-scatter into the own part, once a step |
 //! | gradients | the own part; the bucket while it fills, and until the next one has | a reduce-scatter added to the own part, once a micro-batch |
 //!
 //! # Source
@@ -34,12 +34,12 @@ pub(crate) struct Bucket {
     /// Contributions that come once a step.
     sums: AtomicUsize,
     state: Mutex<State>,
-    /// The reduction under way of all buckets whose gradients are shared out.
+    /// The reduction under way of all buckets that are shared out.
     line: Arc<Line>,
 }
 
-/// Where gradients are shared out, one bucket of a rank is reduced at a time: others behind it would all be whole until they
-/// are waited for, and nothing would be shared.
+/// Where data ranks share out, one bucket of a rank is reduced at a time: others behind it would all have their sums beside the
+/// gradients, or the gradients would all be whole, until they are waited for.
 #[derive(Debug, Default)]
 pub(crate) struct Line(Mutex<Option<Travelling>>);
 
@@ -50,14 +50,21 @@ struct Travelling {
     range: Range<usize>,
     arriving: Arriving,
     own: Tensor,
+    /// Whether the own part has the sums of earlier micro-batches, and not this rank's own gradients.
+    adds: bool,
 }
 
 impl Line {
     /// Lets a reduction travel, and waits for the one before.
     fn send(&self, travelling: Option<Travelling>) -> Result<()> {
         let earlier = std::mem::replace(&mut *self.travelling(), travelling);
-        let Some(Travelling { arriving, mut own, .. }) = earlier else { return Ok(()) };
-        let _ = own.f_add_(&arriving.wait()?)?;
+        let Some(Travelling { arriving, mut own, adds, .. }) = earlier else { return Ok(()) };
+        let sum = arriving.wait()?;
+        if adds {
+            let _ = own.f_add_(&sum)?;
+        } else {
+            own.f_copy_(&sum)?;
+        }
         Ok(())
     }
 
@@ -229,33 +236,16 @@ impl Bucket {
     }
 
     fn start(&self, state: &mut State) -> Result<()> {
-        if self.zero >= Zero::Gradients {
-            let Some(whole) = state.whole.take() else { return Ok(()) };
-            let arriving = start_reduce_scatter(&*self.group, &whole, 0)?;
-            return self.line.send(Some(Travelling {
-                range: self.range.clone(),
-                arriving,
-                own: state.own.shallow_clone(),
-            }));
+        let adds = self.zero >= Zero::Gradients;
+        let whole = if adds { state.whole.take() } else { state.whole.as_ref().map(Tensor::shallow_clone) };
+        let Some(whole) = whole else { return Ok(()) };
+        if self.zero == Zero::Replicated {
+            state.reducing = Some(start_all_reduce(&*self.group, whole, ReduceOp::Sum)?);
+            return Ok(());
         }
-        self.settle(state)?;
-        let Some(whole) = &state.whole else { return Ok(()) };
-        let whole = whole.shallow_clone();
-        state.reducing = Some(match self.zero {
-            Zero::Replicated => start_all_reduce(&*self.group, whole, ReduceOp::Sum)?,
-            _ => start_reduce_scatter(&*self.group, &whole, 0)?,
-        });
-        Ok(())
-    }
-
-    /// Waits for a reduction under way and puts its result where it belongs.
-    fn settle(&self, state: &mut State) -> Result<()> {
-        let Some(arriving) = state.reducing.take() else { return Ok(()) };
-        let sum = arriving.wait()?;
-        if self.zero == Zero::Optimizer {
-            state.own.f_copy_(&sum)?;
-        }
-        Ok(())
+        let arriving = start_reduce_scatter(&*self.group, &whole, 0)?;
+        let own = state.own.shallow_clone();
+        self.line.send(Some(Travelling { range: self.range.clone(), arriving, own, adds }))
     }
 
     /// Waits until the own part holds the step's gradient.
@@ -266,6 +256,7 @@ impl Bucket {
             return Err(Error::GradientMissing { elements: self.range.clone(), missing });
         }
         self.line.send(None)?;
-        self.settle(&mut state)
+        // In place.
+        state.reducing.take().map_or(Ok(()), |arriving| arriving.wait().map(drop))
     }
 }

@@ -253,7 +253,8 @@ impl Parameters {
     /// Makes updated masters the values that layers multiply by. Collective over the data ranks.
     ///
     /// # Communication
-    /// Where optimizer state is shared out and values are not, one all-gather of each bucket's values.
+    /// Where optimizer state is shared out and values are not, one all-gather of each bucket's values; the next starts before
+    /// one is waited for.
     ///
     /// # Errors
     /// [`Error::Comm`] if one fails.
@@ -267,12 +268,15 @@ impl Parameters {
             return Ok(());
         }
         let part = part(&self.arrangement, &self.sharing);
-        let gather = |(index, bucket): (usize, &mp_plan::Bucket)| -> Result<Arriving> {
+        // Each has a copy of the own part; those of all buckets would be as much as this rank owns.
+        let mut travelling: Option<Arriving> = None;
+        for (index, bucket) in self.arrangement.trained() {
             let own = self.values.range(self.arrangement.own_part(index, part))?.f_detach_copy()?;
-            start_all_gather_into(&*self.sharing.data, &own, self.values.range(bucket.range.clone())?)
-        };
-        let arriving = self.arrangement.trained().map(gather).collect::<Result<Vec<_>>>()?;
-        arriving.into_iter().try_for_each(|values| values.wait().map(drop))
+            let whole = self.values.range(bucket.range.clone())?;
+            let earlier = travelling.replace(start_all_gather_into(&*self.sharing.data, &own, whole)?);
+            earlier.map_or(Ok(()), |values| values.wait().map(drop))?;
+        }
+        travelling.map_or(Ok(()), |values| values.wait().map(drop))
     }
 
     /// Begins a step: gradients are zero, and reduced once each parameter has been used in so many micro-batches.

@@ -125,7 +125,7 @@ pub use error::{Error, Result};
 pub use idle::{check_effect, Sequences};
 pub use job::{Candidate, Executor, Job};
 pub use lora::LoraConfig;
-pub use memory::{MemoryModel, RankMemory};
+pub use memory::{MemoryModel, RankMemory, SUMMED_APART};
 pub use mesh::{Axis, Coordinates, Degrees, Mesh};
 pub use parameters::{Cut, Init, ParameterSpec};
 pub use partition::{GradientSync, Partition, PartitionedParameter, Tie};

@@ -8,9 +8,13 @@
 //! | `memory/sizes.rs` | the tensors of a job in a layout, in bytes |
 //! | `memory/tape.rs` | memory as it is taken and given back |
 //! | `memory/passes.rs` | the backward of a layer and of the exit, tensor by tensor |
-//! | `memory/lent.rs` | what data ranks lend each other |
-//! | `memory/kept.rs` | what layers keep, and how full a rank is while it runs its list |
+//! | `memory/lent.rs` | what data ranks have of each other's while gradients are reduced |
+//! | `memory/ends.rs` | what a step takes behind its last backward |
+//! | `memory/kept.rs` | what layers keep |
+//! | `memory/fullest.rs` | how full a rank is while it runs its list |
 
+mod ends;
+mod fullest;
 mod kept;
 mod lent;
 mod passes;
@@ -26,6 +30,7 @@ use crate::{
     RankBytes, Result, Stages, Step, Tie, Zero,
 };
 
+pub use ends::SUMMED_APART;
 pub(crate) use kept::repeated;
 pub use kept::Kept;
 use lent::{lent, Lent};
@@ -96,8 +101,21 @@ struct Part {
 #[derive(Debug)]
 pub struct MemoryModel<'a> {
     job: &'a Job,
-    held: HashMap<Held, (RankBytes, Elements)>,
+    held: HashMap<Held, Counted>,
     parameters: HashMap<Part, Vec<PartitionedParameter>>,
+    /// Elements that are copied to be summed over the tensor ranks, with the sequence cut or not.
+    summed: HashMap<(Part, bool), usize>,
+}
+
+/// What has been counted of a rank.
+#[derive(Debug)]
+struct Counted {
+    stored: RankBytes,
+    elements: Elements,
+    /// Bytes of values and gradients of others, in a step of one micro-batch and of more.
+    lent: [Lent; 2],
+    /// Bytes of copies for and of the data ranks, when passes are over.
+    shared: usize,
 }
 
 /// Elements of a rank that reductions and updates work on.
@@ -109,14 +127,12 @@ pub struct Elements {
     pub own: usize,
     /// Buckets that are reduced one after the other.
     pub buckets: usize,
-    /// Bytes of values and gradients of others, in a step of one micro-batch and of more.
-    lent: [Lent; 2],
 }
 
 impl<'a> MemoryModel<'a> {
     /// Takes a job.
     pub fn new(job: &'a Job) -> Self {
-        Self { job, held: HashMap::new(), parameters: HashMap::new() }
+        Self { job, held: HashMap::new(), parameters: HashMap::new(), summed: HashMap::new() }
     }
 
     /// Counts what a pipeline rank stores between steps, and the elements that it works on.
@@ -124,23 +140,30 @@ impl<'a> MemoryModel<'a> {
     /// # Errors
     /// As [`Partition::new`].
     pub fn stored(&mut self, candidate: &Candidate, stages: &Stages, rank: usize) -> Result<(RankBytes, Elements)> {
-        let part = Part {
-            tp: candidate.tp,
-            layers: stages.rank_layers(rank).iter().map(|layers| layers.len()).sum(),
-            first: stages.rank_of(0) == rank,
-            last: stages.rank_of(stages.count() - 1) == rank,
-        };
-        let held = Held { part, zero: candidate.zero, parts: candidate.data() };
-        if let Some(known) = self.held.get(&held) {
-            return Ok(*known);
+        let Counted { stored, elements, .. } = self.counted(Held::of(candidate, stages, rank))?;
+        Ok((*stored, *elements))
+    }
+
+    fn counted(&mut self, held: Held) -> Result<&Counted> {
+        match self.held.entry(held) {
+            Entry::Occupied(known) => Ok(known.into_mut()),
+            Entry::Vacant(place) => {
+                let parameters = held.part.known(&mut self.parameters, self.job)?;
+                Ok(place.insert(held.count(self.job, parameters)))
+            }
         }
-        let parameters = match self.parameters.entry(part) {
-            Entry::Occupied(known) => known.into_mut(),
-            Entry::Vacant(place) => place.insert(part.parameters(&self.job.architecture)?),
+    }
+
+    /// Counts the bytes of what is copied to be summed over the tensor ranks.
+    fn summed(&mut self, part: Part, sequence_parallel: bool) -> Result<usize> {
+        let elements = match self.summed.entry((part, sequence_parallel)) {
+            Entry::Occupied(known) => *known.get(),
+            Entry::Vacant(place) => {
+                let parameters = part.known(&mut self.parameters, self.job)?;
+                *place.insert(ends::summed(parameters, sequence_parallel))
+            }
         };
-        let counted = held.count(self.job, parameters);
-        self.held.insert(held, counted);
-        Ok(counted)
+        Ok(elements * self.job.precision.state_bytes())
     }
 
     /// Counts what each rank of the pipeline keeps, with the order in which it computes.
@@ -148,18 +171,27 @@ impl<'a> MemoryModel<'a> {
     /// # Errors
     /// As [`Partition::new`].
     pub fn ranks(&mut self, candidate: &Candidate, stages: &Stages, orders: &[Vec<Step>]) -> Result<Vec<RankMemory>> {
-        let kept = Kept::of(self.job, candidate);
+        let job = self.job;
+        let kept = Kept::of(job, candidate);
         let rank = |(rank, order): (usize, &Vec<Step>)| {
-            let (stored, elements) = self.stored(candidate, stages, rank)?;
-            let lent = elements.lent[usize::from(candidate.micro_batches(self.job) > 1)];
-            let fullest = kept.fullest(candidate, stages, rank, order, &lent);
+            let held = Held::of(candidate, stages, rank);
+            let summed = self.summed(held.part, candidate.sequence_parallel)?;
+            let Counted { stored, lent, shared, .. } = self.counted(held)?;
+            // Gradients that are kept whole are reduced in the last micro-batch, others in each.
+            let nothing = Lent::default();
+            let lent = match candidate.zero >= Zero::Gradients {
+                true => [&lent[usize::from(candidate.micro_batches(job) > 1)]; 2],
+                false => [&nothing, &lent[0]],
+            };
+            let ends = summed.max(*shared);
+            let fullest = kept.fullest(candidate, stages, rank, order, lent).or_ends(ends);
             Ok(RankMemory {
                 parameters: stored.parameters,
                 gradients: stored.gradients,
                 master: stored.master,
                 moments: stored.moments,
-                tables: tables(self.job),
-                activations: fullest.activations + kept.batch(candidate.micro_batches(self.job)),
+                tables: tables(job),
+                activations: fullest.activations + kept.batch(candidate.micro_batches(job)),
                 workspace: fullest.workspace,
                 buffers: fullest.buffers,
             })
@@ -177,6 +209,18 @@ fn tables(job: &Job) -> usize {
 }
 
 impl Part {
+    /// Finds the parameters among those that were listed before, or lists them.
+    fn known<'a>(
+        self,
+        known: &'a mut HashMap<Part, Vec<PartitionedParameter>>,
+        job: &Job,
+    ) -> Result<&'a [PartitionedParameter]> {
+        Ok(match known.entry(self) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(place) => place.insert(self.parameters(&job.architecture)?),
+        })
+    }
+
     /// Lists the parameters. All layers are alike, so that as many of a model of no others lie alike.
     fn parameters(&self, architecture: &Architecture) -> Result<Vec<PartitionedParameter>> {
         let architecture = Architecture { layers: self.layers, ..architecture.clone() };
@@ -197,14 +241,28 @@ impl Part {
 }
 
 impl Held {
-    fn count(&self, job: &Job, parameters: &[PartitionedParameter]) -> (RankBytes, Elements) {
+    fn of(candidate: &Candidate, stages: &Stages, rank: usize) -> Self {
+        let part = Part {
+            tp: candidate.tp,
+            layers: stages.rank_layers(rank).iter().map(|layers| layers.len()).sum(),
+            first: stages.rank_of(0) == rank,
+            last: stages.rank_of(stages.count() - 1) == rank,
+        };
+        Self { part, zero: candidate.zero, parts: candidate.data() }
+    }
+
+    fn count(&self, job: &Job, parameters: &[PartitionedParameter]) -> Counted {
         let arrangement = Arrangement::new(parameters, self.zero, self.parts, job.bucket_elements);
         let elements = Elements {
             all: arrangement.trained_elements(),
             own: arrangement.own_elements(),
             buckets: arrangement.trained().count(),
-            lent: lent(job, parameters, &arrangement),
         };
-        (arrangement.bytes(&job.storage()), elements)
+        Counted {
+            stored: arrangement.bytes(&job.storage()),
+            elements,
+            lent: lent(job, parameters, &arrangement),
+            shared: ends::shared(job, &arrangement),
+        }
     }
 }

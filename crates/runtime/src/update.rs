@@ -76,11 +76,13 @@ pub struct Sgd {
 pub fn sgd(settings: &Sgd, parameter: &Tensor, gradient: &Tensor, direction: &Tensor) -> Result<()> {
     let _off = autograd::no_grad();
     let mut direction = direction.shallow_clone();
+    // A scaled copy would be as long as all matrices together.
+    let scalar = |value: f64| Tensor::f_full([0i64; 0], value, (parameter.kind(), parameter.device()));
     let _ = direction.f_mul_scalar_(settings.momentum)?.f_add_(gradient)?;
     if settings.decay != 0.0 {
-        let _ = direction.f_add_(&parameter.f_mul_scalar(settings.decay)?)?;
+        let _ = direction.f_addcmul_(parameter, &scalar(settings.decay)?)?;
     }
-    let _ = parameter.shallow_clone().f_sub_(&direction.f_mul_scalar(settings.lr)?)?;
+    let _ = parameter.shallow_clone().f_addcmul_(&direction, &scalar(-settings.lr)?)?;
     Ok(())
 }
 

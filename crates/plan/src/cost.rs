@@ -34,7 +34,7 @@ pub trait CostModel: Send + Sync {
     /// Returns the time of `count` products of `m × k` by `k × n` that are started as one.
     fn product(&self, count: usize, shape: [usize; 3], precision: Precision) -> f64;
 
-    /// Returns the time of a fused attention that does so many FLOPs; `None` where there is none.
+    /// Returns the time of a fused attention that does so many FLOPs; `None` where its rate is unknown.
     fn attention(&self, flop: f64, precision: Precision) -> Option<f64>;
 
     /// Returns the time of `starts` operations that read and write so many bytes together.
@@ -86,8 +86,8 @@ impl CostModel for Analytic {
     }
 
     fn attention(&self, flop: f64, precision: Precision) -> Option<f64> {
-        let share = Some(self.cluster.efficiency.attention).filter(|&share| share > 0.0)?;
-        Some(flop / (self.peak(precision)? * share * self.cluster.efficiency.program) + self.cluster.efficiency.launch)
+        let Efficiency { attention, program, launch, .. } = self.cluster.efficiency;
+        Some(flop / (self.peak(precision)? * attention * program) + launch)
     }
 
     fn memory(&self, bytes: f64, starts: usize) -> f64 {

@@ -163,10 +163,11 @@ fn half(products: &[Product], peak: Option<f64>) -> f64 {
     cube.0 as f64 * ((peak / cube.3).cbrt() - 1.0).max(0.0)
 }
 
-/// Returns the best rate of attention as a share of the peak.
+/// Returns the best rate of attention as a share of the peak; what machines have where it was not measured.
 fn share(points: &[[f64; 2]], peak: Option<f64>) -> f64 {
     let best = points.iter().map(|point| point[1]).fold(0.0, f64::max);
-    peak.map_or(0.0, |peak| (best / peak).min(1.0))
+    let peak = peak.filter(|_| best > 0.0);
+    peak.map_or(Efficiency::default().attention, |peak| (best / peak).min(1.0))
 }
 
 /// Names what a rank computes with.

@@ -24,8 +24,6 @@ pub struct Measured {
     collectives: Vec<(Collective, (Group, Curve))>,
     inside: Option<Curve>,
     outside: Option<Curve>,
-    /// Whether there is a fused attention at all.
-    fused: bool,
     /// What starting one operation takes, in seconds.
     launch: f64,
     /// The share of the points' rates that operations reach within a step.
@@ -68,7 +66,6 @@ impl Measured {
             collectives: groups.collect(),
             inside: Curve::new(&points.messages.inside, Below::Stays),
             outside: Curve::new(&points.messages.outside, Below::Stays),
-            fused: cluster.efficiency.attention > 0.0,
             launch: cluster.efficiency.launch,
             program: cluster.efficiency.program,
         }
@@ -101,8 +98,8 @@ impl CostModel for Measured {
 
     fn attention(&self, flop: f64, precision: Precision) -> Option<f64> {
         match &self.attention[place(precision)] {
-            Some(curve) if self.fused => Some(curve.at(flop) / self.program + self.launch),
-            _ => self.plain.attention(flop, precision),
+            Some(curve) => Some(curve.at(flop) / self.program + self.launch),
+            None => self.plain.attention(flop, precision),
         }
     }
 

@@ -53,6 +53,29 @@ pub struct Cluster {
     /// What was measured there, which goes before rates and shares.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub measured: Option<measured::Points>,
+    /// What of each rank's memory is for what a program keeps beside the tensors that layouts are counted by; in no file.
+    ///
+    /// # Units
+    /// Bytes.
+    #[serde(skip)]
+    pub set_aside: usize,
+}
+
+/// What becomes of a rank's memory.
+///
+/// # Units
+/// Bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Room {
+    /// All of it.
+    pub memory_bytes: usize,
+    /// The share that [`Efficiency::reserve`] leaves for gaps between tensors and for libraries.
+    pub reserve_bytes: usize,
+    /// What the program keeps beside tensors: [`Cluster::set_aside`].
+    pub set_aside_bytes: usize,
+    /// The rest, which a layout may fill.
+    pub layout_bytes: usize,
 }
 
 /// `[node]`: devices that share a fast link.
@@ -197,18 +220,34 @@ impl Cluster {
         self
     }
 
+    /// Says whether ranks compute in the memory of a host, which they share.
+    pub fn is_host(&self) -> bool {
+        self.node.memory_bytes > 0
+    }
+
     /// Returns the memory that one rank may fill.
     ///
     /// # Units
     /// Bytes.
     pub fn rank_memory(&self) -> usize {
+        self.room().layout_bytes
+    }
+
+    /// Says what becomes of a rank's memory; the parts are the whole, unless more is set aside than there is.
+    pub fn room(&self) -> Room {
         let share = self.node.memory_bytes / self.node.devices.max(1);
         let whole = match (self.device.memory_bytes, share) {
             (0, share) => share,
             (own, 0) => own,
             (own, share) => own.min(share),
         };
-        ((1.0 - self.efficiency.reserve) * whole as f64) as usize
+        let usable = ((1.0 - self.efficiency.reserve) * whole as f64) as usize;
+        Room {
+            memory_bytes: whole,
+            reserve_bytes: whole - usable,
+            set_aside_bytes: self.set_aside,
+            layout_bytes: usable.saturating_sub(self.set_aside),
+        }
     }
 
     /// Checks that such a machine can exist.
@@ -216,7 +255,7 @@ impl Cluster {
     /// # Errors
     /// [`Error::Cluster`] for a rate, a size or a share that cannot be; it names the key.
     pub fn check(&self) -> Result<()> {
-        let Self { node, device, network, efficiency, measured } = self;
+        let Self { node, device, network, efficiency, measured, .. } = self;
         for (key, value) in [("node.count", node.count), ("node.devices", node.devices)] {
             require(value > 0, key, value as f64, "must be at least 1")?;
         }

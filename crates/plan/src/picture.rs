@@ -23,7 +23,7 @@ mod svg;
 mod timeline;
 
 use crate::{
-    ranking::{order, recompute},
+    ranking::{aside, order, recompute},
     words::{scaled, seconds, size},
     Candidate, Cluster, CostModel, Estimate, Estimator, Found, Job, Partition, Plan, RankBytes, RankMemory, Result,
     Schedule, StepTimeline,
@@ -191,7 +191,8 @@ fn said(job: &Job, cluster: &Cluster, ranks: usize) -> String {
     };
     let (batch, seq, memory) = (job.global_batch, job.seq, size(cluster.rank_memory()));
     format!(
-        "Trained in {precision}, with {batch} sequences of {seq} tokens a step. {devices}; a rank may fill {memory}."
+        "Trained in {precision}, with {batch} sequences of {seq} tokens a step. {devices}; a rank may fill {memory}: {}.",
+        aside(&cluster.room())
     )
 }
 

@@ -8,7 +8,9 @@ use std::fmt::Write;
 use serde::{Deserialize, Serialize};
 
 use crate::words::{aligned, runs, scaled, seconds, size, span, Unit};
-use crate::{Architecture, Candidate, Cluster, Estimate, Found, Job, RankMemory, RecomputeName, StepTime, Terms};
+use crate::{
+    cluster::Room, Architecture, Candidate, Cluster, Estimate, Found, Job, RankMemory, RecomputeName, StepTime, Terms,
+};
 
 /// More ranks of a pipeline than this are not shown one by one.
 const MOST_RANKS: usize = 8;
@@ -21,6 +23,8 @@ pub struct Ranking {
     pub model: Architecture,
     /// The machine.
     pub cluster: Cluster,
+    /// What becomes of a rank's memory there.
+    pub room: Room,
     /// The layouts, best first; behind those that fit, those that would be better and do not, and where nothing fits those
     /// that lack least.
     pub layouts: Vec<Ranked>,
@@ -80,6 +84,7 @@ impl Ranking {
         Self {
             model: job.architecture.clone(),
             cluster: cluster.clone(),
+            room: cluster.room(),
             layouts: found.layouts.iter().chain(&found.misses).map(Ranked::new).collect(),
         }
     }
@@ -111,6 +116,7 @@ impl Found {
             );
         }
         // Writing to a string cannot fail.
+        let _ = writeln!(text, "\n{}", aside(&cluster.room()));
         let _ = writeln!(text, "\n{} layouts considered, {} estimated in full", self.considered, self.estimated);
         text
     }
@@ -145,6 +151,16 @@ fn head(job: &Job, cluster: &Cluster, ranks: usize) -> String {
         cluster.node.devices.min(ranks),
         size(cluster.rank_memory()),
     )
+}
+
+/// Says what of a rank's memory no layout may fill.
+pub(crate) fn aside(room: &Room) -> String {
+    let copy = match room.set_aside_bytes {
+        0 => String::new(),
+        bytes => format!(", {} for the copy that checkpoints are written from", size(bytes)),
+    };
+    let Room { memory_bytes, reserve_bytes, .. } = *room;
+    format!("of a rank's {}, {} are a reserve for gaps and libraries{copy}", size(memory_bytes), size(reserve_bytes))
 }
 
 pub(crate) const HEADER: [&str; 15] = [

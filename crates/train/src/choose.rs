@@ -100,11 +100,8 @@ fn room(config: &Config, job: &Job, world: &dyn Communicator, device: Device, ma
     let free = device::free_bytes(device).map(|free| (usable * free as f64) as usize / sharing);
     let mut least = [free.unwrap_or(usize::MAX).min(machine.rank_memory()) as i64];
     world.all_reduce(BufferMut::new(&mut least), ReduceOp::Min)?;
-    let copy = match device {
-        Device::Cpu => memory::copy_bytes(config, job.architecture.parameter_count(), world.size()),
-        // It lies in the memory of the host.
-        _ => 0,
-    };
+    let (elements, host) = (job.architecture.parameter_count(), device == Device::Cpu);
+    let copy = memory::copy_bytes(config, elements, world.size(), host);
     // A machine has some memory.
     Ok((least[0] as usize).saturating_sub(copy as usize).max(1))
 }

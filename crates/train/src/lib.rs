@@ -22,7 +22,7 @@ pub mod layout;
 pub mod cluster;
 mod clock;
 mod crowd;
-mod memory;
+pub mod memory;
 pub mod ledger;
 pub mod assemble;
 pub mod assembled;

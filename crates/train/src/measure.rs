@@ -152,6 +152,7 @@ fn cluster(bench: &Bench<'_>, ranks: usize, (devices, sharing): (usize, usize), 
             reserve: Efficiency::default().reserve,
         },
         measured: Some(points),
+        set_aside: 0,
     })
 }
 

@@ -1,5 +1,6 @@
 //! Whether a machine has room for its ranks, before one of them allocates.
 
+use mp_plan::{Cluster, Job};
 use mp_runtime::{device, Device};
 
 use crate::layout::Layout;
@@ -13,13 +14,10 @@ use crate::{Config, Error, Result};
 pub fn check(config: &Config, layout: &Layout, sharing: usize, device: Device) -> Result<()> {
     // Where the system does not say what is free, the allocator will.
     let Some(free) = device::free_bytes(device) else { return Ok(()) };
-    let world = layout.partition.mesh.size();
-    let copy = copy_bytes(config, layout.partition.architecture.parameter_count(), world);
-    let beside = match device {
-        Device::Cpu => copy.saturating_add(batch_bytes(config, layout)),
-        // They lie in the memory of the host.
-        _ => 0,
-    };
+    let host = device == Device::Cpu;
+    let elements = layout.partition.architecture.parameter_count();
+    let copy = copy_bytes(config, elements, layout.partition.mesh.size(), host);
+    let beside = copy.saturating_add(if host { batch_bytes(config, layout) } else { 0 });
     let rank_bytes = rank_bytes(config, layout).saturating_add(beside);
     match rank_bytes.saturating_mul(sharing as u64) > free {
         true => Err(Error::Memory { rank_bytes, ranks: sharing, free }),
@@ -36,9 +34,18 @@ fn rank_bytes(config: &Config, layout: &Layout) -> u64 {
     }
 }
 
-/// Returns the bytes of the copy that checkpoints of so many elements are written from: each element on one rank.
-pub(crate) fn copy_bytes(config: &Config, elements: usize, world: usize) -> u64 {
-    if !config.checkpoint.asynchronous {
+/// Leaves room on a machine for what a run keeps beside the tensors that layouts are counted by: on a host, the copy that
+/// checkpoints are written from. Batches that are read ahead are as large as those of the step, which are counted, and little
+/// beside them.
+pub fn with_room(machine: Cluster, config: &Config, job: &Job, ranks: usize) -> Cluster {
+    let copy = copy_bytes(config, job.architecture.parameter_count(), ranks, machine.is_host());
+    Cluster { set_aside: usize::try_from(copy).unwrap_or(usize::MAX), ..machine }
+}
+
+/// Returns the bytes of the copy that checkpoints of so many elements are written from: each element on one rank. It lies in the
+/// memory of the host; where ranks compute elsewhere it takes nothing of theirs.
+pub(crate) fn copy_bytes(config: &Config, elements: usize, world: usize, host: bool) -> u64 {
+    if !config.checkpoint.asynchronous || !host {
         return 0;
     }
     let width = config.train.precision.backend().master().elt_size_in_bytes() as u64;

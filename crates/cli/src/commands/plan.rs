@@ -9,6 +9,7 @@ use std::path::Path;
 
 use mp_plan::{cost, Page, Ranking, Space};
 use mp_train::layout::Layout;
+use mp_train::memory;
 use mp_train::text::vocabulary;
 use mp_train::{cluster, durable};
 use mp_train::{Config, Error};
@@ -65,6 +66,7 @@ fn choose(args: &Plan, config: &Config, vocab: usize, cluster: &str) -> Result<(
     // Of so many ranks it may be none.
     cluster.check().map_err(|error| refused("--ranks", ranks, format!("such a machine cannot be: {error}")))?;
     let job = Layout::job(config, vocab)?;
+    let cluster = memory::with_room(cluster, config, &job, ranks);
     let asked = config.parallel.reopened();
     let space = Space::of(&job, ranks).fixed(&asked);
     let costs = cost::of(&cluster);

@@ -86,3 +86,45 @@ fn two_ranks_write_the_machine_that_a_plan_reads() {
         assert!(best["step_seconds"].as_f64() > Some(0.0), "{precision}: {best}");
     }
 }
+
+/// A host of one rank with so many bytes, of which none are in reserve.
+fn host(bytes: u64) -> String {
+    format!(
+        "[node]\ncount = 1\ndevices = 1\nmemory_bytes = {bytes}\nbandwidth = 1e9\nlatency = 1e-6\n\
+         [device]\nname = \"host\"\nmemory_bandwidth = 1e10\npeak.fp32 = 1e11\n\
+         [network]\nbandwidth = 1e9\nlatency = 1e-5\n[efficiency]\nreserve = 0.0\n"
+    )
+}
+
+/// The copy that checkpoints are written from lies in the same memory: both count it, and the last byte decides.
+#[test]
+fn what_is_planned_to_fit_is_what_training_takes() {
+    let folder = tempfile::tempdir().unwrap();
+    for (copied, setting) in [(true, "checkpoint.asynchronous=true"), (false, "checkpoint.asynchronous=false")] {
+        let sets = [&["parallel.dp=0", setting][..], TINY].concat();
+        let plan = |bytes: u64| -> serde_json::Value {
+            fs::write(folder.path().join("host.toml"), host(bytes)).unwrap();
+            let asked = ["--cluster", "host.toml", "--ranks", "1", "--json", "plan.json"];
+            alone(folder.path(), &[with_sets("plan", &[&sets]), asked.to_vec()].concat()).success();
+            serde_json::from_slice(&fs::read(folder.path().join("plan.json")).unwrap()).unwrap()
+        };
+        let nearest = plan(1 << 16);
+        let least = nearest["layouts"][0]["memory_bytes_per_rank"].as_u64().unwrap();
+        let copy = nearest["room"]["set_aside_bytes"].as_u64().unwrap();
+        // Each element with its two moments.
+        let elements = nearest["layouts"][0]["memory"]["moments"].as_u64().unwrap() / 8;
+        assert!(
+            if copied { (11 * elements..=12 * elements).contains(&copy) } else { copy == 0 },
+            "{copy} of {elements}"
+        );
+        for (bytes, fits) in [(least + copy, true), (least + copy - 1, false)] {
+            assert_eq!(plan(bytes)["layouts"][0]["fits"], fits, "{bytes}");
+            let name = format!("train.name=a{copied}{fits}");
+            let ended = train(folder.path(), &[&sets[..], &["parallel.cluster=host.toml", &name]].concat());
+            match fits {
+                true => drop(ended.success()),
+                false => assert!(ended.input_error().contains("no layout of 1 rank fits"), "{ended:#?}"),
+            }
+        }
+    }
+}

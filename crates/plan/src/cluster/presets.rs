@@ -70,6 +70,7 @@ fn a100() -> Cluster {
         network: Network { bandwidth: 25e9, latency: 12e-6 },
         efficiency: Efficiency::default(),
         measured: None,
+        set_aside: 0,
     }
 }
 
@@ -86,6 +87,7 @@ fn h100() -> Cluster {
         // At 700 W the clock falls under full load: large products come to 650 of 989 TFLOP/s.
         efficiency: Efficiency { matrix: 0.66, attention: 0.4, ..Efficiency::default() },
         measured: None,
+        set_aside: 0,
     }
 }
 
@@ -107,5 +109,6 @@ fn cpu() -> Cluster {
         network: Network { bandwidth: 1.25e9, latency: 20e-6 },
         efficiency: Efficiency { launch: 2e-6, attention: 0.4, overlap: 0.0, ..Efficiency::default() },
         measured: None,
+        set_aside: 0,
     }
 }

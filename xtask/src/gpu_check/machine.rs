@@ -63,7 +63,7 @@ fn on_a_gpu(findings: &Value) -> Result<()> {
     let of_devices = findings["findings"].as_array().into_iter().flatten().find(|finding| finding["what"] == "devices");
     let found =
         of_devices.and_then(|finding| finding["found"].as_str()).context("mp-cli doctor says nothing of devices")?;
-    if !found.contains("CUDA device") {
+    if !found.starts_with("the CPU and ") {
         bail!(
             "no GPU can be used here: mp-cli finds {found}. Take the bundle to a machine that has one, with a driver and a \
              Python with PyTorch, and run ./gpu-check there; --device cpu tries this program here"
@@ -98,9 +98,11 @@ mod tests {
     fn a_machine_without_a_gpu_is_told_so_in_one_line() {
         let findings =
             |found: &str| json!({"findings": [{"what": "cores", "found": "2"}, {"what": "devices", "found": found}]});
-        on_a_gpu(&findings("the CPU and 1 CUDA device(s)")).unwrap();
-        let error = on_a_gpu(&findings("the CPU")).unwrap_err().to_string();
-        assert!(error.starts_with("no GPU can be used here: mp-cli finds the CPU. Take the bundle"), "{error}");
-        assert_eq!(error.lines().count(), 1);
+        on_a_gpu(&findings("the CPU and 1 CUDA device")).unwrap();
+        for found in ["the CPU; there is no NVIDIA driver", "the CPU alone: libtorch finds no CUDA device"] {
+            let error = on_a_gpu(&findings(found)).unwrap_err().to_string();
+            assert!(error.starts_with(&format!("no GPU can be used here: mp-cli finds {found}. Take")), "{error}");
+            assert_eq!(error.lines().count(), 1);
+        }
     }
 }

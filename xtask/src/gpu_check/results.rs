@@ -122,9 +122,17 @@ impl Results {
 
     /// Adds an outcome in the place of an earlier one; one that was not run replaces nothing.
     pub fn add(&mut self, outcome: Outcome, machine: &Machine) {
-        if !self.machines.contains(machine) {
-            self.machines.push(machine.clone());
+        self.know(machine.clone());
+        self.take(outcome);
+    }
+
+    fn know(&mut self, machine: Machine) {
+        if !self.machines.contains(&machine) {
+            self.machines.push(machine);
         }
+    }
+
+    fn take(&mut self, outcome: Outcome) {
         match self.checks.iter_mut().find(|known| known.name == outcome.name) {
             Some(_) if outcome.verdict == Verdict::NotRun => {}
             Some(known) => *known = outcome,
@@ -134,11 +142,8 @@ impl Results {
 
     /// Takes over another run's outcomes.
     pub fn merge(&mut self, other: Self) {
-        for machine in &other.machines {
-            for outcome in other.checks.iter().filter(|outcome| outcome.device == machine.device) {
-                self.add(outcome.clone(), machine);
-            }
-        }
+        other.machines.into_iter().for_each(|machine| self.know(machine));
+        other.checks.into_iter().for_each(|outcome| self.take(outcome));
     }
 
     /// Puts the outcomes in the order of the checks, and says of those without one that they were not run.

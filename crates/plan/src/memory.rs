@@ -8,6 +8,7 @@
 //! | `memory/sizes.rs` | the tensors of a job in a layout, in bytes |
 //! | `memory/tape.rs` | memory as it is taken and given back |
 //! | `memory/passes.rs` | the backward of a layer and of the exit, tensor by tensor |
+//! | `memory/partial.rs` | what tensor ranks sum up at a step's end |
 //! | `memory/lent.rs` | what data ranks have of each other's while gradients are reduced |
 //! | `memory/ends.rs` | what a step takes behind its last backward |
 //! | `memory/kept.rs` | what layers keep |
@@ -17,6 +18,7 @@ mod ends;
 mod fullest;
 mod kept;
 mod lent;
+mod partial;
 mod passes;
 mod sizes;
 mod tape;
@@ -34,6 +36,7 @@ pub use ends::SUMMED_APART;
 pub(crate) use kept::repeated;
 pub use kept::Kept;
 use lent::{lent, Lent};
+pub use partial::{Partial, Pieces};
 
 /// What one rank keeps at its fullest, by component.
 ///
@@ -127,6 +130,10 @@ pub struct Elements {
     pub own: usize,
     /// Buckets that are reduced one after the other.
     pub buckets: usize,
+    /// What lies before the layers where parameters are shared out, and its buckets.
+    pub entrance: Pieces,
+    /// What is summed up with tensor ranks.
+    pub partial: Partial,
 }
 
 impl<'a> MemoryModel<'a> {
@@ -240,6 +247,12 @@ impl Part {
     }
 }
 
+/// Counts what a rank with an entrance gathers for it.
+fn entrance(arrangement: &Arrangement) -> Pieces {
+    let buckets = arrangement.units().first().map_or(&[][..], |unit| &arrangement.buckets()[unit.buckets.clone()]);
+    Pieces { count: buckets.len(), elements: buckets.iter().map(|bucket| bucket.range.len()).sum() }
+}
+
 impl Held {
     fn of(candidate: &Candidate, stages: &Stages, rank: usize) -> Self {
         let part = Part {
@@ -257,6 +270,8 @@ impl Held {
             all: arrangement.trained_elements(),
             own: arrangement.own_elements(),
             buckets: arrangement.trained().count(),
+            entrance: entrance(&arrangement),
+            partial: Partial::of(parameters),
         };
         Counted {
             stored: arrangement.bytes(&job.storage()),

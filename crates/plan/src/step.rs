@@ -270,7 +270,7 @@ impl Passes {
         Self { forward: self.forward * count, input: self.input * count, weight: self.weight * count }
     }
 
-    fn add(&mut self, other: &Self) {
+    pub(crate) fn add(&mut self, other: &Self) {
         self.forward += other.forward;
         self.input += other.input;
         self.weight += other.weight;

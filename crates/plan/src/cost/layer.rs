@@ -134,8 +134,13 @@ impl<'a> Shapes<'a> {
     }
 
     /// Times the gradient of a weight: the product, and adding it to the sum.
-    fn weight(&self, [out, into]: [usize; 2]) -> Terms {
-        let products = self.product([out, into, self.tokens]);
+    fn weight(&self, matrix: [usize; 2]) -> Terms {
+        self.weight_of(self.tokens, matrix)
+    }
+
+    /// The same of a matrix that meets so many vectors.
+    fn weight_of(&self, vectors: usize, [out, into]: [usize; 2]) -> Terms {
+        let products = self.product([out, into, vectors]);
         Terms { products, elements: self.accumulation(out * into), ..Terms::default() }
     }
 
@@ -264,6 +269,11 @@ impl<'a> Shapes<'a> {
         let mut passes = Passes::default();
         passes.forward.elements = self.sweep(3.0, self.tokens * d, 2) + self.sweep(4.0, self.between * d, 2);
         passes.forward.tensor = self.boundary();
+        if self.job.architecture.name == ArchitectureName::Bert {
+            // Types are looked up and added; the sum is normed, and backward through the norm.
+            passes.forward.elements += self.sweep(5.0, self.between * d, 3);
+            passes.input.elements = self.sweep(3.0, self.between * d, 1);
+        }
         let state = self.job.precision.state_bytes() as f64;
         passes.weight.elements = self.costs.memory(3.0 * state * (self.tokens * d) as f64, 3);
         if self.candidate.sequence_parallel {
@@ -272,7 +282,7 @@ impl<'a> Shapes<'a> {
         passes
     }
 
-    /// Times the last norm, the head and the loss, which is computed with all digits.
+    /// Times the last norm, the heads and the loss, which is computed with all digits.
     fn exit(&self) -> Passes {
         let (d, n) = (self.job.architecture.hidden, self.tokens);
         let mut passes = Passes::default();
@@ -287,8 +297,48 @@ impl<'a> Shapes<'a> {
         let loss = self.costs.memory(logits + 9.0 * wide, 8);
         passes.forward.elements = loss + self.sweep(2.0, self.between * d, 1);
         passes.input.elements = self.costs.memory(logits + 3.0 * wide, 3) + self.sweep(3.0, self.between * d, 1);
-        let scalars = 3.0 * n as f64 * state;
-        passes.forward.tensor += self.costs.collective(Collective::AllReduce, scalars, self.tensor);
+        // The largest logit; the sum of exponentials and the target's logit.
+        let sum =
+            |numbers: usize| self.costs.collective(Collective::AllReduce, (numbers * n) as f64 * state, self.tensor);
+        passes.forward.tensor += sum(1) + sum(2);
+        if self.job.architecture.name == ArchitectureName::Bert {
+            passes.add(&self.transform());
+        }
+        if self.job.architecture.next_sentence {
+            passes.add(&self.next_sentence());
+        }
+        passes
+    }
+
+    /// Times what bert's last hidden states go through before they meet the vocabulary: a square matrix, whole on every tensor
+    /// rank, and an activation; the norm is that of every exit.
+    fn transform(&self) -> Passes {
+        let d = self.job.architecture.hidden;
+        let mut passes = self.dense(self.between, [d, d]);
+        passes.forward.elements = self.sweep(2.0, self.between * d, 1);
+        passes.input.elements = self.sweep(3.0, self.between * d, 1);
+        passes
+    }
+
+    /// Times the head for whole sequences, of which each has one vector.
+    fn next_sentence(&self) -> Passes {
+        let (d, sequences) = (self.job.architecture.hidden, self.candidate.micro_batch);
+        let mut passes = self.dense(sequences, [d, d]);
+        passes.add(&self.dense(sequences, [2, d]));
+        if self.candidate.sequence_parallel {
+            // The loss is told by the rank that has the first position.
+            let number = self.job.precision.state_bytes() as f64;
+            passes.forward.tensor = self.costs.collective(Collective::AllReduce, number, self.tensor);
+        }
+        passes
+    }
+
+    /// Times a linear layer that is whole on every tensor rank, of so many vectors.
+    fn dense(&self, vectors: usize, matrix: [usize; 2]) -> Passes {
+        let [out, into] = matrix;
+        let mut passes = Passes { weight: self.weight_of(vectors, matrix), ..Passes::default() };
+        passes.forward.products = self.product([vectors, out, into]);
+        passes.input.products = self.product([vectors, into, out]);
         passes
     }
 }

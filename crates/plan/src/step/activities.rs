@@ -4,6 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    cost::Terms,
     simulate,
     step::{Estimator, StageTimes},
     Architecture, Candidate, Costs, RecomputeName, Result, Schedule, StageCosts, Stages, Step, Timeline,
@@ -50,7 +51,7 @@ pub enum ActivityKind {
     BackwardWeight,
     /// Waiting for other ranks of the pipeline.
     Wait,
-    /// Waiting for sums over other ranks: over the data ranks, of the table at both ends, of the norm.
+    /// Waiting for sums over other ranks: of gradients over data and tensor ranks, of the table at both ends, of the norm.
     Reduce,
     /// The optimizer's update.
     Update,
@@ -84,26 +85,55 @@ impl ActivityKind {
 
 /// What follows the last computation of a step.
 pub(super) struct Closing {
-    /// What each rank waits for its gradients' sums, and what its update takes.
-    ranks: Vec<(f64, f64)>,
-    /// When the last rank has computed all, and when the last one has its sums.
+    ranks: Vec<Ends>,
+    /// When the last rank has computed all, and when the last one has its sums over the data ranks.
     pub computed: f64,
     reduced: f64,
     /// The sum over the two ranks of the table at both ends.
     table: f64,
-    pub norm: f64,
-    pub updated: f64,
+    /// What the slowest rank takes to sum up with tensor ranks.
+    completed: f64,
+    agreed: Terms,
+    updated: f64,
+}
+
+/// What follows the last computation of one rank.
+struct Ends {
+    /// When it has computed all.
+    computed: f64,
+    /// What it waits for its gradients' sums over the data ranks.
+    reduced: f64,
+    /// Whether it holds the table at both ends, beside another that does.
+    table: bool,
+    completed: Terms,
+    updated: f64,
 }
 
 impl Closing {
     /// When all gradients are complete.
-    pub fn reduced(&self) -> f64 {
-        self.reduced + self.table
+    fn completed(&self) -> f64 {
+        self.reduced + self.table + self.completed
+    }
+
+    /// When all ranks agree.
+    fn agreed(&self) -> f64 {
+        self.completed() + self.agreed.total()
     }
 
     /// When the step is over.
     pub fn seconds(&self) -> f64 {
-        self.reduced() + self.norm + self.updated
+        self.agreed() + self.updated
+    }
+
+    /// Returns what a rank spends on all that follows its last computation. A rank that has its sums before others do waits for
+    /// them, as for any stage.
+    pub fn terms(&self, rank: usize) -> Terms {
+        let Ends { computed, reduced, table, completed, .. } = &self.ranks[rank];
+        let table = if *table { self.table } else { 0.0 };
+        let sums = Terms { data: reduced + table, optimizer: self.updated, ..Terms::default() };
+        let own = sums + self.agreed + *completed;
+        let waits = (self.reduced - (computed + reduced)) + (self.table - table) + (self.completed - completed.total());
+        Terms { bubble: own.bubble + waits, ..own }
     }
 }
 
@@ -143,7 +173,7 @@ impl Estimator<'_> {
         let computed = computed(&schedule, &simulate(&schedule, &times.costs()), messages);
         let ends: Vec<f64> = computed.iter().map(|spent| spent.last().map_or(0.0, |last| last.end)).collect();
         let closing = self.closing(candidate, &schedule.stages, &times, &ends, None)?;
-        let ranks = computed.into_iter().enumerate().map(|(rank, spent)| closing.close(&schedule.stages, rank, spent));
+        let ranks = computed.into_iter().enumerate().map(|(rank, spent)| closing.close(rank, spent));
         Ok(Some(StepTimeline { ranks: ranks.collect(), seconds: closing.seconds(), stages: schedule.stages }))
     }
 
@@ -159,36 +189,48 @@ impl Estimator<'_> {
     ) -> Result<Closing> {
         let micro_batches = candidate.micro_batches(self.job);
         let computed = ends.iter().copied().fold(0.0, f64::max);
-        let (mut reduced, mut updated, mut ranks) = (computed, 0.0_f64, Vec::with_capacity(ends.len()));
-        for (rank, &end) in ends.iter().enumerate() {
+        let tied = stages.tied_ranks().filter(|_| self.job.architecture.tie_embeddings);
+        let mut ranks = Vec::with_capacity(ends.len());
+        for (rank, &computed) in ends.iter().enumerate() {
             let work = times.of_rank(stages, rank);
             // Reductions travel behind what is computed, not behind messages that the rank waits for.
             let (all, last) = (work.work(), work.input.work() + work.weight.work());
             let (_, elements) = self.memory.stored(candidate, stages, rank)?;
-            let own = self.reduction(candidate, &elements, last, all, micro_batches);
-            let update = update.unwrap_or_else(|| self.update(candidate, &elements));
-            reduced = reduced.max(end + own);
-            updated = updated.max(update);
-            ranks.push((own, update));
+            ranks.push(Ends {
+                computed,
+                reduced: self.reduction(candidate, &elements, last, all, micro_batches),
+                table: tied.is_some_and(|(first, last)| rank == first || rank == last),
+                completed: self.completion(candidate, &elements),
+                updated: update.unwrap_or_else(|| self.update(candidate, &elements)),
+            });
         }
-        let (table, norm) = (self.ends_of_table(candidate, stages), self.norm(candidate));
-        Ok(Closing { ranks, computed, reduced, table, norm, updated })
+        let most = |of: &dyn Fn(&Ends) -> f64| ranks.iter().map(of).fold(0.0, f64::max);
+        Ok(Closing {
+            computed,
+            reduced: most(&|rank| rank.computed + rank.reduced),
+            table: self.ends_of_table(candidate, stages),
+            completed: most(&|rank| rank.completed.total()),
+            agreed: self.agreement(candidate),
+            updated: most(&|rank| rank.updated),
+            ranks,
+        })
     }
 }
 
 impl Closing {
     /// Goes on from the last computation of a rank to the end of the step.
-    fn close(&self, stages: &Stages, rank: usize, mut spent: Vec<Activity>) -> Vec<Activity> {
+    fn close(&self, rank: usize, mut spent: Vec<Activity>) -> Vec<Activity> {
         let end = spent.last().map_or(0.0, |last| last.end);
-        let (own, update) = self.ranks[rank];
-        let holds_table = stages.tied_ranks().is_some_and(|(first, last)| rank == first || rank == last);
-        let agreed = self.reduced() + self.norm;
+        let own = &self.ranks[rank];
+        let summed = self.reduced + self.table;
         let follows = [
-            (ActivityKind::Reduce, end + own),
+            (ActivityKind::Reduce, end + own.reduced),
             (ActivityKind::Wait, self.reduced),
-            (if holds_table { ActivityKind::Reduce } else { ActivityKind::Wait }, self.reduced()),
-            (ActivityKind::Reduce, agreed),
-            (ActivityKind::Update, agreed + update),
+            (if own.table { ActivityKind::Reduce } else { ActivityKind::Wait }, summed),
+            (ActivityKind::Reduce, summed + own.completed.total()),
+            (ActivityKind::Wait, self.completed()),
+            (ActivityKind::Reduce, self.agreed()),
+            (ActivityKind::Update, self.agreed() + own.updated),
             (ActivityKind::Wait, self.seconds()),
         ];
         for (kind, end) in follows {

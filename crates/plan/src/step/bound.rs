@@ -25,15 +25,17 @@ impl Estimator<'_> {
     pub(crate) fn close_bound(&mut self, candidate: &Candidate, stages: &Stages, parts: &Parts) -> Result<f64> {
         let earliest = self.earliest(candidate, stages, parts);
         let home = earliest.iter().map(|rank| rank.end + rank.back).fold(0.0, f64::max);
-        let (mut reduced, mut updated) = (home, 0.0_f64);
+        let (mut reduced, mut completed, mut updated) = (home, 0.0_f64, 0.0_f64);
         for (rank, known) in earliest.into_iter().enumerate() {
             let (_, elements) = self.memory.stored(candidate, stages, rank)?;
             let end = if rank == 0 { home } else { known.end };
             let micro_batches = candidate.micro_batches(self.job);
             reduced = reduced.max(end + self.reduction(candidate, &elements, known.last, known.work, micro_batches));
+            completed = completed.max(self.completion(candidate, &elements).total());
             updated = updated.max(self.update(candidate, &elements));
         }
-        Ok(reduced + self.ends_of_table(candidate, stages) + self.norm(candidate) + updated)
+        let agreed = self.ends_of_table(candidate, stages) + completed + self.agreement(candidate).total();
+        Ok(reduced + agreed + updated)
     }
 
     fn earliest(&self, candidate: &Candidate, stages: &Stages, parts: &Parts) -> Vec<Earliest> {

@@ -51,11 +51,11 @@ impl Estimator<'_> {
         let mut ranks: Vec<Terms> = (0..stages.pp()).map(rank).collect();
         let busy: Vec<f64> = ranks.iter().map(Terms::work).collect();
         let busiest = (0..busy.len()).fold(0, |most, rank| if busy[rank] > busy[most] { rank } else { most });
-        for terms in &mut ranks {
-            // Never below zero, as a sum of roundings may be.
-            terms.bubble += (closing.computed - terms.total()).max(0.0);
-            terms.data += closing.reduced() - closing.computed + closing.norm;
-            terms.optimizer += closing.updated;
+        for (rank, terms) in ranks.iter_mut().enumerate() {
+            // A rank without others has none, and roundings of sums make none.
+            let idle = if stages.pp() > 1 { ends[rank] - terms.total() } else { 0.0 };
+            terms.bubble += idle.max(0.0);
+            *terms += closing.terms(rank);
         }
         Ok(Timeline { seconds: closing.seconds(), ranks, busiest, bubble: idle(&busy, closing.computed) })
     }

@@ -1,12 +1,17 @@
 //! What ranks of a layout wait for each other outside a layer: messages between stages, sums over the data ranks, and what
-//! ends a step.
+//! ends a step: sums over tensor ranks of gradients that each has a part of, and the few numbers on which ranks agree.
 
 use crate::{
-    cost::{Collective, Group},
-    memory::Elements,
+    cost::{Collective, Group, Terms},
+    memory::{Elements, Partial, Pieces},
     step::Estimator,
     Axis, Candidate, Job, Stages, Zero,
 };
+
+/// Bytes of a squared norm and of a loss.
+const NUMBER: f64 = 8.0;
+/// Bytes of what all ranks tell each other at the end of a step: whether loss and norm are numbers, and what was read.
+const READ: f64 = 40.0;
 
 impl Estimator<'_> {
     /// Returns the time of a message between stages.
@@ -42,7 +47,8 @@ impl Estimator<'_> {
             return 0.0;
         }
         let buckets = elements.buckets.max(1) as f64;
-        let collective = |what, bytes: f64| buckets * self.costs.collective(what, bytes / buckets, group);
+        let each = |what, buckets: f64, bytes: f64| buckets * self.costs.collective(what, bytes / buckets, group);
+        let collective = |what, bytes: f64| each(what, buckets, bytes);
         let gradients = (elements.all * self.job.precision.state_bytes()) as f64;
         let values = (elements.all * self.job.precision.parameter_bytes()) as f64;
         let hides = if self.job.executor.hides_data { self.costs.overlap() } else { 0.0 };
@@ -62,9 +68,22 @@ impl Estimator<'_> {
             }
             Zero::Parameters => {
                 let forward = work - last;
-                let gathered = collective(Collective::AllGather, values);
                 let scattered = collective(Collective::ReduceScatter, gradients);
-                micro_batches as f64 * (behind(gathered, forward) + behind(gathered + scattered, last))
+                let Pieces { count, elements: embedded } = elements.entrance;
+                let entrance = match count {
+                    0 => 0.0,
+                    count => {
+                        let bytes = (embedded * self.job.precision.parameter_bytes()) as f64;
+                        each(Collective::AllGather, count as f64, bytes)
+                    }
+                };
+                let gathered = collective(Collective::AllGather, values);
+                // The entrance's backward multiplies by nothing; its table, where it is the head too, is there for the exit as well.
+                let (first, second) = match self.job.architecture.tie_embeddings {
+                    true => (gathered + entrance, gathered),
+                    false => (gathered, gathered - entrance),
+                };
+                micro_batches as f64 * (behind(first, forward) + behind(second + scattered, last))
             }
         }
     }
@@ -82,11 +101,43 @@ impl Estimator<'_> {
         self.costs.collective(Collective::AllReduce, bytes, group)
     }
 
-    /// Returns the time in which all ranks agree on the gradient's norm and on the loss.
-    pub(super) fn norm(&self, candidate: &Candidate) -> f64 {
+    /// Returns what a rank takes to complete gradients that its tensor ranks have parts of: to put them side by side, to sum, and
+    /// to copy them back.
+    pub(super) fn completion(&self, candidate: &Candidate, elements: &Elements) -> Terms {
+        let tensor = Group::of(candidate.neighbours(Axis::Tp, self.cluster.node.devices));
+        let Partial { cut, shared, sharers } = elements.partial;
+        let parts = if candidate.zero >= Zero::Optimizer { candidate.data() } else { 1 };
+        let sum = |Pieces { count, elements }: Pieces, size: usize| {
+            if count == 0 || size <= 1 {
+                return Terms::default();
+            }
+            let bytes = (elements * self.job.precision.state_bytes()) as f64 / parts as f64;
+            let group = Group { size, neighbours: tensor.neighbours.min(size) };
+            Terms {
+                tensor: self.costs.collective(Collective::AllReduce, bytes, group),
+                data: self.costs.memory(4.0 * bytes, 1 + count.div_ceil(parts)),
+                ..Terms::default()
+            }
+        };
+        let cut = if candidate.sequence_parallel { sum(cut, tensor.size) } else { Terms::default() };
+        cut + sum(shared, sharers)
+    }
+
+    /// Returns the time in which ranks agree: on the gradient's norm those that own different elements of it, tensor ranks, data
+    /// ranks with parts of their own, and stages; on the loss data ranks and stages; and all on whether both are numbers.
+    ///
+    /// Stages come to the first of these when they are done, so that it is where they wait for each other.
+    pub(super) fn agreement(&self, candidate: &Candidate) -> Terms {
         let devices = self.cluster.node.devices;
-        let group = Group { size: candidate.ranks(), neighbours: devices.min(candidate.ranks()) };
-        2.0 * self.costs.collective(Collective::AllReduce, 8.0, group)
+        let sum = |bytes: f64, group| self.costs.collective(Collective::AllReduce, bytes, group);
+        let number = |axis| sum(NUMBER, Group::of(candidate.neighbours(axis, devices)));
+        let own = if candidate.zero >= Zero::Optimizer { 2.0 } else { 1.0 };
+        let world = Group { size: candidate.ranks(), neighbours: devices.min(candidate.ranks()) };
+        Terms {
+            data: number(Axis::Tp) + own * number(Axis::Dp) + sum(READ, world),
+            bubble: 2.0 * number(Axis::Pp),
+            ..Terms::default()
+        }
     }
 
     /// Returns the time of clearing, measuring, clipping and applying a rank's gradients.

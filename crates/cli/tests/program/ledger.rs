@@ -119,10 +119,8 @@ fn memory_of_few_activations_on_two_ranks_is_as_planned() {
         &[
             &[alike, two, "parallel.zero=1"],
             &[alike, two, "parallel.zero=2", "train.precision=bf16"],
-            &[alike, two, "parallel.zero=3"],
             &[alike, "train.global_batch=4", "parallel.micro_batch=1", "parallel.zero=3", "model.architecture=gpt2"],
             &["parallel.tp=2", one, "model.kv_heads=1", "optimizer.name=sgd"],
-            &[alike, two, "parallel.pp=2", "parallel.micro_batch=1"],
         ],
         0.01,
     );

@@ -225,6 +225,15 @@ impl Cluster {
         self.node.memory_bytes > 0
     }
 
+    /// Returns the rate of a device of this name, where this machine was measured and has such: FLOP a second.
+    ///
+    /// A measured machine's device is named by its processor and the threads of a rank, so that a file from elsewhere does not
+    /// tell the rate of the device at hand.
+    pub fn measured_peak(&self, device: &str, precision: Precision) -> Option<f64> {
+        let known = self.measured.is_some() && self.device.name == device;
+        self.device.peak.of(precision).filter(|_| known)
+    }
+
     /// Returns the memory that one rank may fill.
     ///
     /// # Units

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     ranking::order,
-    words::{aligned, counted, runs, seconds, span},
+    words::{aligned, runs, seconds, span},
     Architecture, Cluster, Ranked, Replayed, Spent, TimedStage,
 };
 
@@ -31,7 +31,7 @@ pub struct WhatIf {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Bench {
-    /// What people call it.
+    /// What people call it, its threads included.
     pub name: String,
     /// Threads of the rank.
     pub threads: usize,
@@ -54,10 +54,8 @@ pub struct Simulated {
 impl WhatIf {
     /// Writes tables for people.
     pub fn table(&self) -> String {
-        let Bench { name, threads } = &self.device;
-        let threads = counted(threads, "thread");
-        let mut text =
-            format!("as if every device were the one at hand, {name} with {threads}, and links as the cluster's:\n\n");
+        let name = &self.device.name;
+        let mut text = format!("as if every device were the one at hand ({name}), and links as the cluster's:\n\n");
         let head = ["", "tp", "pp", "dp", "cp", "schedule", "micro", "predicted", "replayed"];
         let head = head.into_iter().chain(Spent::NAMES).chain(["tokens/s", "MFU"]).map(str::to_owned).collect();
         let layouts = self.layouts.iter().enumerate().map(|(index, layout)| layout.row(index + 1));

@@ -136,7 +136,7 @@ fn cluster(bench: &Bench<'_>, ranks: usize, (devices, sharing): (usize, usize), 
     let node = mp_plan::cluster::Node { count: ranks.div_ceil(devices), devices, memory_bytes: shared, ..links.0 };
     Ok(Cluster {
         node,
-        device: mp_plan::cluster::Device { name: processor(device), memory_bytes: own, memory_bandwidth, peak },
+        device: mp_plan::cluster::Device { name: named(device), memory_bytes: own, memory_bandwidth, peak },
         network: links.1,
         efficiency: Efficiency {
             matrix: 1.0,
@@ -171,15 +171,24 @@ fn share(points: &[[f64; 2]], peak: Option<f64>) -> f64 {
     peak.map_or(Efficiency::default().attention, |peak| (best / peak).min(1.0))
 }
 
-/// Names what a rank computes with.
-fn processor(device: Device) -> String {
+/// Names what a rank computes with, as a measured file has it: of a host the processor and a rank's threads. `None` where the
+/// system does not say which it is, so that others would be called alike.
+pub fn processor(device: Device) -> Option<String> {
     let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let model = info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
-    let model = model.map_or("CPU", |(_, model)| model.trim());
-    match device {
-        Device::Cpu => format!("{model}, {}", mp_plan::words::counted(device::threads(), "thread")),
+    let (_, model) = info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'))?;
+    (device == Device::Cpu).then(|| with_threads(model.trim()))
+}
+
+/// The same, with a name for what has none.
+pub fn named(device: Device) -> String {
+    processor(device).unwrap_or_else(|| match device {
+        Device::Cpu => with_threads("CPU"),
         other => format!("{other:?}"),
-    }
+    })
+}
+
+fn with_threads(model: &str) -> String {
+    format!("{model}, {}", mp_plan::words::counted(device::threads(), "thread"))
 }
 
 impl Bench<'_> {

@@ -47,6 +47,24 @@ fn layouts_are_timed_here_and_replayed() {
         // The preset is no description of this machine.
         assert!(replayed["mfu"].is_null() && layout["step_seconds"].as_f64().unwrap() > 0.0, "{layout}");
     }
+    // A measured file tells utilisation where it has the device at hand, and not where it has another.
+    let device = json["device"]["name"].as_str().unwrap();
+    for (name, known) in [(device, true), ("another host's processor, 1 thread", false)] {
+        let file = format!(
+            "node = {{ count = 1, devices = 8, memory_bytes = 8e9, bandwidth = 1e9, latency = 1e-6 }}\n\
+             device = {{ name = \"{name}\", memory_bandwidth = 1e10, peak.fp32 = 1e12 }}\n\
+             network = {{ bandwidth = 1e9, latency = 1e-6 }}\n\
+             measured.memory = [[1e6, 1e10]]\n"
+        );
+        fs::write(folder.path().join("file.toml"), file.replace("8e9", "8000000000")).unwrap();
+        let ended = plan(&["file.toml", "--ranks", "8", "--json", "--simulate", "1"]).success();
+        let json: serde_json::Value = serde_json::from_str(&ended.out).unwrap();
+        let replayed = &json["layouts"][0]["replayed"];
+        let share = replayed["model_flops"].as_f64().unwrap() / 1e12;
+        // A number that is written and read again may have moved by its last bit.
+        let same = replayed["mfu"].as_f64().map(|mfu| (mfu / share - 1.0).abs() < 1e-12);
+        assert_eq!(same, known.then_some(true), "{name}: {json}");
+    }
     // All degrees are set: one layout.
     let degrees = ["tp=2", "pp=2", "dp=1"].map(|degree| format!("parallel.{degree}"));
     let sets: Vec<&str> = degrees.iter().flat_map(|degree| ["--set", degree]).collect();

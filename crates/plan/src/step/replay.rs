@@ -39,9 +39,17 @@ pub struct Replayed {
     pub model_flops: f64,
     /// Model FLOPs and those computed again, by second and device.
     pub hardware_flops: f64,
-    /// Model FLOPs over the peak of the machine's device; `None` unless the machine was measured as well: the peak of a data
-    /// sheet is not that of the device on which stages were timed.
+    /// Model FLOPs over the peak of the device on which stages were timed; `None` until that is [known](Self::with_peak).
     pub mfu: Option<f64>,
+}
+
+impl Replayed {
+    /// Adds the utilisation of a device with such a peak, FLOP a second: of the one on which stages were timed, as
+    /// [`Cluster::measured_peak`](crate::Cluster::measured_peak) knows it, and not of the machine that is replayed.
+    #[must_use]
+    pub fn with_peak(self, peak: Option<f64>) -> Self {
+        Self { mfu: peak.map(|peak| self.model_flops / peak), ..self }
+    }
 }
 
 /// Time of a replayed step by what it is spent on.
@@ -131,12 +139,8 @@ impl Estimator<'_> {
             tokens,
             model_flops: tokens * model,
             hardware_flops: tokens * (model + self.repeated_flops(candidate, &cut)),
-            mfu: self.measured_peak().map(|peak| tokens * model / peak),
+            mfu: None,
         })
-    }
-
-    fn measured_peak(&self) -> Option<f64> {
-        self.cluster.measured.as_ref().and_then(|_| self.costs.peak(self.job.precision))
     }
 
     /// Makes a stage's passes of what its computation was seen to take, and of what is waited for in it.
@@ -259,20 +263,21 @@ mod tests {
         }
     }
 
-    /// A data sheet's peak is not that of the device that stages were timed on.
+    /// Neither a data sheet's peak nor another device's is that of the device that stages were timed on.
     #[test]
-    fn utilisation_is_of_a_machine_that_was_measured() {
+    fn utilisation_is_of_a_device_that_was_measured() {
         let mut cluster = Cluster::preset("h100").unwrap().with_ranks(1);
+        let (job, costs) = (job(ContextForm::Ring, Executor::ENGINE), Analytic::new(&cluster));
         let stage = StageCosts { forward: 1.0, backward_input: 1.0, backward_weight: 1.0 };
-        let mfu = |cluster: &Cluster| {
-            let (job, costs) = (job(ContextForm::Ring, Executor::ENGINE), Analytic::new(cluster));
-            let replayed = Estimator::new(&job, cluster, &costs).replay(&Candidate::default(), &[stage], 1.0).unwrap();
-            replayed.mfu.map(|mfu| (mfu, replayed.model_flops / 989e12))
-        };
-        assert_eq!(mfu(&cluster), None);
+        let replayed = Estimator::new(&job, &cluster, &costs).replay(&Candidate::default(), &[stage], 1.0).unwrap();
+        let mfu =
+            |cluster: &Cluster, device: &str| replayed.with_peak(cluster.measured_peak(device, Precision::Bf16)).mfu;
+        assert_eq!(mfu(&cluster, "H100-SXM"), None, "a data sheet");
         cluster.measured = Some(Points::default());
-        let (mfu, share) = mfu(&cluster).unwrap();
-        assert_eq!(mfu, share);
+        assert_eq!(mfu(&cluster, "H100-SXM"), Some(replayed.model_flops / 989e12));
+        assert_eq!(mfu(&cluster, "H200"), None, "another device");
+        cluster.device.peak.bf16 = None;
+        assert_eq!(mfu(&cluster, "H100-SXM"), None, "not measured in this precision");
     }
 
     /// What is waited for, taken from the whole and added again, is what it was.

@@ -2,8 +2,7 @@
 
 use mp_plan::what_if::{Bench, Simulated, WhatIf};
 use mp_plan::{Cluster, CostModel, Estimate, Estimator, Found, Job, ParallelConfig, Ranked};
-use mp_runtime::Device;
-use mp_train::{trial, Config, Error};
+use mp_train::{measure, trial, Config, Error};
 
 use crate::args::Plan;
 use crate::failure::{refused, Failure};
@@ -50,28 +49,22 @@ pub fn run(screen: &mut Screen, searched: &Searched<'_>, layouts: usize) -> Resu
     let device = equip_alone(config)?;
     let threads = rank_threads(config, cluster, found.layouts[0].candidate.ranks())?;
     mp_runtime::device::prepare(threads);
+    let peak = measure::processor(device).and_then(|name| cluster.measured_peak(&name, job.precision));
     let mut estimator = Estimator::new(job, cluster, *costs);
     let mut simulate = |estimate: &Estimate| -> Result<Simulated, Failure> {
         let timed = trial::time(config, job, &estimate.candidate, device)?;
         let seen: Vec<_> = timed.stages.iter().map(|stage| stage.seconds).collect();
         let replayed = estimator.replay(&estimate.candidate, &seen, timed.update_seconds).map_err(Error::from)?;
+        let replayed = replayed.with_peak(peak);
         let predicted = Ranked::new(estimate);
         Ok(Simulated { predicted, replayed, stages: timed.stages, update_seconds: timed.update_seconds })
     };
     let simulated = found.layouts.iter().take(layouts).map(&mut simulate).collect::<Result<_, _>>()?;
-    let device = Bench { name: name(device), threads };
+    let device = Bench { name: measure::named(device), threads };
     let what_if = WhatIf { model: job.architecture.clone(), cluster: (*cluster).clone(), device, layouts: simulated };
     screen.line("");
     screen.line(what_if.table().trim_end());
     Ok(screen.result(&what_if)?)
-}
-
-/// Names what stages were timed on.
-fn name(device: Device) -> String {
-    match device {
-        Device::Cuda(index) => format!("this machine's CUDA device {index}"),
-        _ => "this machine's CPU".into(),
-    }
 }
 
 /// Returns the threads of a rank: as many as it would have here beside the other ranks of a node.

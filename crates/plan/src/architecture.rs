@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::{ArchitectureName, AttentionBias, Error, ModelConfig, Result, RopeScaling};
 
 /// The most layers of a model.
-const MOST_LAYERS: usize = 100_000;
+const MOST_LAYERS: usize = 10_000;
 /// The most elements of a model: beyond, counts would not be exact in a double.
 const MOST_ELEMENTS: f64 = 9_007_199_254_740_992.0;
 
@@ -237,18 +237,30 @@ impl Architecture {
     /// # Units
     /// FLOP a token.
     pub fn flops_per_token(&self, seq: usize) -> f64 {
-        let [d, l, h, kv, k, f, v] =
-            [self.hidden, self.layers, self.heads, self.kv_heads, self.head_dim, self.ffn, self.vocab]
-                .map(|size| size as f64);
+        self.layers as f64 * self.layer_flops(seq) + self.head_flops()
+    }
+
+    /// Counts those of one layer.
+    pub(crate) fn layer_flops(&self, seq: usize) -> f64 {
+        let [d, h, kv, k, f] =
+            [self.hidden, self.heads, self.kv_heads, self.head_dim, self.ffn].map(|size| size as f64);
         let mlp_matrices = match self.name {
             ArchitectureName::Llama => 3.0,
             ArchitectureName::Gpt2 | ArchitectureName::Bert => 2.0,
         };
-        let layer = d * k * (2.0 * h + 2.0 * kv) + mlp_matrices * d * f;
-        let keys = self.window.map_or(seq, |window| window.min(seq)) as f64;
+        6.0 * (d * k * (2.0 * h + 2.0 * kv) + mlp_matrices * d * f) + 12.0 * h * k * self.keys(seq) as f64
+    }
+
+    /// Counts those of the head.
+    pub(crate) fn head_flops(&self) -> f64 {
+        let (d, v) = (self.hidden as f64, self.vocab as f64);
         // Bert's head multiplies by a square matrix first; what is done once a sequence is left out.
-        let head = if self.name == ArchitectureName::Bert { d * (d + v) } else { d * v };
-        6.0 * (l * layer + head) + 12.0 * l * h * k * keys
+        6.0 * d * if self.name == ArchitectureName::Bert { d + v } else { v }
+    }
+
+    /// Returns how many positions of a sequence a query sees at most.
+    pub(crate) fn keys(&self, seq: usize) -> usize {
+        self.window.map_or(seq, |window| window.min(seq))
     }
 }
 

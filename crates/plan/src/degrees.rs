@@ -2,7 +2,7 @@
 
 use crate::{mesh::Degrees, Architecture, Error, Mesh, ParallelConfig, RecomputeName, Result, Switch, Zero};
 
-/// The largest tensor degree that is named as an alternative.
+/// The largest degree that is named as an alternative.
 const LARGEST_NAMED: usize = 1024;
 
 /// Refuses a degree above 1 on the axis along which models are not cut.
@@ -146,5 +146,6 @@ pub fn check_all_to_all(heads: usize, kv_heads: usize, tp: usize, cp: usize) -> 
     if fits(cp) {
         return Ok(());
     }
-    Err(Error::Heads { cp, query, key_value, legal: (1..=query).filter(|&degree| fits(degree)).collect() })
+    let legal = (1..=query.min(LARGEST_NAMED)).filter(|&degree| fits(degree)).collect();
+    Err(Error::Heads { cp, query, key_value, legal })
 }

@@ -40,7 +40,7 @@ pub enum Error {
     },
 
     /// A size beyond what integers of the plan can count.
-    #[error("{what}: {value:e} is more than the {limit:e} that can be planned")]
+    #[error("{what}: {value:e} is more than the {limit:e} that can be planned; lower it")]
     TooLarge {
         /// The size.
         what: &'static str,
@@ -48,6 +48,20 @@ pub enum Error {
         value: f64,
         /// The largest value allowed.
         limit: f64,
+    },
+
+    /// Lists of steps that would be too long.
+    #[error(
+        "{micro_batches} micro-batches through {stages} virtual stages are more than the {limit} passes of a step that can \
+         be planned; raise parallel.micro_batch, or lower train.global_batch"
+    )]
+    TooManyPasses {
+        /// The virtual stages.
+        stages: usize,
+        /// The micro-batches of a step.
+        micro_batches: usize,
+        /// The most passes.
+        limit: usize,
     },
 
     /// Something that does not come out even.

@@ -5,9 +5,16 @@ use serde::{Deserialize, Serialize};
 use crate::{
     check_all_to_all, check_effect, check_sequence, check_zero,
     degrees::{check_tensor, refuse_uncut},
+    schedule::check_passes,
+    stages::check_stages,
     Architecture, Axis, ContextForm, Degrees, Error, Mesh, ParallelConfig, Precision, RecomputeName, Result,
     ScheduleName, Sequences, Stages, Storage, Switch, Zero,
 };
+
+/// The most sequences of a step: so many still have numbers of 31 bits.
+const MOST_SEQUENCES: f64 = i32::MAX as f64;
+/// The most bytes that are counted: a quarter of what counts hold, for sums of several.
+const MOST_BYTES: f64 = (1_u64 << 62) as f64;
 
 /// A model and how it is trained, whatever the layout.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -117,6 +124,68 @@ impl Job {
         Storage { precision: self.precision, moments: self.moments }
     }
 
+    /// Checks that such a training can be counted.
+    ///
+    /// # Errors
+    /// As [`Architecture::check`]; [`Error::Zero`] and [`Error::SequenceTooLong`] for sequences that cannot be,
+    /// [`Error::TooLarge`] for too many, or for activations of a step that no count of bytes holds.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use mp_plan::{published, Job};
+    ///
+    /// let job = published::rows()[0].job()?;
+    /// assert_eq!(job.check(), Ok(()));
+    /// let error = Job { global_batch: 9_000_000_000, ..job }.check().unwrap_err();
+    /// assert_eq!(
+    ///     error.to_string(),
+    ///     "train.global_batch: 9e9 is more than the 2.147483647e9 that can be planned; lower it"
+    /// );
+    /// # Ok::<(), mp_plan::Error>(())
+    /// ```
+    pub fn check(&self) -> Result<()> {
+        self.architecture.check()?;
+        for (what, size) in [("train.seq", self.seq), ("train.global_batch", self.global_batch)] {
+            if size == 0 {
+                return Err(Error::Zero { what });
+            }
+        }
+        if self.seq > self.architecture.max_seq {
+            return Err(Error::SequenceTooLong { seq: self.seq, max_seq: self.architecture.max_seq });
+        }
+        let most = [
+            ("train.global_batch", self.global_batch as f64, MOST_SEQUENCES),
+            ("bytes of a step's activations (train.global_batch, train.seq, model)", self.most_bytes(), MOST_BYTES),
+        ];
+        match most.into_iter().find(|(_, value, limit)| value > limit) {
+            Some((what, value, limit)) => Err(Error::TooLarge { what, value, limit }),
+            None => Ok(()),
+        }
+    }
+
+    /// Bounds from above what all layers keep of a whole step and what is alive beside that, in floating point, so that it
+    /// cannot overflow.
+    fn most_bytes(&self) -> f64 {
+        let architecture = &self.architecture;
+        let [layers, hidden, heads, head_dim, ffn, vocab, max_seq] = [
+            architecture.layers,
+            architecture.hidden,
+            architecture.heads,
+            architecture.head_dim,
+            architecture.ffn,
+            architecture.vocab,
+            architecture.max_seq,
+        ]
+        .map(|size| size as f64);
+        let (widths, scores) = (hidden + heads * head_dim, heads * self.seq as f64);
+        let kept = 8.0 * widths + 5.0 * ffn + if self.stores_attention() { 4.0 * scores } else { 0.0 };
+        let beside = 40.0 * widths + 16.0 * ffn + 8.0 * scores + 8.0 * vocab;
+        let numbers = self.step_tokens() * (layers * kept + beside) + max_seq * head_dim;
+        // The widest are of 64 bits.
+        8.0 * numbers
+    }
+
     /// Counts the tokens of a step.
     pub fn step_tokens(&self) -> f64 {
         self.global_batch as f64 * self.seq as f64
@@ -178,15 +247,17 @@ impl Candidate {
     /// As [`Stages::new`].
     pub fn stages(&self, job: &Job) -> Result<Stages> {
         let fixed = (!job.split.is_empty()).then_some(job.split.as_slice());
-        Stages::new(&job.architecture, self.pp, self.chunks, self.schedule.folding(), fixed)
+        Stages::new(&job.architecture, job.seq, self.pp, self.chunks, self.schedule.folding(), fixed)
     }
 
     /// Refuses what the engine refuses, with the engine's own checks.
     ///
     /// # Errors
-    /// Those of [`Mesh::new`], [`check_tensor`], [`check_sequence`], [`check_all_to_all`], [`check_zero`], [`Stages::new`] and
-    /// [`Schedule::new`](crate::Schedule::new); [`Error::Batch`] for micro-batches that do not come out even.
+    /// Those of [`Job::check`], [`Mesh::new`], [`check_tensor`], [`check_sequence`], [`check_all_to_all`], [`check_zero`],
+    /// [`Stages::new`] and [`Schedule::new`](crate::Schedule::new); [`Error::Batch`] for micro-batches that do not come out
+    /// even.
     pub fn check(&self, job: &Job) -> Result<()> {
+        job.check()?;
         let mesh = self.mesh()?;
         refuse_uncut(&mesh.degrees())?;
         check_tensor(&job.architecture, self.tp)?;
@@ -202,10 +273,8 @@ impl Candidate {
         check_zero(self.zero, &mesh)?;
         self.schedule.check_chunks(self.chunks)?;
         self.schedule.check_micro_batches(self.micro_batches(job), self.pp)?;
-        if self.pp * self.chunks > job.architecture.layers {
-            let (pp, chunks) = (self.pp, self.chunks);
-            return Err(Error::TooManyStages { layers: job.architecture.layers, pp, chunks });
-        }
+        let stages = check_stages(job.architecture.layers, self.pp, self.chunks)?;
+        check_passes(stages, self.micro_batches(job))?;
         if !job.split.is_empty() {
             self.stages(job)?;
         }

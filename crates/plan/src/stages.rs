@@ -32,11 +32,11 @@ pub enum Folding {
 ///
 /// // A head for 100 000 tokens weighs as much as many narrow layers, so the last stage gets few.
 /// let architecture = Architecture::resolve(&ModelConfig { layers: 100, ..ModelConfig::default() }, 100_000, 128)?;
-/// let stages = Stages::new(&architecture, 2, 1, Folding::Loop, None)?;
+/// let stages = Stages::new(&architecture, 128, 2, 1, Folding::Loop, None)?;
 /// assert_eq!(stages.layers(0), 0..77);
 /// assert_eq!(stages.layers(1), 77..100);
 ///
-/// let v = Stages::new(&architecture, 2, 2, Folding::V, Some(&[30, 30, 30, 10]))?;
+/// let v = Stages::new(&architecture, 128, 2, 2, Folding::V, Some(&[30, 30, 30, 10]))?;
 /// assert_eq!((v.rank_of(3), v.chunk_of(3)), (0, 1));
 /// assert_eq!(v.rank_layers(0), [0..30, 90..100]);
 /// # Ok::<(), mp_plan::Error>(())
@@ -66,8 +66,8 @@ impl Stages {
     ///
     /// By cost, the most expensive stage is as cheap as any cut makes it, and the others are as even as that allows;
     /// where that leaves a choice, later stages get the layer, since most schedules keep fewer micro-batches there.
-    /// Costs are FLOPs of a token at the longest sequence, forward and backward; the first stage also carries the
-    /// embedding's, the last the final norm's and the head's.
+    /// Costs are FLOPs of a token of a sequence of `seq`, forward and backward, as [`Architecture::flops_per_token`] counts
+    /// them; the first stage also carries the embedding's, the last the final norm's and the head's.
     ///
     /// # Errors
     /// [`Error::Zero`] for a degree of 0, [`Error::FoldingChunks`] for a V of other than two chunks,
@@ -75,6 +75,7 @@ impl Stages {
     /// [`Error::EmptyStage`] for a `fixed` split that is not one.
     pub fn new(
         architecture: &Architecture,
+        seq: usize,
         pp: usize,
         chunks: usize,
         folding: Folding,
@@ -82,13 +83,10 @@ impl Stages {
     ) -> Result<Self> {
         let layers = architecture.layers;
         check_degrees(pp, chunks, folding)?;
-        let count = pp.saturating_mul(chunks);
-        if count > layers {
-            return Err(Error::TooManyStages { layers, pp, chunks });
-        }
+        let count = check_stages(layers, pp, chunks)?;
         let stages = match fixed {
             Some(split) => Self::with_layers(pp, chunks, folding, split)?,
-            None => Self::with_layers(pp, chunks, folding, &Costs::of(architecture).balance(layers, count))?,
+            None => Self::with_layers(pp, chunks, folding, &Costs::of(architecture, seq).balance(layers, count))?,
         };
         match stages.total() {
             sum if sum == layers => Ok(stages),
@@ -106,10 +104,7 @@ impl Stages {
         if pp.checked_mul(chunks) != Some(split.len()) {
             return Err(Error::SplitLength { split: split.to_vec(), pp, chunks });
         }
-        if split.len() > MOST_STAGES {
-            let (value, limit) = (split.len() as f64, MOST_STAGES as f64);
-            return Err(Error::TooLarge { what: "virtual stages", value, limit });
-        }
+        check_number(split.len())?;
         if let Some(stage) = split.iter().position(|&layers| layers == 0) {
             return Err(Error::EmptyStage { split: split.to_vec(), stage });
         }
@@ -255,6 +250,25 @@ fn check_degrees(pp: usize, chunks: usize, folding: Folding) -> Result<()> {
     }
 }
 
+/// Returns the number of virtual stages, where each has a layer.
+///
+/// # Errors
+/// [`Error::TooManyStages`], [`Error::TooLarge`].
+pub(crate) fn check_stages(layers: usize, pp: usize, chunks: usize) -> Result<usize> {
+    match pp.checked_mul(chunks) {
+        Some(count) if count <= layers => check_number(count).map(|()| count),
+        _ => Err(Error::TooManyStages { layers, pp, chunks }),
+    }
+}
+
+fn check_number(stages: usize) -> Result<()> {
+    let (value, limit) = (stages as f64, MOST_STAGES as f64);
+    match stages > MOST_STAGES {
+        true => Err(Error::TooLarge { what: "virtual stages", value, limit }),
+        false => Ok(()),
+    }
+}
+
 /// FLOPs of a token, forward and backward. Integers, so that equal costs are equal.
 struct Costs {
     first: u128,
@@ -264,27 +278,18 @@ struct Costs {
 
 impl Costs {
     /// Counts as [`Architecture::flops_per_token`] does, and beside the matrices what the ends do element by element.
-    fn of(architecture: &Architecture) -> Self {
-        let [d, h, kv, k, f, v, s] = [
-            architecture.hidden,
-            architecture.heads,
-            architecture.kv_heads,
-            architecture.head_dim,
-            architecture.ffn,
-            architecture.vocab,
-            architecture.max_seq,
-        ]
-        .map(|size| size as u128);
+    fn of(architecture: &Architecture, seq: usize) -> Self {
+        let d = architecture.hidden as u128;
         // Each row's gradient is added to its table; learned positions are added to the rows too.
-        let (mlp_matrices, first, head) = match architecture.name {
-            ArchitectureName::Llama => (3, d, v),
-            ArchitectureName::Gpt2 => (2, 3 * d, v),
-            // Types are added too, and the sum is normed; the head multiplies by a square matrix first.
-            ArchitectureName::Bert => (2, 17 * d, d + v),
+        let first = match architecture.name {
+            ArchitectureName::Llama => d,
+            ArchitectureName::Gpt2 => 3 * d,
+            // Types are added too, and the sum is normed.
+            ArchitectureName::Bert => 17 * d,
         };
-        let layer = 6 * (d * k * (2 * h + 2 * kv) + mlp_matrices * d * f) + 12 * h * k * s;
-        // A norm squares, adds and multiplies twice; backward is twice that.
-        Self { first, layer, last: 6 * d * head + 12 * d }
+        // Counts are whole, and a norm squares, adds and multiplies twice; backward is twice that.
+        let last = architecture.head_flops() as u128 + 12 * d;
+        Self { first, layer: architecture.layer_flops(seq) as u128, last }
     }
 
     /// Deals layers one by one, each to the stage that is cheapest with it.

@@ -210,7 +210,7 @@ impl Count<'_> {
         match self.arrangement.zero() {
             Zero::Replicated => gradients + SCALAR,
             Zero::Optimizer => gradients + values + 2 * SCALAR,
-            Zero::Gradients => micro_batches * gradients + values + 2 * SCALAR,
+            Zero::Gradients => micro_batches.saturating_mul(gradients).saturating_add(values + 2 * SCALAR),
             Zero::Parameters => {
                 let entrance: usize = self.arrangement.units().first().map_or(0, |unit| {
                     unit.buckets.clone().map(|bucket| self.arrangement.own_part(bucket, self.part).len()).sum()
@@ -221,7 +221,7 @@ impl Count<'_> {
                     true => 2 * values + entrance,
                     false => 2 * values - entrance,
                 };
-                micro_batches * (gradients + gathered) + 2 * SCALAR
+                micro_batches.saturating_mul(gradients + gathered).saturating_add(2 * SCALAR)
             }
         }
     }

@@ -239,7 +239,7 @@ proptest! {
         let architecture = Architecture::resolve(&config, 64, 16).unwrap();
         let whole = Partition::new(&architecture, &Mesh::new(Degrees { pp, ..Degrees::default() }).unwrap()).unwrap();
         let (chunks, folding) = if v && 2 * pp <= layers { (2, Folding::V) } else { (1, Folding::Loop) };
-        let stages = Stages::new(&architecture, pp, chunks, folding, None).unwrap();
+        let stages = Stages::new(&architecture, architecture.max_seq, pp, chunks, folding, None).unwrap();
         let mut counted = Vec::new();
         let mut copies = 0;
         for rank in 0..pp {

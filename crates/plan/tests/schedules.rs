@@ -249,7 +249,7 @@ fn schedules_survive_json() {
 #[test]
 fn configurations_choose_or_leave_the_choice() {
     let architecture = Architecture::resolve(&ModelConfig { layers: 8, ..ModelConfig::default() }, 257, 64).unwrap();
-    let resolve = |parallel: &ParallelConfig| Schedule::resolve(parallel, &architecture, 2, 4, false);
+    let resolve = |parallel: &ParallelConfig| Schedule::resolve(parallel, &architecture, 64, 2, 4, false);
     let free = resolve(&ParallelConfig::default()).unwrap();
     assert_eq!((free.name, free.stages.split()), (ScheduleName::OneFOneB, vec![4, 4]));
     let v = ParallelConfig { schedule: Switch::Set(ScheduleName::ZbV), ..ParallelConfig::default() };

@@ -38,7 +38,7 @@ proptest! {
         let name = if gpt2 { ArchitectureName::Gpt2 } else { ArchitectureName::Llama };
         let config = ModelConfig { architecture: name, layers: count + extra, ..ModelConfig::default() };
         let architecture = Architecture::resolve(&config, vocab, 64).unwrap();
-        let split = Stages::new(&architecture, count, 1, Folding::Loop, None).unwrap().split();
+        let split = Stages::new(&architecture, architecture.max_seq, count, 1, Folding::Loop, None).unwrap().split();
         let best = splits(count + extra, count)
             .iter()
             .map(|split| dearest(split, flops(&architecture)))
@@ -49,7 +49,7 @@ proptest! {
 
     #[test]
     fn middle_stages_differ_by_one_layer_at_most(pp in 3..9_usize, extra in 0..40_usize, vocab in 1..60_000_usize) {
-        let split = Stages::new(&model(pp + extra, vocab), pp, 1, Folding::Loop, None).unwrap().split();
+        let split = Stages::new(&model(pp + extra, vocab), 64, pp, 1, Folding::Loop, None).unwrap().split();
         prop_assert_eq!(split.iter().sum::<usize>(), pp + extra);
         let middle = &split[1..pp - 1];
         prop_assert!(middle.is_sorted());
@@ -87,16 +87,31 @@ fn a_v_goes_down_and_up() {
 #[test]
 fn ends_that_weigh_more_get_fewer_layers() {
     // A vocabulary of bytes weighs little: even, and the odd layer goes to a later stage, but not to the head's.
-    assert_eq!(Stages::new(&model(9, 257), 4, 1, Folding::Loop, None).unwrap().split(), [2, 2, 3, 2]);
+    assert_eq!(Stages::new(&model(9, 257), 64, 4, 1, Folding::Loop, None).unwrap().split(), [2, 2, 3, 2]);
     // A head that outweighs all layers together still leaves its stage one.
-    assert_eq!(Stages::new(&model(10, 200_000), 4, 1, Folding::Loop, None).unwrap().split(), [3, 3, 3, 1]);
+    assert_eq!(Stages::new(&model(10, 200_000), 64, 4, 1, Folding::Loop, None).unwrap().split(), [3, 3, 3, 1]);
+}
+
+/// What a layer costs beside the head is what it costs in training: its attention over the sequences that there are, as far
+/// as the window reaches.
+#[test]
+fn layers_are_dealt_out_by_the_sequences_that_are_trained_on() {
+    let split = |seq: usize, max_seq: usize, window: usize| {
+        let wide = ModelConfig { hidden: 512, layers: 8, max_seq, window, ..ModelConfig::default() };
+        let architecture = Architecture::resolve(&wide, 128_256, seq).unwrap();
+        Stages::new(&architecture, seq, 2, 1, Folding::Loop, None).unwrap().split()
+    };
+    // The matrices of a layer cost 19 million FLOPs, those of the head 394, attention over 2,048 tokens 13.
+    assert_eq!([split(2048, 2048, 0), split(2048, 131_072, 0)], [[7, 1], [7, 1]]);
+    assert_eq!([split(131_072, 131_072, 0), split(32_768, 32_768, 0)], [[4, 4], [5, 3]]);
+    assert_eq!([split(32_768, 32_768, 128), split(128, 32_768, 0)], [[7, 1], [7, 1]]);
 }
 
 #[test]
 fn splits_that_are_none_are_refused() {
     let architecture = model(8, 257);
     let cut = |pp, chunks, folding, split: Option<&[usize]>| {
-        Stages::new(&architecture, pp, chunks, folding, split).unwrap_err().to_string()
+        Stages::new(&architecture, architecture.max_seq, pp, chunks, folding, split).unwrap_err().to_string()
     };
     let around = Folding::Loop;
     assert_eq!(
@@ -132,7 +147,7 @@ fn splits_that_are_none_are_refused() {
 
 #[test]
 fn stages_survive_json_and_wrong_ones_do_not() {
-    let stages = Stages::new(&model(8, 257), 2, 2, Folding::V, None).unwrap();
+    let stages = Stages::new(&model(8, 257), 64, 2, 2, Folding::V, None).unwrap();
     let json = serde_json::to_string(&stages).unwrap();
     assert_eq!(json, r#"{"pp":2,"chunks":2,"folding":"v","layers":[2,2,2,2]}"#);
     assert_eq!(serde_json::from_str::<Stages>(&json).unwrap(), stages);

@@ -93,9 +93,10 @@ impl Layout {
             true => Between::SequenceSharded,
             false => Between::Replicated,
         };
+        Self::job_of(config, architecture.clone()).check()?;
         let batches = batches(config, pp, dp)?;
         let frozen = config.lora.rank > 0;
-        let schedule = Schedule::resolve(parallel, architecture, pp, batches.micro_batches(), frozen)?;
+        let schedule = Schedule::resolve(parallel, architecture, seq, pp, batches.micro_batches(), frozen)?;
         schedule.check()?;
         Ok(Self {
             partition: Arc::new(Partition::new(architecture, &mesh)?.adapted(&config.lora)?),

@@ -49,6 +49,21 @@ pub use step::{Payload, Step};
 
 use crate::{completeness, deadlock, Architecture, Error, ParallelConfig, Result, Stages};
 
+/// The most passes of micro-batches through virtual stages in an update: lists of all ranks then have up to eight million
+/// steps, of some hundred megabytes.
+const MOST_PASSES: usize = 1 << 20;
+
+/// Refuses an update whose lists would be too long.
+///
+/// # Errors
+/// [`Error::TooManyPasses`].
+pub(crate) fn check_passes(stages: usize, micro_batches: usize) -> Result<()> {
+    match stages.checked_mul(micro_batches) {
+        Some(passes) if passes <= MOST_PASSES => Ok(()),
+        _ => Err(Error::TooManyPasses { stages, micro_batches, limit: MOST_PASSES }),
+    }
+}
+
 /// The steps of every rank of a pipeline for one update.
 ///
 /// # Examples
@@ -91,7 +106,7 @@ impl Schedule {
     ///
     /// # Errors
     /// [`Error::Zero`] without micro-batches; [`Error::Folding`], [`Error::Chunks`] and [`Error::MicroBatches`] if the
-    /// schedule cannot run such stages or so many micro-batches.
+    /// schedule cannot run such stages or so many micro-batches, [`Error::TooManyPasses`] if its lists would be too long.
     pub fn new(name: ScheduleName, stages: Stages, micro_batches: usize, tied: bool) -> Result<Self> {
         let orders = Self::orders(name, &stages, micro_batches)?;
         let ranks = orders.iter().enumerate().map(|(rank, order)| wiring::list(&stages, rank, order, tied)).collect();
@@ -105,6 +120,7 @@ impl Schedule {
             return Err(Error::Folding { schedule: name, folding: stages.folding() });
         }
         name.check_micro_batches(micro_batches, stages.pp())?;
+        check_passes(stages.count(), micro_batches)?;
         Ok(match name {
             ScheduleName::Gpipe => gpipe::orders(stages, micro_batches),
             ScheduleName::OneFOneB => one_f_one_b::orders(stages, micro_batches),
@@ -115,13 +131,15 @@ impl Schedule {
     }
 
     /// Cuts a model in `pp` stages as a configuration asks and writes its schedule down, choosing where it leaves a
-    /// choice: 1F1B, the schedule's own number of chunks, layers by cost. Of a `frozen` model no gradients are summed.
+    /// choice: 1F1B, the schedule's own number of chunks, layers by their cost in sequences of `seq`. Of a `frozen` model no
+    /// gradients are summed.
     ///
     /// # Errors
     /// As [`Stages::new`] and [`new`](Self::new).
     pub fn resolve(
         config: &ParallelConfig,
         architecture: &Architecture,
+        seq: usize,
         pp: usize,
         micro_batches: usize,
         frozen: bool,
@@ -131,7 +149,7 @@ impl Schedule {
         // Before the stages, so that the schedule is named and not the folding.
         name.check_chunks(chunks)?;
         let fixed = (!config.split.is_empty()).then_some(config.split.as_slice());
-        let stages = Stages::new(architecture, pp, chunks, name.folding(), fixed)?;
+        let stages = Stages::new(architecture, seq, pp, chunks, name.folding(), fixed)?;
         Self::new(name, stages, micro_batches, architecture.tie_embeddings && !frozen)
     }
 

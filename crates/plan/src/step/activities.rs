@@ -268,9 +268,7 @@ impl StepTimeline {
 /// Counts what virtual stages compute, in forwards of a layer: a backward is two, what is computed again one more, and the head
 /// counts as what it is of a layer.
 fn flops(schedule: &Schedule, architecture: &Architecture, seq: usize, candidate: &Candidate) -> Costs {
-    let of = |layers: usize| Architecture { layers, ..architecture.clone() }.flops_per_token(seq);
-    let layer = of(2) - of(1);
-    let head = (of(1) - layer) / layer;
+    let head = architecture.head_flops() / architecture.layer_flops(seq);
     let stages = &schedule.stages;
     let stage = |stage: usize| {
         let layers = stages.layers(stage);

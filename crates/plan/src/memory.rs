@@ -178,9 +178,21 @@ impl<'a> MemoryModel<'a> {
     /// # Errors
     /// As [`Partition::new`].
     pub fn ranks(&mut self, candidate: &Candidate, stages: &Stages, orders: &[Vec<Step>]) -> Result<Vec<RankMemory>> {
+        let all = self.ranks_within(usize::MAX, candidate, stages, orders)?;
+        Ok(all.expect("memory has no limit"))
+    }
+
+    /// The same, unless a rank exceeds `limit`: then nobody asks for the others.
+    pub(crate) fn ranks_within(
+        &mut self,
+        limit: usize,
+        candidate: &Candidate,
+        stages: &Stages,
+        orders: &[Vec<Step>],
+    ) -> Result<Option<Vec<RankMemory>>> {
         let job = self.job;
         let kept = Kept::of(job, candidate);
-        let rank = |(rank, order): (usize, &Vec<Step>)| {
+        let mut rank = |(rank, order): (usize, &Vec<Step>)| -> Result<RankMemory> {
             let held = Held::of(candidate, stages, rank);
             let summed = self.summed(held.part, candidate.sequence_parallel)?;
             let Counted { stored, lent, shared, .. } = self.counted(held)?;
@@ -203,7 +215,15 @@ impl<'a> MemoryModel<'a> {
                 buffers: fullest.buffers,
             })
         };
-        orders.iter().enumerate().map(rank).collect()
+        let mut all = Vec::with_capacity(orders.len());
+        for place in orders.iter().enumerate() {
+            let memory = rank(place)?;
+            if memory.total() > limit {
+                return Ok(None);
+            }
+            all.push(memory);
+        }
+        Ok(Some(all))
     }
 }
 

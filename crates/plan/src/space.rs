@@ -1,14 +1,15 @@
 //! Which layouts are looked at: the choices along each axis, and all that the engine can run of their combinations.
 
 use crate::{
-    check_sequence, degrees::can_cut, Candidate, Degrees, Error, Job, ParallelConfig, RecomputeName, Result,
-    ScheduleName, Switch, Zero,
+    check_sequence, degrees::can_cut, schedule::check_passes, stages::check_stages, Candidate, Degrees, Error, Job,
+    ParallelConfig, RecomputeName, Result, ScheduleName, Switch, Zero,
 };
 
-/// The most sequences of a micro-batch that are tried: beyond, products grow no faster.
-const MOST_SEQUENCES: usize = 64;
-/// The most virtual stages of a rank that are tried: each more makes as many messages again.
-const MOST_CHUNKS: usize = 4;
+/// The most virtual stages of a rank that are tried: all further ones together shorten the bubble of 1F1B by less than a
+/// 32nd of it, and each makes as many messages again.
+pub const MOST_CHUNKS: usize = 32;
+/// The rarest layer that is tried with full recompute: of every ninth or a rarer one the forward is less than 4 % of a step.
+pub const RAREST_RECOMPUTED: usize = 8;
 
 /// The choices along each axis.
 ///
@@ -33,7 +34,7 @@ pub struct Space {
     pub cp: Vec<usize>,
     /// Data degrees; empty: whatever the others leave.
     pub dp: Vec<usize>,
-    /// Sequences of a micro-batch.
+    /// Sequences of a micro-batch; of these, with each data degree those that divide what a data rank trains on.
     pub micro_batches: Vec<usize>,
     /// Orders of forwards and backwards, of more than one stage; one stage runs 1F1B.
     pub schedules: Vec<ScheduleName>,
@@ -61,29 +62,28 @@ pub(crate) struct Shape {
 }
 
 impl Space {
-    /// Lists all choices that make sense for a job on so many ranks: degrees that divide them and can cut the model;
-    /// micro-batches by powers of two; up to four chunks that share the layers evenly, and two; all schedules, ZeRO stages and
-    /// forms of recompute, of whole layers each, every second, fourth or eighth.
+    /// Lists all choices for a job on so many ranks: degrees that divide them and can cut the model, every micro-batch that
+    /// comes out even, all schedules and ZeRO stages, with and without a cut of the sequence.
+    ///
+    /// Two lists end before the engine's do: chunks at [`MOST_CHUNKS`], and with full recompute every how many-th layer at
+    /// [`RAREST_RECOMPUTED`]. A configuration that fixes more is followed.
     pub fn of(job: &Job, ranks: usize) -> Self {
-        let divisors = divisors(ranks);
-        let divisors = || divisors.iter().copied();
+        let degrees = divisors(ranks);
+        let degrees = || degrees.iter().copied();
         let architecture = &job.architecture;
-        let largest = job.global_batch.clamp(1, MOST_SEQUENCES);
         let whole = RecomputeName::Full;
         Self {
-            tp: divisors().filter(|&tp| can_cut(architecture, tp)).collect(),
-            pp: divisors().filter(|&pp| pp <= architecture.layers).collect(),
-            cp: divisors().filter(|&cp| check_sequence(job.seq, cp, 1).is_ok()).collect(),
+            tp: degrees().filter(|&tp| can_cut(architecture, tp)).collect(),
+            pp: degrees().filter(|&pp| pp <= architecture.layers).collect(),
+            cp: degrees().filter(|&cp| check_sequence(job.seq, cp, 1).is_ok()).collect(),
             dp: Vec::new(),
-            micro_batches: std::iter::successors(Some(1), |size| Some(2 * size))
-                .take_while(|&size| size <= largest)
-                .collect(),
+            micro_batches: divisors(job.global_batch),
             schedules: ScheduleName::ALL.to_vec(),
-            chunks: (1..=MOST_CHUNKS).collect(),
+            chunks: (1..=MOST_CHUNKS.min(architecture.layers)).collect(),
             zero: Zero::ALL.to_vec(),
             recompute: [(RecomputeName::None, 0), (RecomputeName::Selective, 0)]
                 .into_iter()
-                .chain([1, 2, 4, 8].map(|every| (whole, every)))
+                .chain((1..=RAREST_RECOMPUTED).map(|every| (whole, every)))
                 .collect(),
             sequence_parallel: vec![false, true],
             asked: ParallelConfig::default(),
@@ -127,7 +127,7 @@ impl Space {
     /// Lists every layout that the engine runs, in a fixed order. Options that would have no effect are left out, and where one
     /// of those that are fixed has none, the whole layout is.
     pub fn candidates<'a>(&'a self, job: &'a Job, ranks: usize) -> impl Iterator<Item = Candidate> + 'a {
-        self.shapes(job, ranks).into_iter().flat_map(move |shape| self.variants(job, shape))
+        self.shapes(job, ranks).into_iter().flat_map(move |shape| self.variants(job, shape).candidates(shape))
     }
 
     /// Refuses what the engine refuses of a layout: what cannot run, and options without effect, the fixed ones among them.
@@ -140,7 +140,12 @@ impl Space {
     pub(crate) fn shapes(&self, job: &Job, ranks: usize) -> Vec<Shape> {
         // A shape has no chunks yet, that layers could be dealt to.
         let job = &Job { split: Vec::new(), ..job.clone() };
-        let runs = |shape: &Shape| (shape.tp > 1 || !shape.sequence_parallel) && shape.candidate().check(job).is_ok();
+        let runs = |shape: &Shape| {
+            // The cheapest question first: most micro-batches do not come out even.
+            shape.comes_out_even(job)
+                && (shape.tp > 1 || !shape.sequence_parallel)
+                && shape.candidate().check(job).is_ok()
+        };
         self.combinations(ranks).filter(runs).collect()
     }
 
@@ -157,9 +162,9 @@ impl Space {
             (wanted && dp > 0 && inner * dp == ranks).then_some((pp, dp, cp, tp))
         });
         meshes.flat_map(move |(pp, dp, cp, tp)| {
-            self.micro_batches.iter().flat_map(move |&micro_batch| {
-                let shape = move |&cut: &bool| Shape { tp, pp, dp, cp, micro_batch, sequence_parallel: cut };
-                self.sequence_parallel.iter().map(shape)
+            self.sequence_parallel.iter().flat_map(move |&sequence_parallel| {
+                let shape = move |&micro_batch: &usize| Shape { tp, pp, dp, cp, micro_batch, sequence_parallel };
+                self.micro_batches.iter().map(shape)
             })
         })
     }
@@ -171,13 +176,15 @@ impl Space {
         let refused = |shape: Shape| self.check(job, &self.carrier(shape)).err();
         let uncut = Job { split: Vec::new(), ..job.clone() };
         let runs = |shape: &Shape| Shape { sequence_parallel: false, ..*shape }.candidate().check(&uncut).is_ok();
-        let mut reasons: Vec<Error> = self.combinations(ranks).filter(runs).filter_map(refused).collect();
-        if reasons.is_empty() {
-            reasons.extend(self.combinations(ranks).find_map(refused));
-        }
         let elsewhere = |error: &Error| matches!(error, Error::Idle { .. } | Error::SplitLength { .. });
-        let telling = reasons.iter().position(|error| !elsewhere(error)).unwrap_or(0);
-        let why = reasons.get(telling).map_or_else(|| self.uneven(job, ranks), ToString::to_string);
+        let mut reasons = self.combinations(ranks).filter(runs).filter_map(refused);
+        let first = reasons.next();
+        let telling = match &first {
+            Some(error) if elsewhere(error) => reasons.find(|error| !elsewhere(error)).or(first),
+            Some(_) => first,
+            None => self.combinations(ranks).find_map(refused),
+        };
+        let why = telling.map_or_else(|| self.uneven(job, ranks), |error| error.to_string());
         Error::NoLayout { ranks, why }
     }
 
@@ -214,65 +221,82 @@ impl Space {
         Candidate { schedule, chunks, recompute, recompute_every, zero, ..plain }
     }
 
-    /// Lists the layouts of a shape.
-    pub(crate) fn variants(&self, job: &Job, shape: Shape) -> impl Iterator<Item = Candidate> {
-        let (orders, forms, stored) = (self.orders(job, shape), self.forms(job), self.stored(shape));
-        // The order decides the effect of nothing else: one stage has a single one. Nor does what is stored.
-        let (schedule, chunks) = orders.first().copied().unwrap_or((ScheduleName::OneFOneB, 1));
-        let effective = |&(recompute, recompute_every): &(RecomputeName, usize)| {
-            let form = Candidate { schedule, chunks, recompute, recompute_every, ..shape.candidate() };
-            form.check_effect_in(job, &self.asked).is_ok()
+    /// Lists the layouts of a shape that runs.
+    pub(crate) fn variants(&self, job: &Job, shape: Shape) -> Variants {
+        let orders = self.orders(job, shape);
+        // Whether a form of recompute and what is stored can be hangs on no order: one stage has a single one.
+        let Some(&(schedule, chunks)) = orders.first() else { return Variants::default() };
+        let plain = Candidate { schedule, chunks, ..shape.candidate() };
+        let form = |&(recompute, recompute_every): &(RecomputeName, usize)| {
+            let form = Candidate { recompute, recompute_every, ..plain };
+            form.check(job).is_ok() && form.check_effect_in(job, &self.asked).is_ok()
         };
-        let forms: Vec<_> = forms.into_iter().filter(effective).collect();
-        let mut made = Vec::with_capacity(orders.len() * forms.len() * stored.len());
-        for &(schedule, chunks) in &orders {
-            for &(recompute, recompute_every) in &forms {
-                let form = Candidate { schedule, chunks, recompute, recompute_every, ..shape.candidate() };
-                let all = stored.iter().map(|&zero| Candidate { zero, ..form });
-                made.extend(all.filter(|candidate| candidate.check(job).is_ok()));
-            }
+        let stored = |&zero: &Zero| Candidate { zero, ..plain }.check(job).is_ok();
+        Variants {
+            forms: self.recompute.iter().copied().filter(form).collect(),
+            stored: self.zero.iter().copied().filter(stored).collect(),
+            orders,
         }
-        made.into_iter()
     }
 
     /// Lists schedules with their chunks.
     pub(crate) fn orders(&self, job: &Job, shape: Shape) -> Vec<(ScheduleName, usize)> {
-        let layers = job.architecture.layers;
         if shape.pp == 1 {
             // One stage has no order to choose, and no chunks.
             return vec![(ScheduleName::OneFOneB, 1)];
         }
-        let alone = self.chunks.len() == 1;
-        let mut orders = Vec::new();
-        for &schedule in &self.schedules {
-            let even = |chunks: usize| match job.split.len() {
-                0 => chunks == schedule.default_chunks() || alone || layers.is_multiple_of(shape.pp * chunks),
-                stages => shape.pp * chunks == stages,
-            };
-            let fits = |&&chunks: &&usize| schedule.check_chunks(chunks).is_ok() && even(chunks);
-            orders.extend(self.chunks.iter().filter(fits).map(|&chunks| (schedule, chunks)));
-        }
-        orders
-    }
-
-    /// Lists forms of recompute, of layers that there are; a single one is taken as it is.
-    pub(crate) fn forms(&self, job: &Job) -> Vec<(RecomputeName, usize)> {
-        let alone = self.recompute.len() == 1;
-        let fits = |&(_, every): &(RecomputeName, usize)| alone || every <= job.architecture.layers;
-        self.recompute.iter().copied().filter(fits).collect()
-    }
-
-    /// Lists ZeRO stages that can be.
-    pub(crate) fn stored(&self, shape: Shape) -> Vec<Zero> {
-        let mesh = shape.candidate().mesh();
-        let can = |zero: &Zero| mesh.as_ref().is_ok_and(|mesh| crate::check_zero(*zero, mesh).is_ok());
-        self.zero.iter().copied().filter(can).collect()
+        let micro_batches = shape.candidate().micro_batches(job);
+        let dealt = |stages: usize| job.split.is_empty() || job.split.len() == stages;
+        let runs = |chunks: usize| {
+            check_stages(job.architecture.layers, shape.pp, chunks)
+                .is_ok_and(|stages| check_passes(stages, micro_batches).is_ok() && dealt(stages))
+        };
+        let chunks: Vec<usize> = self.chunks.iter().copied().filter(|&chunks| runs(chunks)).collect();
+        let takes = |schedule: &&ScheduleName| schedule.check_micro_batches(micro_batches, shape.pp).is_ok();
+        let with = |&schedule: &ScheduleName| {
+            let runs = move |chunks: &&usize| schedule.check_chunks(**chunks).is_ok();
+            chunks.iter().filter(runs).map(move |&chunks| (schedule, chunks))
+        };
+        self.schedules.iter().filter(takes).flat_map(with).collect()
     }
 }
 
+/// The layouts of a shape: each order of work, with each form of recompute, with each ZeRO stage.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Variants {
+    /// Schedules with their chunks.
+    pub orders: Vec<(ScheduleName, usize)>,
+    /// What is computed again, with every how many-th layer.
+    pub forms: Vec<(RecomputeName, usize)>,
+    /// What the data ranks share out.
+    pub stored: Vec<Zero>,
+}
+
+impl Variants {
+    /// Counts them.
+    pub fn count(&self) -> usize {
+        self.orders.len() * self.forms.len() * self.stored.len()
+    }
+
+    fn candidates(self, shape: Shape) -> impl Iterator<Item = Candidate> {
+        let mut made = Vec::with_capacity(self.count());
+        for &(schedule, chunks) in &self.orders {
+            for &(recompute, recompute_every) in &self.forms {
+                let form = Candidate { schedule, chunks, recompute, recompute_every, ..shape.candidate() };
+                made.extend(self.stored.iter().map(|&zero| Candidate { zero, ..form }));
+            }
+        }
+        made.into_iter()
+    }
+}
+
+/// The largest number that is tried as a divisor: numbers above its square are more than ranks or sequences can be, and are
+/// refused wherever they came from.
+const MOST_TRIED: usize = 1 << 20;
+
 /// Lists what divides a number, ascending.
 fn divisors(number: usize) -> Vec<usize> {
-    let small = (1..=number.isqrt()).filter(|degree| number.is_multiple_of(*degree));
+    let small = (1..=number.isqrt().min(MOST_TRIED)).filter(|degree| number.is_multiple_of(*degree));
     let mut all: Vec<usize> = small.flat_map(|degree| [degree, number / degree]).collect();
     all.sort_unstable();
     all.dedup();
@@ -280,6 +304,12 @@ fn divisors(number: usize) -> Vec<usize> {
 }
 
 impl Shape {
+    /// Says whether the data ranks' micro-batches make up a step.
+    fn comes_out_even(self, job: &Job) -> bool {
+        let piece = self.dp.checked_mul(self.micro_batch);
+        piece.is_some_and(|piece| piece > 0 && job.global_batch.is_multiple_of(piece))
+    }
+
     /// Returns the degrees.
     pub fn degrees(self) -> crate::Degrees {
         self.candidate().degrees()

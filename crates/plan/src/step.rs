@@ -16,6 +16,8 @@ mod replay;
 mod timeline;
 mod waits;
 
+pub(crate) use bound::Loads;
+
 pub use activities::{Activity, ActivityKind, StepTimeline};
 pub use replay::{Replayed, Spent};
 
@@ -143,10 +145,7 @@ impl<'a> Estimator<'a> {
         stages: &Stages,
         orders: &[Vec<Step>],
     ) -> Result<Option<Estimate>> {
-        let memory = self.memory.ranks(candidate, stages, orders)?;
-        if memory.iter().any(|rank| rank.total() > limit) {
-            return Ok(None);
-        }
+        let Some(memory) = self.memory.ranks_within(limit, candidate, stages, orders)? else { return Ok(None) };
         Ok(Some(Estimate { candidate: *candidate, memory, limit: self.cluster.rank_memory(), time: None }))
     }
 
@@ -194,15 +193,13 @@ impl<'a> Estimator<'a> {
     /// Counts the FLOPs by token that are done again.
     fn repeated_flops(&self, candidate: &Candidate, stages: &Stages) -> f64 {
         let architecture = &self.job.architecture;
-        let one = crate::Architecture { layers: 1, ..architecture.clone() };
-        let two = crate::Architecture { layers: 2, ..architecture.clone() };
         // A third of a layer's is its forward.
-        let layer = (two.flops_per_token(self.job.seq) - one.flops_per_token(self.job.seq)) / 3.0;
+        let layer = architecture.layer_flops(self.job.seq) / 3.0;
         match candidate.recompute {
             RecomputeName::None => 0.0,
             RecomputeName::Selective => {
-                let keys = architecture.window.map_or(self.job.seq, |window| window.min(self.job.seq));
-                4.0 * (architecture.layers * architecture.heads * architecture.head_dim * keys) as f64
+                let width = architecture.layers as f64 * (architecture.heads * architecture.head_dim) as f64;
+                4.0 * width * architecture.keys(self.job.seq) as f64
             }
             RecomputeName::Full => layer * repeated(candidate, &(0..stages.total())) as f64,
         }
@@ -215,21 +212,23 @@ impl<'a> Estimator<'a> {
 
     /// Adds the messages between stages to what these take.
     fn between(&self, candidate: &Candidate, stages: &Stages, mut passes: Vec<Passes>) -> StageTimes {
-        let transfer = if stages.pp() > 1 { self.transfer(candidate) } else { 0.0 };
+        let (transfer, waits) = self.messages(candidate, stages.pp());
         let hides = self.job.executor.hides_messages;
-        let hidden = if hides { self.costs.overlap() * transfer } else { 0.0 };
-        let apart = |one: usize, other: usize| stages.rank_of(one) != stages.rank_of(other);
         for (stage, passes) in passes.iter_mut().enumerate() {
             // What does not move behind computations takes the own time of the rank that receives; where the executor hides
             // nothing, that of both sides.
-            if !hides || stage > 0 && apart(stage - 1, stage) {
-                passes.forward.bubble += transfer - hidden;
-            }
-            if !hides || stage + 1 < stages.count() && apart(stage, stage + 1) {
-                passes.input.bubble += transfer - hidden;
-            }
+            let [forward, backward] = stages.receives(stage);
+            passes.forward.bubble += if !hides || forward { waits } else { 0.0 };
+            passes.input.bubble += if !hides || backward { waits } else { 0.0 };
         }
-        StageTimes { passes, transfer: hidden }
+        StageTimes { passes, transfer }
+    }
+
+    /// Returns what of a message between stages moves while ranks compute, and what does not.
+    fn messages(&self, candidate: &Candidate, pp: usize) -> (f64, f64) {
+        let transfer = if pp > 1 { self.transfer(candidate) } else { 0.0 };
+        let hidden = if self.job.executor.hides_messages { self.costs.overlap() * transfer } else { 0.0 };
+        (hidden, transfer - hidden)
     }
 
     /// Counts what a rank of the pipeline stores between steps.

@@ -2,7 +2,6 @@
 
 use std::cmp::Ordering;
 
-use mp_plan::cluster::Device;
 use mp_plan::search::order;
 use mp_plan::{
     check_all_to_all, check_effect, check_zero, search, Analytic, Architecture, ArchitectureName, Candidate, Cluster,
@@ -37,33 +36,66 @@ fn cluster(devices: usize, memory_bytes: usize, bandwidth: f64) -> Cluster {
     cluster
 }
 
-/// Estimates every layout of a space, best first; of each set of degrees the best.
-fn exhaustive(job: &Job, cluster: &Cluster, space: &Space, ranks: usize) -> Vec<Estimate> {
-    exhaustive_by(job, cluster, space, ranks, order)
+/// Lists every layout that training takes: each number of each option is put to the engine's checks, and nothing is asked of
+/// the search. It says itself that with full recompute layers rarer than every eighth are left out.
+fn accepted(job: &Job, ranks: usize) -> Vec<Candidate> {
+    let layers = job.architecture.layers;
+    let mut all = vec![Candidate::default()];
+    let mut each = |axis: &dyn Fn(&Candidate) -> Vec<Candidate>| all = all.iter().flat_map(axis).collect();
+    let degree = |set: fn(&mut Candidate, usize)| {
+        move |plain: &Candidate| -> Vec<Candidate> {
+            let with = |degree: usize| {
+                let mut made = *plain;
+                set(&mut made, degree);
+                made
+            };
+            (1..=ranks).map(with).filter(|made| made.ranks() <= ranks).collect()
+        }
+    };
+    each(&degree(|made, degree| made.tp = degree));
+    each(&degree(|made, degree| made.pp = degree));
+    each(&degree(|made, degree| made.cp = degree));
+    each(&degree(|made, degree| made.dp = degree));
+    each(&|plain| if plain.ranks() == ranks { vec![*plain] } else { Vec::new() });
+    each(&|plain| (1..=job.global_batch).map(|micro_batch| Candidate { micro_batch, ..*plain }).collect());
+    // What cannot run with any order does not run with the plainest either.
+    each(&|plain| if plain.check(job).is_ok() { vec![*plain] } else { Vec::new() });
+    each(&|plain| [false, true].map(|cut| Candidate { sequence_parallel: cut, ..*plain }).into());
+    each(&|plain| Zero::ALL.map(|zero| Candidate { zero, ..*plain }).into());
+    each(&|plain| ScheduleName::ALL.map(|schedule| Candidate { schedule, ..*plain }).into());
+    each(&|plain| (1..=layers).map(|chunks| Candidate { chunks, ..*plain }).collect());
+    each(&|plain| if stands(job, plain, ranks) { vec![*plain] } else { Vec::new() });
+    each(&|plain| {
+        let some = [RecomputeName::None, RecomputeName::Selective].map(|name| (name, 0)).into_iter();
+        let forms = some.chain((1..=layers.min(8)).map(|every| (RecomputeName::Full, every)));
+        forms.map(|(recompute, recompute_every)| Candidate { recompute, recompute_every, ..*plain }).collect()
+    });
+    all.retain(|candidate| stands(job, candidate, ranks));
+    all
 }
 
-fn exhaustive_by(
-    job: &Job,
-    cluster: &Cluster,
-    space: &Space,
-    ranks: usize,
-    order: fn(&Estimate, &Estimate) -> Ordering,
-) -> Vec<Estimate> {
-    exhaustive_within(cluster.rank_memory(), job, cluster, space, ranks, order)
+/// Says whether training takes a layout, and as it is: an option that the configuration cannot carry would be lost.
+fn stands(job: &Job, candidate: &Candidate, ranks: usize) -> bool {
+    let ordered = candidate.pp > 1 || (candidate.schedule, candidate.chunks) == (ScheduleName::OneFOneB, 1);
+    let cut = candidate.tp > 1 || !candidate.sequence_parallel;
+    ordered && cut && candidate.check(job).is_ok() && trains(job, &candidate.parallel(job), ranks).is_ok()
+}
+
+/// Estimates every layout, best first; of each set of degrees the best.
+fn exhaustive(job: &Job, cluster: &Cluster, all: &[Candidate]) -> Vec<Estimate> {
+    exhaustive_within(cluster.rank_memory(), job, cluster, all, order)
 }
 
 fn exhaustive_within(
     limit: usize,
     job: &Job,
     cluster: &Cluster,
-    space: &Space,
-    ranks: usize,
+    all: &[Candidate],
     order: fn(&Estimate, &Estimate) -> Ordering,
 ) -> Vec<Estimate> {
     let costs = Analytic::new(cluster);
     let mut estimator = Estimator::new(job, cluster, &costs);
-    let mut all: Vec<Estimate> =
-        space.candidates(job, ranks).map(|candidate| estimator.estimate(&candidate).unwrap()).collect();
+    let mut all: Vec<Estimate> = all.iter().map(|candidate| estimator.estimate(candidate).unwrap()).collect();
     all.retain(|estimate| estimate.largest().total() <= limit);
     all.sort_by(order);
     let mut degrees: Vec<Degrees> = Vec::new();
@@ -81,7 +113,12 @@ fn seconds(estimate: &Estimate) -> f64 {
 }
 
 fn any_job() -> impl Strategy<Value = Job> {
-    let sizes = (1..7_usize, prop::sample::select(vec![2, 8]), prop::sample::select(vec![0.0, 0.1]), 1..4_usize);
+    let sizes = (
+        1..7_usize,
+        prop::sample::select(vec![2, 8]),
+        prop::sample::select(vec![0.0, 0.1]),
+        prop::sample::select(vec![6, 8, 9, 12, 16]),
+    );
     let families = [ArchitectureName::Llama, ArchitectureName::Gpt2, ArchitectureName::Bert];
     let forms = (
         prop::sample::select(families.to_vec()),
@@ -90,7 +127,7 @@ fn any_job() -> impl Strategy<Value = Job> {
         any::<bool>(),
     );
     (sizes, forms).prop_map(|((layers, kv_heads, dropout, batch), (family, context, precision, apart))| {
-        let plain = job(layers, kv_heads, dropout, 8 * batch);
+        let plain = job(layers, kv_heads, dropout, batch);
         // One table at both ends, where a family has it so.
         let tied = family != ArchitectureName::Llama;
         let heads = if family == ArchitectureName::Llama { kv_heads } else { 8 };
@@ -122,7 +159,7 @@ fn any_machine() -> impl Strategy<Value = (usize, usize, usize)> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(24))]
+    #![proptest_config(ProptestConfig::with_cases(32))]
 
     #[test]
     fn a_search_finds_what_estimating_everything_finds(
@@ -134,19 +171,26 @@ proptest! {
         cluster.efficiency.overlap = overlap;
         let space = Space::of(&job, ranks);
         let found = search(&job, &cluster, &Analytic::new(&cluster), &space, ranks, most).unwrap();
-        let all = exhaustive(&job, &cluster, &space, ranks);
+        let accepted = accepted(&job, ranks);
+        prop_assert_eq!(found.considered, accepted.len());
+        let all = exhaustive(&job, &cluster, &accepted);
         // With a single set of degrees the search lists all its layouts.
         let most = if ranks == 1 { 1 } else { most };
         prop_assert_eq!(&found.layouts[..most.min(found.layouts.len())], &all[..most.min(all.len())]);
 
         // What would be faster with more room: of the three fastest, whatever they keep, those ahead of the best that fits.
-        let roomy = exhaustive_within(usize::MAX, &job, &cluster, &space, ranks, order);
+        let roomy = exhaustive_within(usize::MAX, &job, &cluster, &accepted, order);
         let ahead = |estimate: &&Estimate| all.first().is_some_and(|best| order(estimate, best) == Ordering::Less);
         let misses: Vec<&Estimate> = roomy.iter().take(3).filter(ahead).collect();
         if ranks > 1 && !all.is_empty() {
             prop_assert_eq!(found.misses.iter().collect::<Vec<_>>(), misses);
         }
     }
+
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
 
     #[test]
     fn a_better_machine_never_makes_the_best_slower(
@@ -205,7 +249,7 @@ proptest! {
             prop_assert_eq!(mesh.degrees(), candidate.degrees());
             prop_assert!(Partition::new(&job.architecture, &mesh).is_ok());
             let schedule = Schedule::resolve(
-                &parallel, &job.architecture, candidate.pp, candidate.micro_batches(&job), false,
+                &parallel, &job.architecture, job.seq, candidate.pp, candidate.micro_batches(&job), false,
             ).unwrap();
             prop_assert_eq!(schedule.check(), Ok(()));
             prop_assert_eq!(&schedule.stages, &candidate.stages(&job).unwrap());
@@ -273,7 +317,7 @@ fn trains(job: &Job, parallel: &ParallelConfig, ranks: usize) -> mp_plan::Result
         check_all_to_all(job.architecture.heads, job.architecture.kv_heads, tp, cp)?;
     }
     let micro_batches = job.global_batch / (dp * parallel.micro_batch);
-    Schedule::resolve(parallel, &job.architecture, pp, micro_batches, false).map(drop)
+    Schedule::resolve(parallel, &job.architecture, job.seq, pp, micro_batches, false).map(drop)
 }
 
 /// Says whether a layout, as it is reported, has what was asked for.
@@ -462,9 +506,7 @@ fn where_nothing_fits_the_nearest_are_shown() {
     let found = search(&job, &cluster, &Analytic::new(&cluster), &Space::of(&job, 4), 4, 3).unwrap();
     assert!(found.layouts.is_empty() && !found.misses.is_empty());
     let lacks = |layout: &Estimate| layout.largest().total();
-    let roomy =
-        Cluster { device: Device { memory_bytes: usize::MAX >> 1, ..cluster.device.clone() }, ..cluster.clone() };
-    let all = exhaustive_by(&job, &roomy, &Space::of(&job, 4), 4, |one, other| {
+    let all = exhaustive_within(usize::MAX, &job, &cluster, &accepted(&job, 4), |one, other| {
         one.largest().total().cmp(&other.largest().total()).then_with(|| order(one, other))
     })
     .iter()
@@ -530,7 +572,7 @@ fn without_a_peak_there_is_memory_and_no_time() {
     cluster.device.peak.bf16 = None;
     let found = search(&job, &cluster, &Analytic::new(&cluster), &Space::of(&job, 4), 4, 3).unwrap();
     assert!(found.layouts.iter().all(|layout| layout.time.is_none()));
-    assert_eq!(found.layouts, exhaustive(&job, &cluster, &Space::of(&job, 4), 4)[..3]);
+    assert_eq!(found.layouts, exhaustive(&job, &cluster, &accepted(&job, 4))[..3]);
     assert_eq!(found.misses, []);
     let text = found.table(&job, &cluster, 4);
     assert!(text.contains("has no `device.peak.bf16`, the rate of products in `train.precision` = \"bf16\""), "{text}");

@@ -166,12 +166,14 @@ impl Kept {
         for (chunk, kind) in order.iter().filter_map(kinds) {
             left[chunk][kind] += 1;
         }
+        let mut places: usize = chunks.iter().zip(&left).map(|(chunk, left)| places(chunk, left)).sum();
         let (mut live, mut sent, mut fullest) = (0usize, 0usize, Fullest::default());
         for step in order {
             let Some((index, kind)) = kinds(step) else { continue };
+            let (chunk, before) = (chunks[index], left[index]);
             left[index][kind] -= 1;
-            let chunk = chunks[index];
-            let buffers = (places(&chunks, &left) + sent) * self.input;
+            places -= self::places(&chunk, &before) - self::places(&chunk, &left[index]);
+            let buffers = (places + sent) * self.input;
             let now = self.during(&chunk, step, left[index], live);
             let now = Fullest { buffers: now.buffers + buffers, ..now };
             if now.total() > fullest.total() {
@@ -212,12 +214,9 @@ impl Kept {
     }
 }
 
-/// Counts the places that are ready for messages: one on each way that some are still to come on.
-fn places(chunks: &[Chunk], left: &[Left]) -> usize {
-    let coming = |(chunk, left): (&Chunk, &Left)| {
-        usize::from(chunk.receives && left[0] > 0) + usize::from(chunk.sends && left[1] > 0)
-    };
-    chunks.iter().zip(left).map(coming).sum()
+/// Counts a stage's places that are ready for messages: one on each way that some are still to come on.
+fn places(chunk: &Chunk, left: &Left) -> usize {
+    usize::from(chunk.receives && left[0] > 0) + usize::from(chunk.sends && left[1] > 0)
 }
 
 fn rank_layers(stages: &Stages, stage: usize) -> usize {

@@ -82,12 +82,16 @@ impl Kept {
 
     /// Counts what a virtual stage keeps of one micro-batch.
     pub fn stage(&self, candidate: &Candidate, stages: &Stages, stage: usize) -> usize {
-        let layers = stages.layers(stage);
-        let repeated = repeated(candidate, &layers);
         let ends = if stages.is_first(stage) { self.entrance } else { 0 };
         // The output lives as long as the backward is to come.
         let ends = ends + if stages.is_last(stage) { self.exit } else { self.input };
-        ends + repeated * self.input + (layers.len() - repeated) * self.layer
+        ends + self.layers(candidate, &stages.layers(stage))
+    }
+
+    /// Counts what layers keep of one micro-batch.
+    pub(crate) fn layers(&self, candidate: &Candidate, layers: &std::ops::Range<usize>) -> usize {
+        let repeated = repeated(candidate, layers);
+        repeated * self.input + (layers.len() - repeated) * self.layer
     }
 
     /// Counts the tokens and targets of a step.

@@ -9,10 +9,7 @@ use std::fmt::Write;
 
 use mp_plan::published::{rows, Measured, Row, Source};
 use mp_plan::ranking::why;
-use mp_plan::{
-    search, Analytic, Candidate, Cluster, Estimate, Estimator, Executor, Found, Job, Result, ScheduleName, Space,
-    StepTime,
-};
+use mp_plan::{Analytic, Candidate, Cluster, Estimate, Estimator, Executor, Result, StepTime};
 
 /// So many sets of degrees are ranked.
 const RANKED: usize = 12;
@@ -68,9 +65,10 @@ const RANKS: &str = "
 ## Where the published layouts rank
 
 Searched with what each paper had: its recompute and its cut of the sequence, no ZeRO, 1F1B with or without chunks; any
-degrees, micro-batch and up to four chunks. A rank counts sets of degrees, each with its best micro-batch and chunks; behind
-is by how much longer a step takes than with the best. The plan is for this workspace's engine; the last two columns are rank
-and distance where messages and reductions are waited for as the paper's program did.
+degrees and micro-batch, and up to four chunks, which hold equally many layers each, as the papers' program demands. A rank
+counts sets of degrees, each with its best micro-batch and chunks; behind is by how much longer a step takes than with the
+best. The plan is for this workspace's engine; the last two columns are rank and distance where messages and reductions are
+waited for as the paper's program did.
 
 | model, B | devices | tp · pp · dp | rank | behind (%) | best tp · pp · dp | what grows from the best to the published degrees | as run | behind (%) |
 |---:|---:|---|---:|---:|---|---|---:|---:|
@@ -119,11 +117,8 @@ fn section(source: Source, name: &str, unit: &str) -> Result<String> {
     );
     let mut errors = Vec::new();
     for row in rows().into_iter().filter(|row| row.source == source) {
-        let (measured, predicted) = compared(&row, &predict(&row)?);
-        let error = match row.measured {
-            Measured::Seconds(_) => measured / predicted - 1.0,
-            Measured::HardwareFlops(_) | Measured::Utilisation(_) => predicted / measured - 1.0,
-        };
+        let time = predict(&row)?;
+        let ((measured, predicted), error) = (compared(&row, &time), row.error(&time));
         errors.push(error.abs());
         let digits = if matches!(row.measured, Measured::Seconds(_)) { 2 } else { 1 };
         let Candidate { tp, pp, dp, micro_batch, chunks, .. } = row.candidate();
@@ -169,13 +164,13 @@ struct Place {
 }
 
 impl Place {
-    fn of(row: &Row, found: &Found) -> Self {
+    fn of(row: &Row, best: &[Estimate]) -> Self {
         let degrees = row.candidate().degrees();
-        let better = found.layouts.iter().position(|layout| layout.candidate.degrees() == degrees);
-        let own = better.map(|place| &found.layouts[place]);
+        let better = best.iter().position(|layout| layout.candidate.degrees() == degrees);
+        let own = better.map(|place| &best[place]);
         let seconds = |estimate: &Estimate| estimate.time.map_or(f64::NAN, |time| time.seconds);
-        let best = &found.layouts[0];
-        let before = &found.layouts[..better.unwrap_or(found.layouts.len())];
+        let before = &best[..better.unwrap_or(best.len())];
+        let best = &best[0];
         Self {
             better,
             behind: own.map(|own| seconds(own) / seconds(best) - 1.0),
@@ -199,9 +194,9 @@ fn words(candidate: &Candidate) -> String {
 fn ranks() -> Result<String> {
     let (mut text, mut late) = (String::new(), String::new());
     for row in rows().into_iter().filter(|row| matches!(row.source, Source::Narayanan | Source::Korthikanti)) {
-        let found = find(&row, Executor::ENGINE)?;
-        let (own, best) = (Place::of(&row, &found), words(&found.layouts[0].candidate));
-        let run = Place::of(&row, &find(&row, row.job()?.executor)?);
+        let planned = row.best(Executor::ENGINE, RANKED)?;
+        let (own, best) = (Place::of(&row, &planned), words(&planned[0].candidate));
+        let run = Place::of(&row, &row.best(row.job()?.executor, RANKED)?);
         let (billions, devices, degrees) = (row.billions, row.devices, words(&row.candidate()));
         let ([rank, behind], [rank_run, behind_run]) = (own.numbers(), run.numbers());
         let _ = writeln!(
@@ -217,21 +212,6 @@ fn ranks() -> Result<String> {
         text += &format!("{LATE}{late}{REASON}");
     }
     Ok(text)
-}
-
-fn find(row: &Row, executor: Executor) -> Result<Found> {
-    let job = Job { executor, ..row.job()? };
-    let cluster = row.cluster()?;
-    let Candidate { recompute, recompute_every, sequence_parallel, zero, .. } = row.candidate();
-    let space = Space {
-        schedules: vec![ScheduleName::OneFOneB, ScheduleName::Interleaved],
-        recompute: vec![(recompute, recompute_every)],
-        sequence_parallel: vec![sequence_parallel],
-        zero: vec![zero],
-        cp: vec![1],
-        ..Space::of(&job, row.devices)
-    };
-    search(&job, &cluster, &Analytic::new(&cluster), &space, row.devices, RANKED)
 }
 
 #[cfg(test)]

@@ -7,9 +7,10 @@
 //! 2022, arXiv:2205.05198, table 5, three chunks a rank for 175B and 530B as Megatron-LM ran them; Dubey et al. 2024,
 //! arXiv:2407.21783, table 4, whose chunks are not stated: planned with four.
 
+use crate::search::{order, search};
 use crate::{
-    Architecture, ArchitectureName, Candidate, Cluster, ContextForm, Executor, Job, ModelConfig, Precision,
-    RecomputeName, Result, ScheduleName, Zero,
+    Analytic, Architecture, ArchitectureName, Candidate, Cluster, ContextForm, Error, Estimate, Executor, Job,
+    ModelConfig, Precision, RecomputeName, Result, ScheduleName, Space, StepTime, Zero,
 };
 
 /// What a row states.
@@ -182,6 +183,47 @@ impl Row {
                 Source::Llama3 => Executor::ENGINE,
             },
         })
+    }
+
+    /// Finds the best layouts of each set of degrees among those that its authors' program could run, best first: with their
+    /// recompute and their cut of the sequence, without ZeRO and context ranks, under 1F1B with one to four virtual stages a
+    /// rank, which hold equally many layers each. `executor` says what is waited for.
+    ///
+    /// # Errors
+    /// None: the models exist.
+    pub fn best(&self, executor: Executor, most: usize) -> Result<Vec<Estimate>> {
+        let (job, cluster) = (Job { executor, ..self.job()? }, self.cluster()?);
+        let Candidate { recompute, recompute_every, sequence_parallel, zero, .. } = self.candidate();
+        let all = Space {
+            schedules: vec![ScheduleName::OneFOneB, ScheduleName::Interleaved],
+            recompute: vec![(recompute, recompute_every)],
+            sequence_parallel: vec![sequence_parallel],
+            zero: vec![zero],
+            cp: vec![1],
+            ..Space::of(&job, self.devices)
+        };
+        let mut best = Vec::new();
+        for &pp in all.pp.iter().filter(|&&pp| self.layers.is_multiple_of(pp)) {
+            let even = |chunks: &usize| self.layers.is_multiple_of(pp * chunks);
+            let space = Space { pp: vec![pp], chunks: (1..=4).filter(even).collect(), ..all.clone() };
+            match search(&job, &cluster, &Analytic::new(&cluster), &space, self.devices, most) {
+                Ok(found) => best.extend(found.layouts),
+                Err(Error::NoLayout { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        best.sort_by(order);
+        best.truncate(most);
+        Ok(best)
+    }
+
+    /// Says by how much a predicted rate exceeds the measured one, in parts of it.
+    pub fn error(&self, predicted: &StepTime) -> f64 {
+        match self.measured {
+            Measured::HardwareFlops(flops) => predicted.hardware_flops / flops - 1.0,
+            Measured::Utilisation(share) => predicted.mfu / share - 1.0,
+            Measured::Seconds(seconds) => seconds / predicted.seconds - 1.0,
+        }
     }
 
     /// Returns how it was laid out.

@@ -1,9 +1,9 @@
 //! Pages of pictures: well-formed, complete, to scale, of bounded size; and the timelines behind them.
 
 use mp_plan::{
-    published, search, ActivityKind, Analytic, Architecture, Candidate, Cluster, ContextForm, Estimator, Executor,
-    Found, Job, MemoryModel, ModelConfig, Page, ParallelConfig, Partition, Plan, Precision, RankMemory, Schedule,
-    ScheduleName, Space, StepTimeline, Storage, Switch, Zero,
+    published, search, ActivityKind, Analytic, Architecture, ArchitectureName, Candidate, Cluster, ContextForm,
+    Estimator, Executor, Found, Job, MemoryModel, ModelConfig, Page, ParallelConfig, Partition, Plan, Precision,
+    RankMemory, Schedule, ScheduleName, Space, StepTimeline, Storage, Switch, Zero,
 };
 use roxmltree::{Document, Node, ParsingOptions};
 
@@ -156,6 +156,28 @@ fn a_page_is_well_formed_and_has_every_rank_and_component() {
         distinct.dedup();
         assert_eq!(ids.len(), distinct.len(), "{ids:?}");
     }
+}
+
+/// Titles are found by them. Bert with a table at each end and both heads has more matrices than a letter and a digit name.
+#[test]
+fn every_name_of_a_page_is_given_once() {
+    let model = ModelConfig {
+        architecture: ArchitectureName::Bert,
+        hidden: 64,
+        tie_embeddings: Some(false),
+        next_sentence: true,
+        ..ModelConfig::default()
+    };
+    let job = Job { architecture: Architecture::resolve(&model, 257, 128).unwrap(), ..job(4, 8) };
+    let cluster = cluster("x", 40);
+    let html = page(&job, &cluster, &found(&job, &cluster, 2, &ParallelConfig::default()));
+    let document = parse(&html);
+    let mut names: Vec<&str> = document.descendants().filter_map(|node| node.attribute("id")).collect();
+    assert!(names.contains(&"a25"), "{names:?}");
+    names.sort_unstable();
+    let given = names.len();
+    names.dedup();
+    assert_eq!(names.len(), given);
 }
 
 #[test]

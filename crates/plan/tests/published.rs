@@ -1,7 +1,7 @@
 //! The model of time and the search beside what was published. Constants are those of the presets: none belongs to a row.
 
-use mp_plan::published::{rows, Measured, Row, Source};
-use mp_plan::{search, Analytic, Candidate, Estimator, ScheduleName, Space, StepTime};
+use mp_plan::published::{rows, Row, Source};
+use mp_plan::{Analytic, Estimator, Executor, StepTime};
 
 fn predicted(row: &Row) -> StepTime {
     let (job, cluster) = (row.job().unwrap(), row.cluster().unwrap());
@@ -10,18 +10,8 @@ fn predicted(row: &Row) -> StepTime {
     estimate.time.unwrap()
 }
 
-/// By how much what is predicted exceeds what was measured: as a rate, in parts of it.
-fn error(row: &Row) -> f64 {
-    let time = predicted(row);
-    match row.measured {
-        Measured::HardwareFlops(flops) => time.hardware_flops / flops - 1.0,
-        Measured::Utilisation(share) => time.mfu / share - 1.0,
-        Measured::Seconds(seconds) => seconds / time.seconds - 1.0,
-    }
-}
-
 fn errors(sources: &[Source]) -> Vec<f64> {
-    rows().iter().filter(|row| sources.contains(&row.source)).map(|row| error(row).abs()).collect()
+    rows().iter().filter(|row| sources.contains(&row.source)).map(|row| row.error(&predicted(row)).abs()).collect()
 }
 
 fn mean(values: &[f64]) -> f64 {
@@ -76,28 +66,13 @@ fn flops_are_counted_as_the_papers_count_them() {
     }
 }
 
-/// What a paper could choose from: its recompute and its cut of the sequence, no ZeRO, 1F1B with or without chunks.
-fn restricted(row: &Row) -> Space {
-    let Candidate { recompute, recompute_every, sequence_parallel, zero, .. } = row.candidate();
-    Space {
-        schedules: vec![ScheduleName::OneFOneB, ScheduleName::Interleaved],
-        recompute: vec![(recompute, recompute_every)],
-        sequence_parallel: vec![sequence_parallel],
-        zero: vec![zero],
-        cp: vec![1],
-        ..Space::of(&row.job().unwrap(), row.devices)
-    }
-}
-
 #[test]
 fn the_papers_layouts_are_among_the_best_five() {
     for row in rows().iter().filter(|row| matches!(row.source, Source::Narayanan | Source::Korthikanti)) {
         // Planned for this workspace's engine, as every plan is.
-        let job = mp_plan::Job { executor: mp_plan::Executor::ENGINE, ..row.job().unwrap() };
-        let cluster = row.cluster().unwrap();
-        let found = search(&job, &cluster, &Analytic::new(&cluster), &restricted(row), row.devices, 5).unwrap();
+        let best = row.best(Executor::ENGINE, 5).unwrap();
         let degrees = row.candidate().degrees();
-        let listed: Vec<_> = found.layouts.iter().map(|layout| layout.candidate.degrees()).collect();
+        let listed: Vec<_> = best.iter().map(|layout| layout.candidate.degrees()).collect();
         assert!(listed.contains(&degrees), "{row:?}: {listed:?}");
     }
 }

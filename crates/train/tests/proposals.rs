@@ -18,7 +18,7 @@ fn config(sets: &[&str]) -> Config {
 /// Trains what is proposed, on paper, and says what that is.
 fn resolved(config: &Config, candidate: &Candidate) -> Candidate {
     let job = Layout::job(config, VOCAB).unwrap();
-    let parallel = candidate.complete(&job, &config.parallel);
+    let parallel = candidate.complete(&job, &config.parallel).chosen_for(&config.parallel);
     let config = Config { parallel, ..config.clone() };
     let layout =
         Layout::new(&config, VOCAB, candidate.ranks()).unwrap_or_else(|error| panic!("{candidate:?}: {error}"));
@@ -48,26 +48,32 @@ fn resolved(config: &Config, candidate: &Candidate) -> Candidate {
 
 #[test]
 fn every_layout_of_a_space_is_what_training_makes_of_it() {
-    let variants: [&[&str]; 6] = [
+    let variants: [&[&str]; 12] = [
         &[],
         &["model.architecture=gpt2", "model.dropout=0.1", "model.tie_embeddings=true"],
         &["model.kv_heads=2", "train.precision=bf16"],
         &["parallel.context=all-to-all", "parallel.cp=2"],
         &["data.attend_across=false"],
         &["model.architecture=bert", "model.token_types=2"],
+        &["model.kv_heads=2", "model.layers=5", "train.global_batch=12", "parallel.recompute=auto"],
+        &["model.architecture=bert", "model.next_sentence=true", "train.seq=96", "optimizer.name=sgd"],
+        &["model.window=32", "train.precision=bf16", "parallel.context=all-to-all", "parallel.cp=2"],
+        &["data.attend_across=false", "train.seq=30", "train.global_batch=6"],
+        &["model.tie_embeddings=true", "train.precision=fp64", "train.seq=7", "train.global_batch=1"],
+        &["model.heads=6", "model.hidden=96", "model.layers=3", "parallel.zero=auto", "parallel.bucket_bytes=4096"],
     ];
     for sets in variants {
         let config = config(sets);
         let job = Layout::job(&config, VOCAB).unwrap();
-        for ranks in [2, 4, 6, 8] {
+        let mut count = 0;
+        for ranks in [1, 2, 4, 6, 8] {
             let space = Space::of(&job, ranks).fixed(&config.parallel);
-            let mut count = 0;
             for candidate in space.candidates(&job, ranks) {
                 assert_eq!(resolved(&config, &candidate), candidate, "{sets:?}");
                 count += 1;
             }
-            assert!(count > 10, "{sets:?} on {ranks} ranks: {count} layouts");
         }
+        assert!(count > 40, "{sets:?}: {count} layouts");
     }
 }
 

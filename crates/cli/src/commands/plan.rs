@@ -7,7 +7,7 @@ mod simulate;
 
 use std::path::Path;
 
-use mp_plan::{cost, Page, Ranking, Space};
+use mp_plan::{cost, Cluster, Page, Ranking, Space};
 use mp_train::layout::Layout;
 use mp_train::memory;
 use mp_train::text::vocabulary;
@@ -60,8 +60,8 @@ fn choose(args: &Plan, config: &Config, vocab: usize, cluster: &str) -> Result<(
     if args.best == 0 {
         return Err(refused("--best", 0, "must be at least 1").into());
     }
-    let cluster = cluster::load(cluster)?;
-    let ranks = args.ranks.unwrap_or(cluster.ranks());
+    let (name, cluster) = (cluster, cluster::load(cluster)?);
+    let (ranks, stated) = (args.ranks.unwrap_or(cluster.ranks()), cluster.node.count);
     let cluster = cluster.with_ranks(ranks);
     // Of so many ranks it may be none.
     cluster.check().map_err(|error| refused("--ranks", ranks, format!("such a machine cannot be: {error}")))?;
@@ -75,6 +75,11 @@ fn choose(args: &Plan, config: &Config, vocab: usize, cluster: &str) -> Result<(
     let mut screen = Screen::open(&args.output, true)?;
     let pictures = html::Html::open(args.html.as_deref())?;
     let found = mp_plan::search(&job, &cluster, &*costs, &space, ranks, most).map_err(Error::from)?;
+    let nodes = cluster.node.count;
+    // Of a preset there are as many as anybody asks for.
+    if nodes > stated && !Cluster::PRESETS.contains(&name) {
+        screen.line(&format!("--ranks {ranks} take {nodes} nodes of {name}, which states node.count = {stated}\n"));
+    }
     screen.line(found.table(&job, &cluster, ranks).trim_end());
     pictures.write(&screen, || Ok(Page::of_found(&job, &cluster, &*costs, &found)?))?;
     if let Some(layouts) = simulated {

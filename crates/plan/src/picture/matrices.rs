@@ -77,7 +77,8 @@ fn figure(index: usize, one: &Distinct<'_>, tp: usize, scale: f64) -> String {
     let (rows, columns) = (parameter.shape[0] as f64, parameter.shape[1] as f64);
     let (width, height) = ((columns * scale).max(SHORTEST), (rows * scale).max(SHORTEST));
     let caption = format!("{} [{}], {}", one.name, shape(&parameter.shape), cut(parameter));
-    let mut svg = Svg::new(id(index), [width + 2.0, height + 2.0], &caption, "The slices of the tensor ranks.");
+    let mut svg =
+        Svg::new(&format!("a{index}"), [width + 2.0, height + 2.0], &caption, "The slices of the tensor ranks.");
     match parameter.dim {
         None => svg.rect("whole", [1.0, 1.0, width, height], &format!("all of it on each of {tp} tensor ranks")),
         Some(dim) => slices(&mut svg, parameter, dim, [width, height]),
@@ -119,15 +120,6 @@ fn slices(svg: &mut Svg, parameter: &PlannedParameter, dim: usize, [width, heigh
             svg.text(if index == 0 { "inside" } else { "small" }, middle, Anchor::Middle, ranks);
         }
     }
-}
-
-/// Names a picture; there are few matrices in a layer.
-fn id(index: usize) -> &'static str {
-    const NAMES: [&str; 24] = [
-        "a0", "a1", "a2", "a3", "a4", "a5", "a6", "a7", "a8", "a9", "b0", "b1", "b2", "b3", "b4", "b5", "b6", "b7",
-        "b8", "b9", "c0", "c1", "c2", "c3",
-    ];
-    NAMES[index % NAMES.len()]
 }
 
 /// Writes `0–31, 32–63, … 224–255`.

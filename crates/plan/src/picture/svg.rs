@@ -7,7 +7,7 @@ use std::fmt::{Display, Write};
 /// A picture on its way.
 pub(super) struct Svg {
     size: [f64; 2],
-    id: &'static str,
+    id: String,
     title: String,
     description: String,
     body: String,
@@ -48,8 +48,8 @@ pub(super) fn number(value: f64) -> String {
 
 impl Svg {
     /// Opens a picture of `width × height`; `id` tells it from others of its page.
-    pub fn new(id: &'static str, size: [f64; 2], title: &str, description: &str) -> Self {
-        Self { size, id, title: escape(title), description: escape(description), body: String::new() }
+    pub fn new(id: &str, size: [f64; 2], title: &str, description: &str) -> Self {
+        Self { size, id: id.to_owned(), title: escape(title), description: escape(description), body: String::new() }
     }
 
     /// Draws a rectangle `[x, y, width, height]`, with what it stands for.

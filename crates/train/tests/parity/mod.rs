@@ -216,7 +216,8 @@ pub fn train(model: &Model, layout: Layout, world: Arc<dyn Communicator>) -> Res
     let Layout { tp, dp, pp, cp, form, schedule, between, accumulation, zero, recompute } = layout;
     let architecture = Architecture::resolve(&model.config, VOCAB, SEQ)?;
     let mesh = Mesh::new(Degrees { tp, dp, pp, cp, ..Degrees::default() })?;
-    let stages = Stages::new(&architecture, architecture.max_seq, pp, schedule.default_chunks(), schedule.folding(), None)?;
+    let stages =
+        Stages::new(&architecture, architecture.max_seq, pp, schedule.default_chunks(), schedule.folding(), None)?;
     let schedule = Schedule::new(schedule, stages, accumulation, architecture.tie_embeddings && model.lora.rank == 0)?;
     schedule.check()?;
     let groups = Groups::new(&world, &mesh, schedule.stages.tied_ranks())?;

@@ -64,6 +64,7 @@ fn job(dropout: f64, global_batch: usize) -> Result<Job> {
         bucket_elements: 25 << 18,
         context: ContextForm::Ring,
         within_documents: false,
+        split: Vec::new(),
         executor: Executor::ENGINE,
     })
 }

@@ -285,7 +285,9 @@ impl Search<'_> {
         let alive = |&(recompute, recompute_every): &(RecomputeName, usize)| {
             let candidate = Candidate { recompute, recompute_every, ..shape.candidate() };
             let kept = Kept::of(self.job, &candidate);
-            kept.layers(&candidate, &(0..self.job.architecture.layers)) / shape.pp + kept.workspace()
+            let last = kept.workspace(&candidate, true);
+            let beside = if shape.pp == 1 { last } else { last.min(kept.workspace(&candidate, false)) };
+            kept.layers(&candidate, &(0..self.job.architecture.layers)) / shape.pp + beside
         };
         variants.forms.iter().all(|form| stored.saturating_add(alive(form)) > self.limit)
     }
@@ -400,7 +402,8 @@ impl Search<'_> {
         let (stored, _) = self.estimator.stored(candidate, &stages, 0)?;
         let kept = known.kept.entry(candidate.recompute).or_insert_with(|| Kept::of(self.job, candidate));
         let (pp, micro_batches) = (candidate.pp, candidate.micro_batches(self.job));
-        let beside = kept.batch(micro_batches) + kept.workspace();
+        let last = stages.rank_of(stages.count() - 1) == 0;
+        let beside = kept.batch(micro_batches) + kept.workspace(candidate, last);
         let alive = |chunk: usize| match (candidate.schedule, chunk) {
             (ScheduleName::Gpipe, _) => micro_batches,
             (ScheduleName::OneFOneB | ScheduleName::ZbH1, _) => micro_batches.min(pp),

@@ -195,7 +195,8 @@ impl Space {
         let asked = Degrees { pp: only(&self.pp), dp: only(&self.dp), cp: only(&self.cp), tp: only(&self.tp), ep: 1 };
         let off = |asked: usize, own: usize| if asked == 0 { 0 } else { own.abs_diff(asked) };
         let distance = |own: &Degrees| {
-            off(asked.pp, own.pp) + off(asked.dp, own.dp) + off(asked.cp, own.cp) + off(asked.tp, own.tp)
+            let offs = [off(asked.pp, own.pp), off(asked.dp, own.dp), off(asked.cp, own.cp), off(asked.tp, own.tp)];
+            offs.into_iter().fold(0, usize::saturating_add)
         };
         let legal = Self::of(job, ranks).shapes(job, ranks).into_iter().map(Shape::degrees).min_by_key(distance);
         match legal {

@@ -210,10 +210,7 @@ impl Stages {
     /// Says whether a stage receives activations of another rank's stage before it, and gradients of another's behind it.
     pub(crate) fn receives(&self, stage: usize) -> [bool; 2] {
         let apart = |one: usize, other: usize| self.rank_of(one) != self.rank_of(other);
-        [
-            !self.is_first(stage) && apart(stage - 1, stage),
-            !self.is_last(stage) && apart(stage, stage + 1),
-        ]
+        [!self.is_first(stage) && apart(stage - 1, stage), !self.is_last(stage) && apart(stage, stage + 1)]
     }
 
     /// Returns the layers of a rank, by chunk.

@@ -355,7 +355,8 @@ proptest! {
             Ok(found) => {
                 prop_assert!(found.considered > 0);
                 if !split.is_empty() {
-                    let all = exhaustive(&job, &cluster, &space, ranks);
+                    let listed: Vec<Candidate> = space.candidates(&job, ranks).collect();
+                    let all = exhaustive(&job, &cluster, &listed);
                     prop_assert_eq!(found.layouts.first(), all.first());
                 }
                 for estimate in found.layouts.iter().chain(&found.misses) {

@@ -27,7 +27,7 @@ pub enum Which {
     /// Saving and loading a GPT-2-sized state on one and two ranks, beside the raw disk, torch.save and
     /// torch.distributed.checkpoint
     Checkpoint(checkpoint::Options),
-    /// Forty layouts of small models on one, two and four ranks: memory and time of a step as the planner says and as runs
+    /// How long searches for ten thousand devices take; forty layouts of small models on one, two and four ranks: memory and time of a step as the planner says and as runs
     /// measure, and how far they order the layouts alike
     Planner(planner::Options),
 }

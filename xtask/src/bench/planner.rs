@@ -1,5 +1,6 @@
-//! `cargo xtask bench planner`: what the planner says of forty layouts of small models, beside what their runs measure. It
-//! succeeds where the layouts of every number of ranks were run, and meet what they must.
+//! `cargo xtask bench planner`: how long the planner searches where there is most to look at, and what it says of forty layouts
+//! of small models, beside what their runs measure. It succeeds where the layouts of every number of ranks were run, and meet
+//! what they must.
 
 use anyhow::Result;
 use clap::Args;
@@ -26,9 +27,12 @@ pub struct Options {
     rounds: u64,
 }
 
-/// Measures the machine with as many ranks as then train on it, and trains. Layouts that fall short keep no others from being
-/// run.
+/// Times searches, measures the machine with as many ranks as then train on it, and trains. Layouts that fall short keep no
+/// others from being run.
 pub fn command(workspace: &Workspace, options: &Options) -> Result<ExitCode> {
+    let mut search = workspace.cargo();
+    search.args(["run", "--release", "-p", "mp-plan", "--example", "speed"]);
+    process::run(&mut search)?;
     let installs = setup::ensure(workspace)?;
     for (package, binary) in [("mp-cli", "mp-cli"), ("mp-benches", "planner")] {
         let mut build = workspace.cargo();

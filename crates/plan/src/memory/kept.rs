@@ -99,9 +99,18 @@ impl Kept {
         micro_batches * self.tokens
     }
 
-    /// Counts what any backward needs beside what was kept.
-    pub(crate) fn workspace(&self) -> usize {
-        self.plain[0].min(self.again - self.input).min(self.head)
+    /// Counts what a rank's first backward surely needs beside what was kept: its layers', or on the rank of the `last` stage the
+    /// exit's, whose own are gone when the layers' turn comes.
+    pub(crate) fn workspace(&self, candidate: &Candidate, last: bool) -> usize {
+        let layer = match candidate.recompute {
+            RecomputeName::Full => self.plain[0].min(self.again - self.input),
+            RecomputeName::None | RecomputeName::Selective => self.plain[0],
+        };
+        if last {
+            self.head.max(layer.saturating_sub(self.exit))
+        } else {
+            layer
+        }
     }
 }
 

@@ -49,9 +49,9 @@ pub use step::{Payload, Step};
 
 use crate::{completeness, deadlock, Architecture, Error, ParallelConfig, Result, Stages};
 
-/// The most passes of micro-batches through virtual stages in an update: lists of all ranks then have up to eight million
-/// steps, of some hundred megabytes.
-const MOST_PASSES: usize = 1 << 20;
+/// The most passes of micro-batches through virtual stages in an update: lists of all ranks then have up to two million
+/// steps, of some ten megabytes.
+const MOST_PASSES: usize = 1 << 18;
 
 /// Refuses an update whose lists would be too long.
 ///

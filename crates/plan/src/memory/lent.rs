@@ -91,7 +91,10 @@ impl<'a> Walk<'a> {
         // A bucket that fills again has been waited for.
         let earlier = self.buckets.iter().min_by_key(|bucket| bucket.first);
         let earlier = earlier.filter(|bucket| before && !fills(bucket));
-        let mut travels = full.or(earlier).map_or(0, |bucket| bucket.whole + bucket.sum);
+        // Gathers of the forward in between are behind its reduction, which gives the gradients back, not the sum.
+        let over = self.arrangement.zero() == Zero::Parameters;
+        let earlier = earlier.map_or(0, |bucket| bucket.sum + if over { 0 } else { bucket.whole });
+        let mut travels = full.map_or(earlier, |bucket| bucket.whole + bucket.sum);
         let values = self.values(place);
         let mut most = [filling + travels + values; 2];
         // The backward fills the last ones first.

@@ -118,13 +118,14 @@ fn a_later_run_goes_before_an_earlier_one() {
         outcome("verify-1", Verdict::Failed, Value::Null),
         outcome("verify-2", Verdict::Passed, Value::Null),
     ]);
-    let later =
-        results(vec![outcome("verify-1", Verdict::Passed, Value::Null), Outcome::not_run("verify-2", "no time")]);
-    all.merge(later);
+    let lost = ["verify-2", "verify-4"].map(|name| Outcome::not_run(name, "no time"));
+    let later = [vec![outcome("verify-1", Verdict::Passed, Value::Null)], lost.into()].concat();
+    all.merge(results(later));
     all.complete("2026-01-02");
     let verdicts: Vec<Verdict> = all.checks.iter().map(|outcome| outcome.verdict).collect();
     assert_eq!(verdicts[..4], [Verdict::Passed, Verdict::Passed, Verdict::NotRun, Verdict::NotRun]);
     assert_eq!(verdicts.len(), checks::all().len());
+    assert_eq!([&all.checks[2].summary, &all.checks[3].summary], ["no time", "not run yet"]);
 }
 
 #[test]

@@ -6,6 +6,7 @@
 
 #![allow(unsafe_code)]
 
+use std::cell::Cell;
 use std::ffi::{c_char, c_void, CStr, CString};
 use std::panic::{catch_unwind, AssertUnwindSafe};
 
@@ -109,7 +110,7 @@ fn check(message: *mut c_char) -> Result<()> {
         text
     };
     match text.strip_prefix(CALLBACK) {
-        Some(words) => Err(Error::Callback(words.to_string())),
+        Some(words) => Err(FULL.take().unwrap_or_else(|| Error::Callback(words.to_string()))),
         None => Err(Error::of_torch(&text)),
     }
 }
@@ -121,12 +122,26 @@ fn pointers<'a>(tensors: impl IntoIterator<Item = &'a Tensor>) -> Vec<*const C_t
     tensors.into_iter().map(Tensor::as_ptr).collect()
 }
 
+thread_local! {
+    /// The memory that a callback of this thread did not get: only words go through the C++ engine, and whoever runs the backward
+    /// may know what to do about it.
+    static FULL: Cell<Option<Error>> = const { Cell::new(None) };
+}
+
 /// Runs a callback's body; errors and panics become a message from malloc.
 fn callback(body: impl FnOnce() -> Result<()>) -> *mut c_char {
-    let words = match catch_unwind(AssertUnwindSafe(body)) {
+    let ended = catch_unwind(AssertUnwindSafe(body));
+    FULL.set(None);
+    let words = match ended {
         Ok(Ok(())) => return std::ptr::null_mut(),
         Ok(Err(Error::Callback(words))) => words,
-        Ok(Err(error)) => error.to_string(),
+        Ok(Err(error)) => {
+            let words = error.to_string();
+            if error.is_out_of_memory() {
+                FULL.set(Some(error));
+            }
+            words
+        }
         Err(panic) => {
             let words = panic
                 .downcast_ref::<&str>()

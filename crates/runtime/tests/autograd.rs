@@ -151,6 +151,33 @@ fn errors_and_panics_in_a_backward_come_back_as_errors() {
 }
 
 #[test]
+fn memory_that_a_backward_lacks_comes_back_as_such() {
+    let x = random(&[3], "x").set_requires_grad(true);
+    let refused = || Error::DeviceOutOfMemory { device: 1, bytes: 7, total: 9, free: 2, allocated: None, idle: None };
+    // From a backward within a backward, too, and not for what fails later.
+    for (lacks, inside) in [(true, false), (true, true), (false, false)] {
+        let y = x.detach();
+        autograd::attach(&[&x], &[y.shallow_clone()], move |_| match (lacks, inside) {
+            (true, false) => Err(refused()),
+            (true, true) => autograd::record(|| {
+                let within = random(&[3], "within").set_requires_grad(true);
+                let made = within.detach();
+                autograd::attach(&[&within], &[made.shallow_clone()], move |_| Err(refused()))?;
+                autograd::backward(&[&made.sum(None)], &[None], false)?;
+                Ok(vec![None])
+            }),
+            _ => Err(Error::Callback("something else".into())),
+        })
+        .unwrap();
+        let error = autograd::backward(&[&y.sum(None)], &[None], false).unwrap_err();
+        match lacks {
+            true => assert!(matches!(error, Error::DeviceOutOfMemory { bytes: 7, .. }), "{error}"),
+            false => assert!(matches!(error, Error::Callback(_)), "{error}"),
+        }
+    }
+}
+
+#[test]
 fn too_few_gradients_are_an_error() {
     let x = random(&[3], "x").set_requires_grad(true);
     let y = x.detach();

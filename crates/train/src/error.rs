@@ -116,6 +116,16 @@ pub enum Error {
         /// Bytes that are free there.
         free: u64,
     },
+    /// Memory that a device did not get while a run was under way.
+    #[error("{source}; this rank's part of the plan is {kept}; {way_out}")]
+    DeviceMemory {
+        /// What the device says.
+        source: Box<Error>,
+        /// What the plan says that the rank keeps, by component.
+        kept: String,
+        /// Settings that would fit.
+        way_out: String,
+    },
     /// A shard that a machine has no room for, to time it.
     #[error(
         "one micro-batch through {layers} layers of a stage takes {bytes} bytes ({}) on one rank, and {free} ({}) are free on \
@@ -307,6 +317,7 @@ impl Error {
             Error::Comm(_)
             | Error::Model(_)
             | Error::Runtime(_)
+            | Error::DeviceMemory { .. }
             | Error::Write { .. }
             | Error::NotFinite { .. }
             | Error::Scores { .. }

@@ -23,6 +23,7 @@ pub mod cluster;
 mod clock;
 mod crowd;
 pub mod memory;
+mod room;
 pub mod ledger;
 pub mod assemble;
 pub mod assembled;

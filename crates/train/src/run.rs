@@ -30,6 +30,7 @@ use crate::ledger::Watch;
 use crate::metrics::Metrics;
 use crate::rates::Rates;
 use crate::records::{EndReason, EvalRecord, Observer, Record, Report, StepRecord};
+use crate::room::Full;
 use crate::run_folder::RunFolder;
 use crate::saving::{Saved, Saver};
 use crate::standing::Standing;
@@ -73,7 +74,7 @@ fn run(
             run.complete()?;
             Err(error)
         }
-        Err(error) => Err(error),
+        Err(error) => Err(run.explained(error)),
     }
 }
 
@@ -105,6 +106,8 @@ struct Run<'a> {
     base: Option<String>,
     /// This rank's memory.
     watch: Watch,
+    /// How many ranks take from the same memory.
+    sharing: usize,
     /// This rank's time.
     history: History,
     /// Finished updates.
@@ -116,6 +119,13 @@ struct Run<'a> {
 }
 
 impl<'a> Run<'a> {
+    /// Says more of an error of this rank's, where more is known.
+    fn explained(&self, error: Error) -> Error {
+        let (config, layout, machine, sharing) = (self.config, &self.layout, self.machine, self.sharing);
+        let stage = self.trainer.groups().pp.rank().0;
+        Full { config, layout, machine, sharing, stage }.explain(error)
+    }
+
     fn world(&self) -> Arc<dyn Communicator> {
         Arc::clone(&self.trainer.groups().world)
     }

@@ -83,6 +83,7 @@ impl<'a> Run<'a> {
             observer,
             base,
             watch,
+            sharing,
             history: History::default(),
             step,
             samples,

@@ -166,6 +166,8 @@ impl Run<'_> {
         // Colours between the words of a summary hide it.
         command.env("CARGO_TERM_COLOR", "never").env("NO_COLOR", "1");
         command.env_remove("CLICOLOR_FORCE").env_remove("FORCE_COLOR");
+        // Tests run side by side, many with ranks as threads: one thread for the operations of each, or they wait for one another.
+        command.env("OMP_NUM_THREADS", "1");
         command
     }
 
@@ -185,8 +187,9 @@ impl Run<'_> {
     }
 
     fn feature_test(&self, test: &FeatureTest) -> Result<Counts> {
-        let features = test.features.join(",");
-        self.nextest(&["-p", &test.package, "--test", &test.name], &["--features", &features])
+        // Of a member alone the dependencies would have other features, and be compiled anew.
+        let only = format!("package(={})", test.package);
+        self.nextest(&["--workspace", "--test", &test.name], &["--features", &test.qualified_features(), "-E", &only])
     }
 
     fn nextest(&self, which: &[&str], more: &[&str]) -> Result<Counts> {

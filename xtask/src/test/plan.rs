@@ -44,6 +44,12 @@ impl FeatureTest {
     pub fn title(&self) -> String {
         format!("{} of {} with {}", self.name, self.package, self.features.join(", "))
     }
+
+    /// The features as a command for the whole workspace takes them: `member/one,member/other`.
+    pub fn qualified_features(&self) -> String {
+        let qualified: Vec<_> = self.features.iter().map(|feature| format!("{}/{feature}", self.package)).collect();
+        qualified.join(",")
+    }
 }
 
 /// An example.
@@ -180,7 +186,7 @@ mod tests {
                     target("test", "mpi_conformance", false, json!(["mpi"])),
                     target("test", "mpi_small", false, json!([])),
                     target("test", "mpi_death", true, json!(["mpi"])),
-                    target("test", "schedules", true, json!(["shuttle"])),
+                    target("test", "interleavings", true, json!(["shuttle"])),
                     target("example", "ring", false, json!(["mpi"])),
                 ],
             },
@@ -204,7 +210,8 @@ mod tests {
     #[test]
     fn tests_behind_default_features_are_left_to_plain_tests() {
         let titles: Vec<String> = plan(false).feature_tests.iter().map(FeatureTest::title).collect();
-        assert_eq!(titles, ["schedules of mp-comm with shuttle"]);
+        assert_eq!(titles, ["interleavings of mp-comm with shuttle"]);
+        assert_eq!(plan(false).feature_tests[0].qualified_features(), "mp-comm/shuttle");
     }
 
     #[test]

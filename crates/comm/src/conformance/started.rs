@@ -1,7 +1,7 @@
 //! Non-blocking collectives: several at once, completed in any order, between blocking calls.
 
 use super::collectives::equal;
-use super::values::{each_kind, input, long, ops, reduced, Value, LENGTHS};
+use super::values::{each_kind, input, joined, long, ops, reduced, Value, LENGTHS};
 use super::{same, Bench, Check, Outcome};
 use crate::{ByteBuffer, Kind, OwnedBuffer, ReduceOp};
 
@@ -47,7 +47,7 @@ fn all_gather<T: Value>(comm: &Bench) -> Outcome {
     for n in LENGTHS.into_iter().chain([long::<T>() / comm.size()]) {
         let send = comm.owned(input::<T>(comm.rank().0, n))?;
         let out = comm.wait(comm.start_all_gather(send, comm.owned(vec![T::of(99.0); n * comm.size()])?)?)?;
-        let expected: Vec<T> = (0..comm.size()).flat_map(|rank| input(rank, n)).collect();
+        let expected: Vec<T> = joined(0..comm.size(), |rank| input(rank, n));
         equal(format!("{n} {:?} a rank", T::KIND), &expected, &out)?;
     }
     Ok(())

@@ -1,5 +1,7 @@
 //! Elements whose reductions are known exactly, in every kind.
 
+use std::ops::Range;
+
 use half::bf16;
 
 use crate::{Element, Kind, ReduceOp};
@@ -56,13 +58,32 @@ fn number(rank: usize, position: usize) -> usize {
     (rank * 5 + position * 7 + position / 11) % 13
 }
 
+/// The positions after which [`number`] begins anew: 11 · 13 of them add 7 · 143 + 13, a multiple of 13.
+const PERIOD: usize = 11 * 13;
+
+/// What `one` gives at the positions of a run, where it repeats as [`number`] does: asked for one period, then copied.
+fn periodic<T: Value>(run: Range<usize>, one: impl Fn(usize) -> T) -> Vec<T> {
+    let mut elements = Vec::with_capacity(run.len());
+    elements.extend(run.clone().take(PERIOD).map(one));
+    while elements.len() < run.len() {
+        // Copies of whole periods, twice as many each time.
+        elements.extend_from_within(..elements.len().min(run.len() - elements.len()));
+    }
+    elements
+}
+
 /// What a rank holds before a call.
 pub(super) fn input<T: Value>(rank: usize, len: usize) -> Vec<T> {
-    (0..len).map(|i| T::of(number(rank, i) as f64)).collect()
+    periodic(0..len, |i| T::of(number(rank, i) as f64))
+}
+
+/// One block a rank, in rank order.
+pub(super) fn joined<T: Value>(ranks: Range<usize>, block: impl Fn(usize) -> Vec<T>) -> Vec<T> {
+    ranks.map(block).collect::<Vec<_>>().concat()
 }
 
 /// What a reduction over all ranks gives at the positions of a run.
-pub(super) fn reduced<T: Value>(size: usize, run: std::ops::Range<usize>, op: ReduceOp) -> Vec<T> {
+pub(super) fn reduced<T: Value>(size: usize, run: Range<usize>, op: ReduceOp) -> Vec<T> {
     let one = |i| {
         let numbers = (0..size).map(|rank| number(rank, i));
         match op {
@@ -72,7 +93,7 @@ pub(super) fn reduced<T: Value>(size: usize, run: std::ops::Range<usize>, op: Re
             ReduceOp::Avg => T::quotient(numbers.sum::<usize>() as f64, size),
         }
     };
-    run.map(one).collect()
+    periodic(run, one)
 }
 
 /// Runs a generic check for every kind.
@@ -88,3 +109,16 @@ macro_rules! each_kind {
     }};
 }
 pub(super) use each_kind;
+
+#[cfg(all(test, not(feature = "shuttle")))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn periods_repeat_what_each_position_holds() {
+        for run in [0..0, 5..6, 0..PERIOD, 3..PERIOD + 4, 1000..1000 + 9 * PERIOD + 7] {
+            let one = |i| number(2, i) as i32;
+            assert_eq!(periodic(run.clone(), one), run.map(one).collect::<Vec<_>>());
+        }
+    }
+}

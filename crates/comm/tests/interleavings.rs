@@ -1,5 +1,5 @@
 //! Every interleaving that a scheduler can think of, for the threads backend:
-//! `cargo test -p mp-comm --no-default-features --features shuttle --test schedules`.
+//! `cargo test -p mp-comm --no-default-features --features shuttle --test interleavings`.
 //!
 //! A deadlock, a lost wake-up or a wrong sum under any explored schedule fails the test, with the schedule to replay.
 

@@ -132,6 +132,6 @@ mod tests {
             machine: "CPU".into(),
             next: None,
         };
-        assert_eq!(chosen(&choice), "planner   tp=2: 0.4 ms a step, 1.5 MiB of 2.5 GiB a rank on CPU");
+        assert_eq!(chosen(&choice), "planner   tp=2: 400.0 µs a step, 1.5 MiB of 2.5 GiB a rank on CPU");
     }
 }

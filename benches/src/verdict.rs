@@ -31,14 +31,12 @@ pub fn shortfalls(ranks: usize, memory: &[Memory], correlation: Option<f64>) -> 
 }
 
 fn short_of_memory((layout, bytes): &Memory) -> Option<String> {
-    let [Some(predicted), Some(measured)] = bytes else {
+    let &[Some(predicted), Some(measured @ 1..)] = bytes else {
         return Some(format!("memory of `{layout}` was not predicted, or not measured"));
     };
-    let off = *predicted as f64 / *measured as f64 - 1.0;
-    let allowed = 100.0 * MEMORY;
-    // What is no number is not within it either.
-    let within = off.abs() <= MEMORY;
-    (!within).then(|| format!("memory of `{layout}` is off by {:+.1} %, by more than {allowed} %", 100.0 * off))
+    let (off, allowed) = (predicted as f64 / measured as f64 - 1.0, 100.0 * MEMORY);
+    (predicted.abs_diff(measured) as f64 > MEMORY * measured as f64)
+        .then(|| format!("memory of `{layout}` is off by {:+.1} %, by more than {allowed} %", 100.0 * off))
 }
 
 #[cfg(test)]

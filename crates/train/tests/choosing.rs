@@ -125,6 +125,17 @@ fn what_is_fixed_stays_and_a_rule_of_thumb_asks_nobody() {
 }
 
 #[test]
+fn layers_that_are_dealt_out_by_hand_decide_the_stages() {
+    let out = tempfile::tempdir().unwrap();
+    let cluster = format!("parallel.cluster={}", machine(out.path(), 1 << 30).display());
+    let sets = ["model.layers=3", "parallel.split=[1, 2]", "parallel.dp=0", &cluster];
+    let heard = succeed(4, &Config::load(None, None, &tiny(out.path(), "dealt", &sets)).unwrap());
+    assert!(heard[0].layout.starts_with("pp=2 × "), "{heard:?}");
+    let parallel = saved(&out.path().join("dealt"));
+    assert_eq!((parallel.pp, parallel.split), (2, vec![1, 2]));
+}
+
+#[test]
 fn what_fits_nowhere_is_refused_on_all_ranks_with_what_lacks() {
     let out = tempfile::tempdir().unwrap();
     let cluster = format!("parallel.cluster={}", machine(out.path(), 1 << 10).display());
@@ -144,7 +155,11 @@ fn what_cannot_be_chosen_for_is_refused_before_anything_is_measured() {
     let out = tempfile::tempdir().unwrap();
     for (sets, part) in [
         (["parallel.tp=3", "parallel.pp=0"], "no layout of 2 ranks can cut this model as asked; "),
-        (["parallel.split=[1, 1]", "parallel.pp=0"], "`parallel.split` is [1, 1], but"),
+        (["parallel.split=[1, 2]", "parallel.pp=0"], "parallel.split [1, 2] sums to 3, and model.layers is 2"),
+        (
+            ["lora.rank=2", "parallel.pp=0"],
+            "`lora.rank` is 2, but layouts are chosen for models that are trained whole",
+        ),
         (["parallel.cluster=abacus", "parallel.pp=0"], "cluster \"abacus\" is neither a file nor one of"),
     ] {
         let (ended, _) = train(2, &Config::load(None, None, &tiny(out.path(), "none", &sets)).unwrap());

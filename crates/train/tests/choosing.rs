@@ -11,10 +11,6 @@ use mp_runtime::Device;
 use mp_train::records::{Choice, Observer, Record};
 use mp_train::{metrics, run, Config, Error, Result};
 
-fn load(sets: &[&str]) -> Config {
-    Config::load(None, None, &sets.iter().map(|set| set.to_string()).collect::<Vec<_>>()).unwrap()
-}
-
 /// A machine whose ranks have so much memory, as a file.
 fn machine(folder: &Path, memory_bytes: usize) -> PathBuf {
     let mut cluster = Cluster::preset("cpu").unwrap();

@@ -131,7 +131,7 @@ impl Around<'_> {
             let mut best: BTreeMap<Vec<&str>, Estimate> = BTreeMap::new();
             for candidate in space.candidates(self.job, ranks) {
                 let changed = changed(&self.present, &candidate);
-                if changed.len() != changes {
+                if changed.len() != changes || self.strands(&candidate) {
                     continue;
                 }
                 let estimate = estimator.estimate(&candidate)?;
@@ -149,7 +149,18 @@ impl Around<'_> {
         let mut within = self.machine.clone();
         (within.node.memory_bytes, within.device.memory_bytes, within.efficiency.reserve) = (0, room.max(1), 0.0);
         let found = search(self.job, &within, &*costs, &space, ranks, 1)?;
-        Ok(found.layouts.iter().map(|estimate| self.way(estimate)).collect())
+        let stands = |estimate: &&Estimate| !self.strands(&estimate.candidate);
+        Ok(found.layouts.iter().filter(stands).map(|estimate| self.way(estimate)).collect())
+    }
+
+    /// Says whether an option that the configuration sets would have no effect any more, and be refused beside the others.
+    fn strands(&self, candidate: &Candidate) -> bool {
+        let [present, other] = [&self.present, candidate].map(|candidate| self.keys(candidate));
+        ParallelKey::ALL.into_iter().any(|key| {
+            let goes = present.contains_key(key.name()) && !other.contains_key(key.name());
+            // What is computed again can be set to nothing.
+            goes && key != ParallelKey::Recompute && !key.is_open(self.asked)
+        })
     }
 
     fn way(&self, estimate: &Estimate) -> Way {

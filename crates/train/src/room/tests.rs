@@ -76,7 +76,7 @@ fn every_setting_that_is_named_is_a_layout_with_room() {
         (4, &["parallel.zero=1"], 4),
         (4, &["parallel.pp=2", "parallel.micro_batch=4"], 2),
         (4, &["parallel.pp=2", "parallel.schedule=gpipe", "parallel.zero=1"], 1),
-        (4, &["parallel.tp=2", "train.precision=bf16", "parallel.recompute=selective"], 1),
+        (4, &["model.kv_heads=2", "parallel.tp=2", "train.precision=bf16", "parallel.recompute=selective"], 1),
     ] {
         let present = config(sets);
         let keeps = predicted(&present, ranks);

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use crate::{Error, Result};
 
-/// Sees that a file can be [written](write), and changes nothing: what is there stays, and what is not there is not made.
+/// Sees that a file can be [written](write()), and changes nothing: what is there stays, and what is not there is not made.
 ///
 /// # Errors
 /// What stands in the way.

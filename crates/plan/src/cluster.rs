@@ -283,16 +283,18 @@ impl Cluster {
         ];
         for (key, rate) in rates {
             let rate = rate.unwrap_or(1.0);
-            require(rate > 0.0 && rate.is_finite(), key, rate, "must be finite and above 0")?;
+            // Far beyond any machine, and sums of times stay finite.
+            require((1.0..=1e24).contains(&rate), key, rate, "must be from 1 to 1e24 a second")?;
         }
         for (key, seconds) in [
             ("node.latency", node.latency),
             ("network.latency", network.latency),
             ("efficiency.launch", efficiency.launch),
-            ("efficiency.matrix_half", efficiency.matrix_half),
         ] {
-            require(seconds >= 0.0 && seconds.is_finite(), key, seconds, "must be finite and from 0")?;
+            require((0.0..=1e6).contains(&seconds), key, seconds, "must be from 0 to 1e6 seconds")?;
         }
+        let half = efficiency.matrix_half;
+        require((0.0..=1e9).contains(&half), "efficiency.matrix_half", half, "must be a length from 0 to 1e9")?;
         efficiency.check()?;
         measured.as_ref().map_or(Ok(()), measured::Points::check)
     }
@@ -309,7 +311,7 @@ impl Efficiency {
             ("efficiency.network", self.network),
             ("efficiency.program", self.program),
         ] {
-            require(share > 0.0 && share <= 1.0, key, share, "must be a share above 0 and up to 1")?;
+            require((1e-6..=1.0).contains(&share), key, share, "must be a share above 0, from 1e-6 up to 1")?;
         }
         let overlap = self.overlap;
         require((0.0..=1.0).contains(&overlap), "efficiency.overlap", overlap, "must be a share from 0 to 1")?;

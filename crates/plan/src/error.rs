@@ -330,7 +330,7 @@ pub enum Error {
     Incomplete(#[from] Incomplete),
 
     /// A cluster that cannot exist.
-    #[error("cluster: {key} is {value}, and {rule}")]
+    #[error("cluster: {key} is {}, and {rule}", number(*value))]
     Cluster {
         /// The key in the cluster's file.
         key: &'static str,
@@ -397,6 +397,14 @@ pub enum Error {
 }
 
 /// Writes `1, 2, 4 or 8`.
+/// Writes a number as a person would type it: with an exponent where it has many digits.
+fn number(value: f64) -> String {
+    match value == 0.0 || (1e-6..1e15).contains(&value.abs()) {
+        true => value.to_string(),
+        false => format!("{value:e}"),
+    }
+}
+
 fn list(values: &[usize]) -> String {
     match values {
         [] => "nothing".into(),

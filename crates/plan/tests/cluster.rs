@@ -26,11 +26,17 @@ fn unknown_keys_are_refused() {
 #[test]
 fn what_cannot_be_is_refused_by_key() {
     type Change = fn(&mut Cluster);
-    let changes: [(&str, Change); 9] = [
+    let changes: [(&str, Change); 14] = [
         ("node.devices is 0", |cluster| cluster.node.devices = 0),
         ("node.bandwidth is -1", |cluster| cluster.node.bandwidth = -1.0),
         ("device.peak.bf16 is inf", |cluster| cluster.device.peak.bf16 = Some(f64::INFINITY)),
         ("network.latency is NaN", |cluster| cluster.network.latency = f64::NAN),
+        // Finite, and no plan made of them would be.
+        ("device.peak.bf16 is 1e-300", |cluster| cluster.device.peak.bf16 = Some(1e-300)),
+        ("node.bandwidth is 1e-305", |cluster| cluster.node.bandwidth = 1e-305),
+        ("network.latency is 1e308", |cluster| cluster.network.latency = 1e308),
+        ("efficiency.launch is 1e308", |cluster| cluster.efficiency.launch = 1e308),
+        ("efficiency.matrix_half is 1e300", |cluster| cluster.efficiency.matrix_half = 1e300),
         ("efficiency.matrix is 1.5", |cluster| cluster.efficiency.matrix = 1.5),
         ("efficiency.program is 0", |cluster| cluster.efficiency.program = 0.0),
         ("efficiency.overlap is -0.5", |cluster| cluster.efficiency.overlap = -0.5),

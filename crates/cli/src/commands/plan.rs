@@ -5,7 +5,7 @@ mod html;
 mod measure;
 mod simulate;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use mp_plan::{cost, Cluster, Page, Ranking, Space};
 use mp_train::layout::Layout;
@@ -33,6 +33,7 @@ pub fn run(args: &Plan, world: &World) -> Result<(), Failure> {
     if !world.is_first() {
         return Ok(());
     }
+    apart(args)?;
     if args.ranks == Some(0) {
         return Err(refused("--ranks", 0, "must be at least 1").into());
     }
@@ -87,6 +88,32 @@ fn choose(args: &Plan, config: &Config, vocab: usize, cluster: &str) -> Result<(
         return simulate::run(&mut screen, &searched, layouts);
     }
     Ok(screen.result(&Ranking::new(&job, &cluster, &found))?)
+}
+
+/// Sees that no output takes the place of a file that is read, or of another output.
+fn apart(args: &Plan) -> mp_train::Result<()> {
+    let place = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    // A preset is no file, nor is a pipe one that anything is lost in.
+    let known = |path: &&Path| path.is_file();
+    let read =
+        [("--cluster", args.cluster.as_deref().map(Path::new)), ("--config", args.configuration.config.as_deref())];
+    let read = read.into_iter().filter_map(|(flag, path)| Some((flag, place(path.filter(known)?))));
+    let mut taken: Vec<(&str, PathBuf)> = read.collect();
+    for (flag, path) in [("--json", &args.output.json), ("--html", &args.html)] {
+        let Some(path) = path.as_deref().filter(|path| known(path) || !path.exists() && *path != Path::new("-")) else {
+            continue;
+        };
+        let place = place(path);
+        if let Some((other, _)) = taken.iter().find(|(_, known)| *known == place) {
+            return Err(refused(
+                flag,
+                format!("\"{}\"", path.display()),
+                format!("must be another file than that of {other}"),
+            ));
+        }
+        taken.push((flag, place));
+    }
+    Ok(())
 }
 
 /// Writes the plan, and makes the folder where it is missing.

@@ -36,6 +36,24 @@ fn a_page_that_cannot_be_written_is_an_input_error() {
 }
 
 #[test]
+fn no_output_takes_the_place_of_an_input_or_of_another() {
+    let folder = tempfile::tempdir().unwrap();
+    let machine = "[node]\ncount = 1\n";
+    fs::write(folder.path().join("mine.toml"), machine).unwrap();
+    for (words, other) in [
+        (["--cluster", "mine.toml", "--json", "mine.toml"], "--cluster"),
+        (["--config", "mine.toml", "--html", "./mine.toml"], "--config"),
+        (["--json", "both", "--html", "both"], "--json"),
+    ] {
+        let ended = alone(folder.path(), &[&["plan"], &words[..]].concat());
+        let message = format!("must be another file than that of {other}");
+        assert!(ended.input_error().contains(&message), "{ended:#?}");
+    }
+    assert_eq!(fs::read_to_string(folder.path().join("mine.toml")).unwrap(), machine);
+    assert!(!folder.path().join("both").exists());
+}
+
+#[test]
 fn a_hundred_parts_are_told_rank_by_rank() {
     let folder = tempfile::tempdir().unwrap();
     let config = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/hundred-parts.toml");

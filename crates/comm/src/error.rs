@@ -102,6 +102,16 @@ pub enum Error {
         /// The patience, in seconds.
         seconds: f64,
     },
+    /// Ranks that NCCL did not join, told alike on all of them. There is no group.
+    #[error("NCCL does not start in group {group}: rank {}: {reason}", rank.0)]
+    NcclStart {
+        /// The group's name.
+        group: String,
+        /// A rank that met something; one that did no more than wait speaks only where all did.
+        rank: Rank,
+        /// What it met.
+        reason: String,
+    },
     /// A way to carry tensors that cannot be had.
     #[error("parallel.transport={asked}: {reason}")]
     Transport {

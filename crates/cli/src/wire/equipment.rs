@@ -20,7 +20,6 @@
 
 use std::sync::Arc;
 
-use mp_comm::nccl::{self, Library, Nccl};
 use mp_comm::solo::Solo;
 use mp_comm::staged::Staged;
 use mp_comm::transport::{self, Asked, Choice, Circumstances, Transport};
@@ -31,7 +30,7 @@ use mp_train::agree::agree;
 use mp_train::config::{DeviceName, TrainConfig};
 use mp_train::{Config, Error, Result};
 
-use super::machine::{Here, Machine};
+use super::machine::{Here, Joins, Machine};
 use super::place::{decide, numerics, Number, Place, Seen};
 use crate::failure::refused;
 use crate::screen::Screen;
@@ -82,13 +81,13 @@ pub fn equip_alone(config: &Config) -> Result<Device> {
 }
 
 fn equip_on(machine: &dyn Machine, world: &Arc<dyn Communicator>, config: &Config) -> Result<Equipment> {
-    let survey = Survey::make(machine, world, config.train.device, config.parallel.transport)?;
+    let mut survey = Survey::make(machine, world, config.train.device, config.parallel.transport)?;
     let numerics = agree(&**world, numerics(&config.train, &survey.place))?;
-    let communicator = match &survey.place {
+    let communicator = match survey.place {
         Place::Host(_) => Arc::clone(world),
         Place::Device { index, .. } => {
-            agree(&**world, machine.prepare(*index, numerics).map_err(Error::from))?;
-            agree(&**world, survey.carried(machine, world, *index).map_err(Error::from))?
+            agree(&**world, machine.prepare(index, numerics).map_err(Error::from))?;
+            survey.carried(machine, world, index)?
         }
     };
     let words = survey.words(world.size(), &config.train);
@@ -105,8 +104,11 @@ pub struct Survey {
     pub place: Place,
     /// What carries them.
     pub choice: Choice,
+    /// What it was chosen by.
+    asked: Asked,
+    found: Circumstances,
     /// NCCL, where it was looked for.
-    library: Option<Arc<Library>>,
+    library: Option<Box<dyn Joins>>,
 }
 
 impl Survey {
@@ -137,28 +139,37 @@ impl Survey {
         };
         let asked = asked(transport);
         let (found, library) = circumstances(machine, world, &place, asked)?;
-        let choice = transport::choose(asked, &found).map_err(|error| match error {
-            mp_comm::Error::Transport { asked, reason } => not_to_be_had(&asked, &reason),
-            other => other.into(),
-        });
-        Ok(Self { place, choice: agree(world, choice)?, library })
+        let choice = agree(world, choose(asked, &found))?;
+        Ok(Self { place, choice, asked, found, library })
     }
 
-    /// Makes the communicator for tensors on a device. Collective.
+    /// Makes the communicator for tensors on a device; chooses again where NCCL does not start. Collective.
     fn carried(
-        &self,
+        &mut self,
         machine: &dyn Machine,
         world: &Arc<dyn Communicator>,
         index: usize,
-    ) -> mp_comm::Result<Arc<dyn Communicator>> {
-        let (host, accelerator) = (Arc::clone(world), machine.accelerator(index));
-        Ok(match (self.choice.transport, &self.library) {
-            (Transport::Nccl, Some(library)) => {
-                Arc::new(Nccl::new(host, accelerator, Arc::clone(library), nccl::PATIENCE)?)
+    ) -> Result<Arc<dyn Communicator>> {
+        let accelerator = machine.accelerator(index);
+        if let (Transport::Nccl, Some(library)) = (self.choice.transport, &self.library) {
+            match library.join(Arc::clone(world), Arc::clone(&accelerator)) {
+                Ok(joined) => return Ok(joined),
+                Err(error) => {
+                    let way_out = if self.asked == Asked::Nccl { "; set parallel.transport=mpi" } else { "" };
+                    self.found.nccl = Err(format!("{error}{way_out}"));
+                }
             }
-            (Transport::Direct, _) => Arc::new(Staged::direct(host, accelerator)?),
-            _ => Arc::new(Staged::new(host, accelerator)?),
-        })
+            // It is the same on all ranks, so that the first one says what is refused.
+            self.choice = choose(self.asked, &self.found)?;
+        }
+        let made = || -> mp_comm::Result<Arc<dyn Communicator>> {
+            let host = Arc::clone(world);
+            Ok(match self.choice.transport {
+                Transport::Direct => Arc::new(Staged::direct(host, accelerator)?),
+                _ => Arc::new(Staged::new(host, accelerator)?),
+            })
+        };
+        agree(&**world, made().map_err(Error::from))
     }
 
     /// Says in a line what is computed on and what carries tensors; nothing for the host where nobody expects more.
@@ -192,6 +203,14 @@ impl Survey {
     }
 }
 
+/// Chooses what carries tensors, and blames the configuration for what cannot be had.
+fn choose(asked: Asked, found: &Circumstances) -> Result<Choice> {
+    transport::choose(asked, found).map_err(|error| match error {
+        mp_comm::Error::Transport { asked, reason } => not_to_be_had(&asked, &reason),
+        other => other.into(),
+    })
+}
+
 /// Finds this rank's own device, and what tells it apart; or why there is none.
 fn look(machine: &dyn Machine, local_rank: usize) -> std::result::Result<(usize, Number), String> {
     let index = mp_runtime::device::of_local_rank(local_rank, machine.devices()?);
@@ -223,7 +242,7 @@ fn circumstances(
     world: &dyn Communicator,
     place: &Place,
     asked: Asked,
-) -> Result<(Circumstances, Option<Arc<Library>>)> {
+) -> Result<(Circumstances, Option<Box<dyn Joins>>)> {
     let ranks = world.size();
     let on_host = Circumstances {
         on_device: false,

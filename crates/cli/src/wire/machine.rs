@@ -3,8 +3,8 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use mp_comm::nccl::Library;
-use mp_comm::Accelerator;
+use mp_comm::nccl::{self, Library, Nccl};
+use mp_comm::{Accelerator, Communicator};
 use mp_model::accelerator::Cuda;
 use mp_runtime::device::{self, Numerics};
 
@@ -32,9 +32,38 @@ pub trait Machine {
     ///
     /// # Errors
     /// Why it cannot be used, with the way out.
-    fn nccl(&self) -> mp_comm::Result<Arc<Library>>;
+    fn nccl(&self) -> mp_comm::Result<Box<dyn Joins>>;
     /// Says whether MPI takes device pointers; `None` where it does not say.
     fn cuda_aware(&self) -> Option<bool>;
+}
+
+/// NCCL, open.
+pub trait Joins: std::fmt::Debug {
+    /// Returns its version.
+    fn version(&self) -> String;
+    /// Joins the devices of all ranks of `host`. Collective.
+    ///
+    /// # Errors
+    /// On all ranks alike: why NCCL does not start.
+    fn join(
+        &self,
+        host: Arc<dyn Communicator>,
+        accelerator: Arc<dyn Accelerator>,
+    ) -> mp_comm::Result<Arc<dyn Communicator>>;
+}
+
+impl Joins for Arc<Library> {
+    fn version(&self) -> String {
+        Library::version(self)
+    }
+
+    fn join(
+        &self,
+        host: Arc<dyn Communicator>,
+        accelerator: Arc<dyn Accelerator>,
+    ) -> mp_comm::Result<Arc<dyn Communicator>> {
+        Ok(Arc::new(Nccl::new(host, accelerator, Arc::clone(self), nccl::PATIENCE)?))
+    }
 }
 
 /// The machine at hand.
@@ -71,8 +100,8 @@ impl Machine for Here {
         Arc::new(Cuda::new(index))
     }
 
-    fn nccl(&self) -> mp_comm::Result<Arc<Library>> {
-        Library::open()
+    fn nccl(&self) -> mp_comm::Result<Box<dyn Joins>> {
+        Ok(Box::new(Library::open()?))
     }
 
     fn cuda_aware(&self) -> Option<bool> {

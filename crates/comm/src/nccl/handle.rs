@@ -35,16 +35,17 @@ pub(super) struct Purpose {
 }
 
 impl Handle {
-    /// Joins the ranks that have the same id. Collective; the device is current on this thread.
+    /// Joins the ranks that have the same id. Collective; the device is current on this thread. The first of the two
+    /// patiences is for the others to come, the second for all calls after that.
     pub(super) fn join(
         library: Arc<Library>,
         group: &str,
         (size, rank): (usize, usize),
         id: UniqueId,
-        patience: Duration,
+        (joining, patience): (Duration, Duration),
     ) -> Result<Self> {
         let purpose = Purpose { call: Call::Split, function: "ncclCommInitRankConfig", bytes: 0 };
-        let handle = Self { library, group: group.into(), patience, state: Mutex::default() };
+        let handle = Self { library, group: group.into(), patience: joining, state: Mutex::default() };
         // Never freed: the library may write it until the ranks have joined, which a time-out does not wait for.
         let place: &AtomicPtr<c_void> = Box::leak(Box::new(AtomicPtr::new(std::ptr::null_mut())));
         let mut config = Config::non_blocking();
@@ -53,7 +54,7 @@ impl Handle {
         let code =
             unsafe { (handle.library.nccl.init_rank)(place.as_ptr(), size as i32, id, rank as i32, &mut config) };
         while code == IN_PROGRESS && place.load(Ordering::Acquire).is_null() {
-            if since.elapsed() > patience {
+            if since.elapsed() > joining {
                 return Err(handle.timeout(purpose.call, purpose.function));
             }
             std::thread::yield_now();
@@ -62,7 +63,7 @@ impl Handle {
         state.comm = (!comm.is_null()).then_some(Comm(comm));
         let joined = handle.settle(&mut state, purpose, code);
         drop(state);
-        joined.map(|()| handle)
+        joined.map(|()| Self { patience, ..handle })
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -135,6 +136,11 @@ impl Handle {
             unsafe { (self.library.nccl.abort)(comm) };
         }
         state.failed.get_or_insert(error).clone()
+    }
+
+    /// Aborts the communicator of a group that does not come to be.
+    pub(super) fn give_up(&self, why: &Error) {
+        self.abort(&mut self.lock(), why.clone());
     }
 
     /// Looks whether something has gone wrong behind the host's back; aborts if so, and where `overdue`.

@@ -55,6 +55,10 @@ use crate::{
 /// How long a call may be on the device where nothing else is said.
 pub const PATIENCE: Duration = Duration::from_secs(600);
 
+/// How long a rank waits at most for the others to join, whatever the patience: NCCL takes seconds for it, and a rank that
+/// failed is known to the others only once they stop waiting.
+const JOINING: Duration = Duration::from_secs(120);
+
 /// One rank's handle of a group of devices.
 pub struct Nccl {
     group: Arc<Group>,
@@ -92,18 +96,20 @@ impl Drop for Group {
 impl Nccl {
     /// Joins the devices of a group's ranks, one each. Collective over `host`.
     ///
-    /// A call that is on the device for longer than `patience` counts as hung; so does a rank that does not come to join.
+    /// A call that is on the device for longer than `patience` counts as hung; so does a rank that does not come to join, after
+    /// two minutes at most.
     ///
     /// # Errors
-    /// [`Error::SharedDevice`] where two ranks have one device; [`Error::Nccl`] or [`Error::NcclTimeout`] where NCCL cannot
-    /// join them; what `host` and the accelerator meet.
+    /// On all ranks alike, so that all can take another way: [`Error::SharedDevice`] where two ranks have one device;
+    /// [`Error::NcclStart`] where one of them cannot join, in its words; what `host` meets.
     pub fn new(
         host: Arc<dyn Communicator>,
         accelerator: Arc<dyn Accelerator>,
         library: Arc<Library>,
         patience: Duration,
     ) -> Result<Self> {
-        let staged = Staged::new(host, Arc::clone(&accelerator))?;
+        let staged = Staged::new(Arc::clone(&host), Arc::clone(&accelerator));
+        let staged = together(&*host, staged.as_ref().err()).and(staged)?;
         Self::over(staged, &Arc::new(Shared { library, accelerator, patience, watch: Watch::new() }))
     }
 
@@ -112,11 +118,22 @@ impl Nccl {
         let accelerator = &shared.accelerator;
         one_device_each(host, &**accelerator)?;
         let id = agree_on_id(host, &shared.library)?;
-        accelerator.select()?;
-        let (group, place) = (host.name().to_owned(), (host.size(), host.rank().0));
-        let handle = Handle::join(Arc::clone(&shared.library), &group, place, id, shared.patience)?;
-        let (handle, stream) = (Arc::new(handle), accelerator.side()?);
-        Ok(Self { group: Arc::new(Group { shared: Arc::clone(shared), staged, handle, stream }) })
+        let joined = accelerator.select().and_then(|()| {
+            let (group, place) = (host.name(), (host.size(), host.rank().0));
+            let patience = (shared.patience.min(JOINING), shared.patience);
+            Ok((Handle::join(Arc::clone(&shared.library), group, place, id, patience)?, accelerator.side()))
+        });
+        let (handle, stream) = match joined {
+            Ok((handle, stream)) => (Some(handle), stream),
+            Err(error) => (None, Err(error)),
+        };
+        if let Err(error) = together(host, stream.as_ref().err()) {
+            // To end it in order would be to wait for those that are not there.
+            handle.iter().for_each(|handle| handle.give_up(&error));
+            return Err(error);
+        }
+        let handle = Arc::new(handle.expect("there is a stream, so there is a handle"));
+        Ok(Self { group: Arc::new(Group { shared: Arc::clone(shared), staged, handle, stream: stream? }) })
     }
 
     fn site(&self, call: Call) -> Site<'_> {
@@ -142,7 +159,8 @@ impl Nccl {
 
 /// Refuses a group of which two ranks have the same device. Collective.
 fn one_device_each(host: &dyn Communicator, accelerator: &dyn Accelerator) -> Result<()> {
-    let mine = accelerator.identity()?;
+    let mine = accelerator.identity();
+    let mine = together(host, mine.as_ref().err()).and(mine)?;
     let mut all = vec![0u8; mine.len() * host.size()];
     host.all_gather(Buffer::new(&mine), BufferMut::new(&mut all))?;
     let devices: Vec<&[u8]> = all.chunks_exact(mine.len()).collect();
@@ -156,28 +174,40 @@ fn one_device_each(host: &dyn Communicator, accelerator: &dyn Accelerator) -> Re
 
 /// Spreads an id that rank 0 makes. Collective.
 fn agree_on_id(host: &dyn Communicator, library: &Library) -> Result<UniqueId> {
-    let failed = |code, message| Error::Nccl {
+    let made = if host.rank() == Rank(0) { library.unique_id() } else { Ok(UniqueId([0; 128])) };
+    let made = made.map_err(|(code, message)| Error::Nccl {
         call: Call::Split,
         group: host.name().into(),
         function: "ncclGetUniqueId",
         bytes: 0,
         code,
         message,
+    });
+    let UniqueId(mut id) = together(host, made.as_ref().err()).and(made)?;
+    host.broadcast(BufferMut::new(&mut id), Rank(0))?;
+    Ok(UniqueId(id))
+}
+
+/// Makes what one rank has met in starting every rank's error, in the words of the lowest rank that did more than wait in vain.
+/// Collective.
+fn together(host: &dyn Communicator, met: Option<&Error>) -> Result<()> {
+    let mine = match met {
+        None => 0,
+        Some(Error::NcclTimeout { .. }) => 1,
+        Some(_) => 2u8,
     };
-    let made = if host.rank() == Rank(0) { library.unique_id() } else { Ok(UniqueId([0; 128])) };
-    let mut message = [0u8; 129];
-    if let Ok(UniqueId(id)) = &made {
-        message[..128].copy_from_slice(id);
-        message[128] = 1;
-    }
-    host.broadcast(BufferMut::new(&mut message), Rank(0))?;
-    made.map_err(|(code, message)| failed(code, message))?;
-    if message[128] == 0 {
-        return Err(failed(0, "rank 0 could not make an id".into()));
-    }
-    let mut id = UniqueId([0; 128]);
-    id.0.copy_from_slice(&message[..128]);
-    Ok(id)
+    let mut all = vec![0u8; host.size()];
+    host.all_gather(Buffer::new(&[mine]), BufferMut::new(&mut all))?;
+    let worst = all.iter().copied().max().unwrap_or(0);
+    let Some(speaker) = all.iter().position(|&met| met == worst && worst > 0) else { return Ok(()) };
+    let rank = Rank(speaker);
+    let mut words = met.filter(|_| rank == host.rank()).map(|met| met.to_string().into_bytes()).unwrap_or_default();
+    let mut length = [words.len() as i64];
+    host.broadcast(BufferMut::new(&mut length), rank)?;
+    words.resize(length[0] as usize, 0);
+    host.broadcast(BufferMut::new(&mut words), rank)?;
+    let reason = String::from_utf8_lossy(&words).into_owned();
+    Err(Error::NcclStart { group: host.name().into(), rank, reason })
 }
 
 /// A started call under way. Dropped, it goes on all the same: its memory is kept for the stream.

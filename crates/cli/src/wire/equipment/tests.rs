@@ -1,6 +1,7 @@
-//! Ranks as threads, on machines that are made up: fake devices, and no NCCL.
+//! Ranks as threads, on machines that are made up: fake devices, and no NCCL, or one that starts or does not.
 
 use mp_comm::fake::{FakeDevice, Pace};
+use mp_comm::nccl::Library;
 use mp_comm::{threads, Accelerator, Kind, Rank};
 use mp_runtime::device::Numerics;
 use std::path::Path;
@@ -13,13 +14,45 @@ use super::*;
 struct Pretend {
     devices: usize,
     driver: bool,
-    /// Which library stands for NCCL.
-    nccl: &'static str,
+    /// What opening NCCL finds.
+    nccl: Found,
     cuda_aware: Option<bool>,
     /// What this rank was prepared with.
     prepared: Mutex<Option<(usize, Numerics)>>,
     /// The device that was handed out.
     handed_out: Mutex<Option<Arc<FakeDevice>>>,
+}
+
+/// An NCCL.
+#[derive(Debug, Default, Clone, Copy)]
+enum Found {
+    /// No file.
+    #[default]
+    Nothing,
+    /// One that carries tensors.
+    Sound,
+    /// One that can be opened, and does not start.
+    Mute,
+}
+
+impl Joins for Found {
+    fn version(&self) -> String {
+        "2.28.9".into()
+    }
+    fn join(
+        &self,
+        host: Arc<dyn Communicator>,
+        accelerator: Arc<dyn Accelerator>,
+    ) -> mp_comm::Result<Arc<dyn Communicator>> {
+        match self {
+            Found::Mute => Err(mp_comm::Error::NcclStart {
+                group: host.name().into(),
+                rank: Rank(1),
+                reason: "unhandled system error".into(),
+            }),
+            _ => Ok(Arc::new(Staged::new(host, accelerator)?)),
+        }
+    }
 }
 
 impl Machine for Pretend {
@@ -44,8 +77,11 @@ impl Machine for Pretend {
         *self.handed_out.lock().unwrap() = Some(Arc::clone(&device));
         device
     }
-    fn nccl(&self) -> mp_comm::Result<Arc<Library>> {
-        Library::open_at(Path::new(self.nccl), Path::new("libcuda.so.1"))
+    fn nccl(&self) -> mp_comm::Result<Box<dyn Joins>> {
+        match self.nccl {
+            Found::Nothing => Ok(Box::new(Library::open_at(Path::new("no-nccl.so"), Path::new("libcuda.so.1"))?)),
+            found => Ok(Box::new(found)),
+        }
     }
     fn cuda_aware(&self) -> Option<bool> {
         self.cuda_aware
@@ -63,7 +99,7 @@ fn heard(ranks: usize, sets: &[&str], machine: impl Fn(usize) -> Pretend + Sync)
 }
 
 fn with(devices: usize) -> Pretend {
-    Pretend { devices, driver: true, nccl: "no-nccl.so", ..Pretend::default() }
+    Pretend { devices, driver: true, ..Pretend::default() }
 }
 
 fn words(equipment: &Result<Equipment>) -> &str {
@@ -162,6 +198,30 @@ fn a_transport_is_had_or_refused_on_all_ranks() {
                 "`parallel.transport` is \"{transport}\", but tensors lie on the host: set train.device=cuda, or \
                  parallel.transport=auto"
             )
+        );
+    }
+}
+
+#[test]
+fn an_nccl_that_does_not_start_is_done_without_or_refused_on_all_ranks() {
+    let found = |sets: &[&str], nccl| heard(3, sets, move |_| Pretend { nccl, cuda_aware: Some(false), ..with(3) });
+    let each = "device    a CUDA device for each of 3 ranks; ";
+    assert_eq!(words(&found(&[], Found::Sound)[2]), format!("{each}NCCL: NCCL 2.28.9, with a device a rank"));
+    for outcome in found(&[], Found::Mute) {
+        let told = format!(
+            "{each}MPI through host memory: NCCL does not start in group world: rank 1: unhandled system error; MPI takes no \
+             device pointers, so through host memory"
+        );
+        assert_eq!(words(&outcome), told);
+        assert_eq!(outcome.unwrap().communicator.size(), 3);
+    }
+    for outcome in found(&["parallel.transport=nccl"], Found::Mute) {
+        let error = outcome.unwrap_err();
+        assert!(error.is_input(), "{error}");
+        assert_eq!(
+            error.to_string(),
+            "`parallel.transport` is \"nccl\", but NCCL does not start in group world: rank 1: unhandled system error; set \
+             parallel.transport=mpi"
         );
     }
 }

@@ -129,6 +129,7 @@ const char *ncclGetLastError(void *comm) { (void)comm; return last_error; }
 int ncclCommInitRankConfig(void **out, int size, unique_id id, int rank, struct config *config)
 {
     int code = begin("ncclCommInitRankConfig");
+    if (!code && rank == 1) code = begin("ncclCommInitRankConfig of rank 1");
     if (code) return code;
     if (config->magic != 0xcafebeef || config->size != sizeof *config || config->blocking != 0
         || config->min_ctas != INT_MIN || config->split_share != INT_MIN || config->net_name) return INVALID_ARGUMENT;
@@ -156,6 +157,8 @@ int ncclCommGetAsyncError(struct comm *comm, int *code)
     pthread_mutex_lock(&mutex);
     *code = SUCCESS;
     if (comm->clique->joined < comm->clique->size || told("join", HANG)) *code = IN_PROGRESS;
+    /* The others have joined by then. */
+    if (*code == SUCCESS && comm->rank == 1 && told("join of rank 1", FAIL)) *code = fault.code;
     if (comm->polls > 0) { comm->polls -= 1; *code = IN_PROGRESS; }
     if (comm->finalizing && comm->pending > 0) *code = IN_PROGRESS;
     if (comm->later > 0 && --comm->later == 0) {

@@ -197,14 +197,35 @@ fn a_rank_that_never_joins_is_waited_for_in_vain() {
     let fake = FakeNccl::new();
     fake.misbehave("join", Fault::Hangs);
     let outcomes = run(2, |host| Ok::<_, Error>(join(&fake, host, SOON).map(drop)));
+    let reason =
+        "split in group world: ncclCommInitRankConfig did not come to an end within 0.2 s, so that the group's NCCL \
+                  communicator was aborted";
+    let expected = Error::NcclStart { group: "world".into(), rank: Rank(0), reason: reason.into() };
+    assert_eq!(outcomes, [Err(expected.clone()), Err(expected)]);
+    assert_eq!(fake.ended(), (2, 0));
+}
+
+#[test]
+fn a_rank_that_cannot_join_fails_all_in_its_words() {
+    let fake = FakeNccl::new();
+    fake.misbehave("ncclCommInitRankConfig of rank 1", Fault::Fails(5));
+    // The others wait in vain, and say nothing of it.
+    let outcomes = run(3, |host| Ok::<_, Error>(join(&fake, host, SOON).map(drop)));
+    let text = "NCCL does not start in group world: rank 1: split in group world: ncclCommInitRankConfig of 0 bytes failed with \
+                invalid usage: ncclCommInitRankConfig of rank 1 was told to fail (code 5)";
     for outcome in outcomes {
-        let expected = Error::NcclTimeout {
-            call: Call::Split,
-            group: "world".into(),
-            function: "ncclCommInitRankConfig",
-            seconds: 0.2,
-        };
-        assert_eq!(outcome, Err(expected));
+        assert_eq!(outcome.expect_err("rank 1 fails").to_string(), text);
+    }
+    assert_eq!(fake.ended(), (2, 0));
+}
+
+#[test]
+fn ranks_that_have_joined_give_up_where_another_cannot_go_on() {
+    let fake = FakeNccl::new();
+    fake.misbehave("join of rank 1", Fault::Fails(6));
+    let outcomes = run(2, |host| Ok::<_, Error>(join(&fake, host, AGES).map(drop)));
+    for outcome in outcomes {
+        assert!(matches!(outcome, Err(Error::NcclStart { rank: Rank(1), .. })), "{outcome:?}");
     }
     assert_eq!(fake.ended(), (2, 0));
 }
@@ -214,7 +235,11 @@ fn rank_0_without_an_id_fails_all() {
     let fake = FakeNccl::new();
     fake.misbehave("ncclGetUniqueId", Fault::Fails(5));
     for outcome in run(2, |host| Ok::<_, Error>(join(&fake, host, AGES).map(drop))) {
-        assert!(matches!(outcome, Err(Error::Nccl { function: "ncclGetUniqueId", .. })), "{outcome:?}");
+        let text = outcome.expect_err("there is no id").to_string();
+        assert!(
+            text.starts_with("NCCL does not start in group world: rank 0: split in group world: ncclGetUniqueId"),
+            "{text}"
+        );
     }
 }
 

@@ -100,7 +100,11 @@ mod tests {
             ("matrix = 0.66", "matrix = \"much\"", "`efficiency.matrix` is \"much\", but must be a number"),
             ("count = 1\n", "count = -1\n", "`node.count` is -1, but must be a whole number from 0"),
             ("devices = 8", "devices = 0", "`node.devices` is 0, but must be at least 1"),
-            ("matrix = 0.66", "matrix = 66.0", "`efficiency.matrix` is 66, but must be a share above 0, from 1e-6 up to 1"),
+            (
+                "matrix = 0.66",
+                "matrix = 66.0",
+                "`efficiency.matrix` is 66, but must be a share above 0, from 1e-6 up to 1",
+            ),
         ] {
             assert!(text.contains(from), "{from}: {text}");
             let error = parse(&text.replacen(from, to, 1)).unwrap_err();

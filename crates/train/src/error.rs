@@ -102,13 +102,17 @@ pub enum Error {
     },
     /// A model that a machine has no room for.
     #[error(
-        "weights, gradients, optimizer state and the copy that checkpoints are written from take {} on this machine, {} on each of its {ranks} {}, and {} are free; \
-         make the model smaller, cut it over more machines (`parallel.tp`, `parallel.pp`), or share its state out \
+        "weights, gradients{} take {} on this {memory}, {} on each of its {ranks} {}, and {} are free; \
+         make the model smaller, cut it over more {memory}s (`parallel.tp`, `parallel.pp`), or share its state out \
          (`parallel.zero`)",
+        // What checkpoints are written from lies in the host's memory.
+        if *memory == "device" { " and optimizer state" } else { ", optimizer state and the copy that checkpoints are written from" },
         size(rank_bytes.saturating_mul(*ranks as u64)), size(*rank_bytes), if *ranks == 1 { "rank" } else { "ranks" },
         size(*free)
     )]
     Memory {
+        /// Whose memory it is: `"machine"` or `"device"`.
+        memory: &'static str,
         /// Bytes that a rank stores between steps, and for checkpoints.
         rank_bytes: u64,
         /// Ranks on the machine.
@@ -116,7 +120,7 @@ pub enum Error {
         /// Bytes that are free there.
         free: u64,
     },
-    /// Memory that a device did not get while a run was under way.
+    /// Memory that a device did not get, before a run or while it was under way.
     #[error("{source}; this rank's part of the plan is {kept}; {way_out}")]
     DeviceMemory {
         /// What the device says.
@@ -317,7 +321,6 @@ impl Error {
             Error::Comm(_)
             | Error::Model(_)
             | Error::Runtime(_)
-            | Error::DeviceMemory { .. }
             | Error::Write { .. }
             | Error::NotFinite { .. }
             | Error::Scores { .. }
@@ -328,6 +331,7 @@ impl Error {
             | Error::Layout { .. }
             | Error::Schedule { .. } => false,
             Error::Peer { input, .. } => *input,
+            Error::DeviceMemory { source, .. } => source.is_input(),
         }
     }
 }

@@ -91,7 +91,8 @@ pub fn measure(config: &Config, world: &Arc<dyn Communicator>, device: Device, b
     let inference = Inference::new(config, tokenizer.vocab_size(), &*source, world, device, Use::Reading)?;
     let lengths = agree(&**world, tokenizer.byte_lengths().map_err(Error::from))?;
     let bytes = |target: i64| usize::try_from(target).ok().and_then(|id| lengths.get(id)).copied().unwrap_or(0);
-    let Sums { loss, targets, bytes } = sums(inference.assembled(), &*windows, batch, 0, bytes)?;
+    let sums = sums(inference.assembled(), &*windows, batch, 0, bytes);
+    let Sums { loss, targets, bytes } = sums.map_err(|error| inference.explained(error, batch))?;
     if !loss.is_finite() {
         return Err(Error::Unmeasurable);
     }
@@ -178,7 +179,7 @@ fn sums(
         let last = |last: &dyn mp_model::Stage, hidden: &_| last.loss_sum(hidden, &own.targets);
         let loss = forward_only(model.line(), model.model, &own.pass(), shape, last)?;
         if let (Some(loss), true) = (loss, counts) {
-            sums[0] += loss.double_value(&[]);
+            sums[0] += loss.f_double_value(&[]).map_err(mp_runtime::Error::from)?;
             let targets = || batch.targets.iter().filter(|&&target| target != IGNORED);
             // Context ranks have the same targets in their batches.
             sums[1] += targets().count() as f64 / groups.cp.size() as f64;

@@ -12,8 +12,10 @@ use mp_runtime::Device;
 
 use crate::agree::agree;
 use crate::assembled::Assembled;
+use crate::crowd::ranks_a_memory;
 use crate::groups::Groups;
 use crate::layout::Layout;
+use crate::room::Used;
 use crate::weights::{self, WeightSource};
 use crate::{Config, Error, Result};
 
@@ -33,6 +35,21 @@ pub struct Inference {
     stages: Stages,
     context: Context,
     between: Between,
+    /// What an error of a full device is explained by; nothing where a run in training knows more.
+    cut: Option<Cut>,
+}
+
+/// How a model that is used lies, and what its device is shared with.
+struct Cut {
+    config: Config,
+    layout: Layout,
+    sharing: usize,
+}
+
+impl Cut {
+    fn used(&self, stage: usize) -> Used<'_> {
+        Used { config: &self.config, layout: &self.layout, sharing: self.sharing, stage }
+    }
 }
 
 impl Inference {
@@ -48,8 +65,9 @@ impl Inference {
         device: Device,
         purpose: Use,
     ) -> Result<Self> {
-        let cut = || layout(&adapted(config, source)?, vocab, world.size(), purpose);
-        let layout = agree(&**world, cut())?;
+        let sharing = ranks_a_memory(&**world, device)?;
+        let cut = |config: &Config| layout(&adapted(config, source)?, vocab, world.size(), purpose);
+        let layout = agree(&**world, cut(config))?;
         let groups = layout.groups(world)?;
         let loaded = || -> Result<Parameters> {
             let partition = Arc::new(layout.of_rank(groups.pp.rank().0).as_ref().clone().frozen());
@@ -59,9 +77,14 @@ impl Inference {
             weights::load(&parameters, source)?;
             Ok(parameters)
         };
-        let parameters = agree(&**world, loaded())?;
+        let loaded = loaded();
+        let known = Cut { config: config.clone(), layout, sharing };
+        let loaded = loaded.map_err(|error| known.used(groups.pp.rank().0).explain(error, cut));
+        let parameters = agree(&**world, loaded)?;
+        let layout = &known.layout;
         let context = Context { comm: Arc::clone(&groups.cp), form: layout.form };
-        Self::build(parameters, groups, layout.schedule.stages.clone(), context, layout.between)
+        let (stages, between) = (layout.schedule.stages.clone(), layout.between);
+        Self::build(parameters, groups, stages, context, between).map(|built| Self { cut: Some(known), ..built })
     }
 
     /// Makes a model that writes of parameters that were trained, where they lie.
@@ -83,12 +106,21 @@ impl Inference {
         let chunks = stages.rank_layers(groups.pp.rank().0);
         let options = Options { context: context.clone(), recompute: Recompute::None };
         let model = build(parameters, group, &chunks, &options)?;
-        Ok(Self { groups, model, stages, context, between })
+        Ok(Self { groups, model, stages, context, between, cut: None })
+    }
+
+    /// Says more of an error that passes over `batch` texts at a time have met, where the device had no memory for them.
+    #[must_use]
+    pub fn explained(&self, error: Error, batch: usize) -> Error {
+        match &self.cut {
+            Some(cut) => cut.used(self.groups.pp.rank().0).explain_pass(error, batch),
+            None => error,
+        }
     }
 
     /// Returns what passes need.
     pub fn assembled(&self) -> Assembled<'_> {
-        let Self { groups, model, stages, context, between } = self;
+        let Self { groups, model, stages, context, between, .. } = self;
         Assembled { groups, model, stages, context, between: *between }
     }
 }

@@ -19,8 +19,9 @@ pub fn check(config: &Config, layout: &Layout, sharing: usize, device: Device) -
     let copy = copy_bytes(config, elements, layout.partition.mesh.size(), host);
     let beside = copy.saturating_add(if host { batch_bytes(config, layout) } else { 0 });
     let rank_bytes = rank_bytes(config, layout).saturating_add(beside);
+    let memory = if host { "machine" } else { "device" };
     match rank_bytes.saturating_mul(sharing as u64) > free {
-        true => Err(Error::Memory { rank_bytes, ranks: sharing, free }),
+        true => Err(Error::Memory { memory, rank_bytes, ranks: sharing, free }),
         false => Ok(()),
     }
 }

@@ -132,7 +132,8 @@ fn write(
             opened.screen.piece(piece);
         }
     };
-    let written = generate::answer(inference.assembled(), &opened.tokenizer, prompts, &opened.wish, &mut listen)?;
+    let written = generate::answer(inference.assembled(), &opened.tokenizer, prompts, &opened.wish, &mut listen);
+    let written = written.map_err(|error| inference.explained(error, opened.wish.batch.min(prompts.len())))?;
     if streams {
         opened.screen.piece("\n");
     }

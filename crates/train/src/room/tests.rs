@@ -127,3 +127,76 @@ fn what_the_planner_does_not_know_is_told_as_it_came() {
     let full = Full { config: &config, layout: &layout, machine: None, sharing: 1, stage: 0 };
     assert!(matches!(full.explain(refused(GIB, 2 * GIB).into()), Error::Runtime(_)));
 }
+
+#[test]
+fn a_model_that_is_larger_than_its_device_is_told_so_before_it_is_made() {
+    let config = config(&[]);
+    let memory = |memory| Error::Memory { memory, rank_bytes: 60 << 20, ranks: 2, free: 100 << 20 };
+    let layout = Layout::new(&config, 512, 4).unwrap();
+    let full = Full { config: &config, layout: &layout, machine: None, sharing: 2, stage: 0 };
+    let error = full.explain(memory("device"));
+    let words = error.to_string();
+    let begin = "weights, gradients and optimizer state take 120.0 MiB on this device, 60.0 MiB on each of its 2 ranks, and 100.0 \
+                 MiB are free; make the model smaller";
+    assert!(words.starts_with(begin), "{words}");
+    let (_, way_out) = words.split_once("; by the same plan").expect(&words);
+    // What half of the device has, less what is left to others.
+    let ways = format!("by the same plan{way_out}");
+    assert!(!super::tests::ways(&ways).is_empty(), "{words}");
+    assert!(error.is_input() && words.lines().count() == 1, "{words}");
+    // The planner's counts are of devices.
+    assert!(matches!(full.explain(memory("machine")), Error::Memory { .. }));
+}
+
+/// Explains a refusal of `bytes` to a model that is used, on one of `ranks`.
+fn used(sets: &[&str], ranks: usize, bytes: u64) -> String {
+    let config = config(sets);
+    let cut = |config: &Config| Layout::new(config, 512, ranks);
+    let layout = cut(&config).unwrap();
+    let used = Used { config: &config, layout: &layout, sharing: 1, stage: 0 };
+    used.explain(refused(bytes, 80 * GIB).into(), cut).to_string()
+}
+
+#[test]
+fn a_model_that_is_used_is_told_by_its_weights() {
+    let elements = Layout::new(&config(&[]), 512, 1).unwrap().partition.local_elements();
+    let told = |bytes: usize| size(bytes);
+    let words = used(&[], 1, 1 << 20);
+    let expected = format!(
+        "; this rank's part of the plan is {} of weights in fp32; by the same plan there is room with train.precision=bf16 ({})",
+        told(4 * elements),
+        told(2 * elements)
+    );
+    assert!(words.ends_with(&expected), "{words}");
+    assert_eq!(words.lines().count(), 1);
+
+    // More than half of it is lacking: neither half precision alone nor two ranks a model would do.
+    let words = used(&["parallel.dp=4"], 4, (4 * elements * 6 / 10) as u64);
+    let (_, way_out) = words.split_once("; by the same plan").expect(&words);
+    let named = ways_of_use(way_out);
+    assert!(named.contains(&vec!["parallel.tp=4", "parallel.dp=1"]), "{words}");
+    assert!(
+        named.iter().all(|way| way != &["train.precision=bf16"] && way != &["parallel.tp=2", "parallel.dp=2"]),
+        "{words}"
+    );
+
+    let words = used(&["train.precision=bf16"], 1, 1 << 20);
+    assert!(
+        words.contains("; no layout of 1 rank keeps weights of less than ") && words.ends_with("train.device=cpu)"),
+        "{words}"
+    );
+    // Others stay as they are.
+    let config = config(&[]);
+    let layout = Layout::new(&config, 512, 1).unwrap();
+    let used = Used { config: &config, layout: &layout, sharing: 1, stage: 0 };
+    let other = used.explain(Error::Unmeasurable, |config| Layout::new(config, 512, 1));
+    assert!(matches!(other, Error::Unmeasurable), "{other}");
+    let words = used.explain_pass(refused(GIB, 80 * GIB).into(), 8).to_string();
+    assert!(words.ends_with("take less at a time (`--batch`, 8 now), shorten the texts, or cut the model over more ranks (`parallel.tp`)"), "{words}");
+    assert!(matches!(used.explain_pass(Error::Unmeasurable, 8), Error::Unmeasurable));
+}
+
+fn ways_of_use(way_out: &str) -> Vec<Vec<&str>> {
+    let list = way_out.trim_start_matches(" there is room with ");
+    list.split(", or with ").map(|way| way.split_once(" (").unwrap().0.split(' ').collect()).collect()
+}

@@ -7,7 +7,7 @@ use std::time::SystemTime;
 
 use mp_comm::{Communicator, Rank};
 use mp_data::{BatchPlan, Prefetch, SampleSource, Tokenizer};
-use mp_plan::Cluster;
+use mp_plan::{Axis, Cluster};
 use mp_runtime::Device;
 
 use super::begin::{begin, same_place};
@@ -25,6 +25,7 @@ use crate::memory;
 use crate::metrics::Metrics;
 use crate::rates::Rates;
 use crate::records::{Observer, Start};
+use crate::room::Full;
 use crate::run_folder::{timestamp, RunFolder};
 use crate::saving::{self, Saver};
 use crate::standing::Standing;
@@ -46,12 +47,15 @@ impl<'a> Run<'a> {
     ) -> Result<Self> {
         let config = &chosen.config;
         let sharing = ranks_a_memory(&*world, device)?;
-        let (tokenizer, text, layout) = agree(&*world, input(config, &*world, sharing, device))?;
+        let machine = chosen.machine.as_ref();
+        let (tokenizer, text, layout) = agree(&*world, input(config, machine, &*world, sharing, device))?;
+        let known = known(config, machine, &layout, sharing, world.rank());
+        let full = |error| known.explain(error);
         let folder = RunFolder::open(&*world, config)?;
-        let (watch, trainer) = allocated(config, &world, &layout, device)?;
+        let (watch, trainer) = allocated(config, &world, &layout, device).map_err(full)?;
         let store = DirectoryStore::new(folder.checkpoints(), config.checkpoint.keep);
         let store = store.keeping_best(config.checkpoint.keep_best);
-        let (resumed, base) = stand(config, &*world, &store, &trainer)?;
+        let (resumed, base) = stand(config, &*world, &store, &trainer).map_err(full)?;
         let (step, samples, standing) =
             resumed.as_ref().map_or((0, 0, Standing::default()), |about| (about.step, about.samples, about.standing));
         agree(&*world, enough(config, &text, step, samples))?;
@@ -63,10 +67,10 @@ impl<'a> Run<'a> {
         }
         let beside = metrics.iter().map(Metrics::handle).chain(data_log.iter().map(DataLog::handle));
         let beside = agree(&*world, beside.collect::<Result<Vec<_>>>())?;
-        let saver = saver(config, &world, store, beside, &trainer)?;
+        let saver = saver(config, &world, store, beside, &trainer).map_err(full)?;
         Ok(Self {
             config,
-            machine: chosen.machine.as_ref(),
+            machine,
             layout,
             tokenizer,
             reader,
@@ -92,9 +96,22 @@ impl<'a> Run<'a> {
     }
 }
 
+/// Says what is known of this rank, should its device be full.
+fn known<'a>(
+    config: &'a Config,
+    machine: Option<&'a Cluster>,
+    layout: &'a Layout,
+    sharing: usize,
+    rank: Rank,
+) -> Full<'a> {
+    let stage = layout.partition.mesh.coordinate(Axis::Pp, rank.0);
+    Full { config, layout, machine, sharing, stage }
+}
+
 /// Opens what the run reads and cuts the model, before anything is allocated or written.
 fn input(
     config: &Config,
+    machine: Option<&Cluster>,
     world: &dyn Communicator,
     sharing: usize,
     device: Device,
@@ -106,7 +123,8 @@ fn input(
     if !config.checkpoint.resume {
         text.check(config.train.steps.saturating_mul(config.train.global_batch as u64))?;
     }
-    memory::check(config, &layout, sharing, device)?;
+    let checked = memory::check(config, &layout, sharing, device);
+    checked.map_err(|error| known(config, machine, &layout, sharing, world.rank()).explain(error))?;
     Ok((tokenizer, text, layout))
 }
 

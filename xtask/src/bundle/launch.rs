@@ -113,6 +113,20 @@ mod tests {
     }
 
     #[test]
+    fn a_libtorch_that_the_loader_is_told_of_serves_where_python_has_none() {
+        let made = Made::new("loader");
+        let lib = made.0.join("site/torch/lib").display().to_string();
+        let path = format!("/driver:{lib}/");
+        for python in ["python", "no-python"] {
+            made.write("python", "#!/bin/sh\necho\n");
+            let python = if python == "python" { made.0.join(python).display().to_string() } else { python.into() };
+            let started = made.start(&["doctor"], &[("MP_PYTHON", &python), ("LD_LIBRARY_PATH", &path)]);
+            let told = String::from_utf8(started.stdout).unwrap();
+            assert!(told.contains(&format!("/openmpi/lib:{lib}:")) && told.contains(&format!(":{path}\n")), "{told}");
+        }
+    }
+
+    #[test]
     fn what_does_not_fit_is_one_line_with_the_way_out() {
         let made = Made::new("refusals");
         assert_eq!(made.complaint(&[], &[("MP_PYTHON", "no-python")]), "mp: no no-python to ask for libtorch");
@@ -127,6 +141,7 @@ mod tests {
         assert_eq!(made.complaint(&[], &[]), "mp: site/torch is PyTorch 2.10.1+cu130, and 2.11.0 is needed");
         made.write("python", "#!/bin/sh\necho\n");
         assert_eq!(made.complaint(&[], &[]), "mp: python has no PyTorch");
+        assert_eq!(made.complaint(&[], &[("LD_LIBRARY_PATH", "/none::/usr")]), "mp: python has no PyTorch");
     }
 
     #[test]

@@ -12,12 +12,22 @@ one process alone. For example: $0 doctor, or $0 -n 4 verify
 libtorch is that of PyTorch @LIBTORCH@:
   MP_TORCH   the folder of the package torch, or of a libtorch; unset: a Python is asked
   MP_PYTHON  the Python; unset: python3
+Where the Python has no PyTorch, LD_LIBRARY_PATH is looked through.
 END
 }
 
 fail() {
     echo "mp: $1" >&2
     exit 2
+}
+
+# The folder of a libtorch that the loader is told of, if any.
+told_loader() {
+    rest=${LD_LIBRARY_PATH:-}:
+    while [ -n "$rest" ]; do
+        folder=${rest%%:*} rest=${rest#*:}
+        [ -z "$folder" ] || [ ! -e "$folder/libtorch_cpu.so" ] || { dirname "$folder"; return; }
+    done
 }
 
 here=$(dirname "$(readlink -f "$0")")
@@ -38,13 +48,13 @@ done
 [ -f "$here/bin/$program" ] || fail "--run $program: bin/ has $(cd "$here/bin" && echo *)"
 # Some ways of copying a folder drop what may be run.
 for file in "$here/bin/$program" "$here"/openmpi/bin/*; do
-    [ -x "$file" ] || chmod +x "$file"
+    [ -x "$file" ] || chmod +x "$file" 2>/dev/null ||
+        fail "$file may not be run, and nothing can be changed there: copy the bundle to a folder of your own"
 done
 
 python=$(command -v "${MP_PYTHON:-python3}" 2>/dev/null) || python=
 torch=${MP_TORCH:-}
-if [ -z "$torch" ]; then
-    [ -n "$python" ] || fail "no ${MP_PYTHON:-python3} to ask for libtorch: $ways"
+if [ -z "$torch" ] && [ -n "$python" ]; then
     # Not imported, which takes seconds; and not from the folder that this is started in.
     code='import sys
 sys.path = [folder for folder in sys.path if folder]
@@ -52,7 +62,11 @@ from importlib.util import find_spec
 found = find_spec("torch")
 print(found.submodule_search_locations[0] if found else "")'
     torch=$("$python" -c "$code") || fail "$python does not run: $ways"
-    [ -n "$torch" ] || fail "$python has no PyTorch: $ways"
+fi
+[ -n "$torch" ] || torch=$(told_loader)
+if [ -z "$torch" ]; then
+    [ -n "$python" ] || fail "no ${MP_PYTHON:-python3} to ask for libtorch: $ways"
+    fail "$python has no PyTorch: $ways"
 fi
 [ -e "$torch/lib/libtorch_cpu.so" ] || fail "$torch has no lib/libtorch_cpu.so: $ways"
 if [ -e "$torch/version.py" ]; then

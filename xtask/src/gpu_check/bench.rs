@@ -2,6 +2,7 @@
 
 use anyhow::{bail, Context, Result};
 use serde_json::Value;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -121,15 +122,29 @@ impl Bench {
         if let Some(ranks) = ranks {
             command.arg("-n").arg(ranks.to_string());
         }
-        command.args(arguments).current_dir(&self.work);
+        self.surround(command.args(arguments));
         command
+    }
+
+    /// Lets a program run in the work folder, on one GPU, with what the user named where the user meant it.
+    fn surround(&self, command: &mut Command) {
+        command.current_dir(&self.work);
+        for name in ["MP_PYTHON", "MP_TORCH"] {
+            if let Some(path) = std::env::var_os(name).and_then(|own| absolute(&own)) {
+                command.env(name, path);
+            }
+        }
+        if let (Device::Cuda, Some(one)) = (self.device, one_device(std::env::var_os("CUDA_VISIBLE_DEVICES"))) {
+            command.env("CUDA_VISIBLE_DEVICES", one);
+        }
     }
 
     /// The Python whose PyTorch is used.
     pub fn python(&self) -> Command {
         let own = std::env::var_os("MP_PYTHON").filter(|own| !own.is_empty());
+        let own = own.map(|own| absolute(&own).map_or(own, PathBuf::into_os_string));
         let mut command = Command::new(own.unwrap_or_else(|| "python3".into()));
-        command.current_dir(&self.work);
+        self.surround(&mut command);
         command
     }
 
@@ -198,6 +213,24 @@ impl Drop for Bench {
     }
 }
 
+/// A path that programs in another folder find; `None` for a name that is looked up.
+fn absolute(path: &OsStr) -> Option<PathBuf> {
+    let path = Path::new(path);
+    // Not by its links: a Python knows its packages by where it was called.
+    if path.components().count() > 1 {
+        std::path::absolute(path).ok()
+    } else {
+        None
+    }
+}
+
+/// What checks see of the GPUs: one of them, the first, where the user has not said that there is none.
+pub fn one_device(chosen: Option<OsString>) -> Option<OsString> {
+    let Some(chosen) = chosen else { return Some("0".into()) };
+    let first = chosen.to_str()?.split(',').next()?.trim().to_string();
+    Some(first.into())
+}
+
 fn name(path: &Path) -> String {
     path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
@@ -215,11 +248,19 @@ impl Heard {
 
     /// The line that says what went wrong: the first that calls itself an error, else the last.
     pub fn complaint(&self) -> String {
-        let lines = || self.text().lines().map(str::trim).filter(|line| !line.is_empty());
-        let named = lines().find(|line| line.starts_with("mp: ") || line.to_lowercase().contains("error"));
-        let line = named.or_else(|| lines().next_back()).unwrap_or("it failed and said nothing");
-        line.chars().take(400).collect()
+        complaint(self.text())
     }
+}
+
+fn complaint(text: &str) -> String {
+    let lines = || text.lines().map(str::trim).filter(|line| !line.is_empty());
+    // Below a stack of Python's stands what it is about, and below that what everybody is told.
+    let stack = text.rfind("Traceback (most recent call last):").map(|at| text[at..].lines().skip(1));
+    let raised =
+        stack.and_then(|mut lines| lines.find(|line| !line.starts_with([' ', '\t']) && !line.trim().is_empty()));
+    let named = || lines().find(|line| line.starts_with("mp: ") || line.to_lowercase().contains("error"));
+    let line = raised.or_else(named).or_else(|| lines().next_back()).unwrap_or("it failed and said nothing");
+    line.chars().take(400).collect()
 }
 
 /// Now, in UTC.
@@ -235,5 +276,38 @@ impl Kind {
             Self::Recipe => "the bundle has no text: make it with --text FILE",
             _ => "it needs a GPU",
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_went_wrong_is_one_line() {
+        let python =
+            "step 10  loss 3.2\nTraceback (most recent call last):\n  File \"train.py\", line 3, in <module>\n    \
+                      raise error\ntorch._inductor.exc.InductorError: RuntimeError: Failed to find C compiler.\n\nSet \
+                      TORCHDYNAMO_VERBOSE=1 for the internal stack trace (please do this if you report an error)\n";
+        assert_eq!(complaint(python), "torch._inductor.exc.InductorError: RuntimeError: Failed to find C compiler.");
+        assert_eq!(complaint("training\nerror: no room\nmore\n"), "error: no room");
+        assert_eq!(complaint("one\nlast\n\n"), "last");
+        assert_eq!(complaint(""), "it failed and said nothing");
+    }
+
+    #[test]
+    fn programs_in_another_folder_find_what_the_user_named() {
+        assert_eq!(absolute("python3.12".as_ref()), None);
+        assert_eq!(absolute("/opt/python".as_ref()), Some("/opt/python".into()));
+        assert_eq!(
+            absolute("venv/bin/python".as_ref()),
+            Some(std::env::current_dir().unwrap().join("venv/bin/python"))
+        );
+    }
+
+    #[test]
+    fn one_gpu_is_seen() {
+        let seen = |chosen: Option<&str>| one_device(chosen.map(OsString::from)).unwrap();
+        assert_eq!([None, Some("3"), Some("2,3"), Some("")].map(seen), ["0", "3", "2", ""].map(OsString::from));
     }
 }

@@ -65,12 +65,13 @@ pub fn all() -> Vec<Check> {
     let mut add = |name: String, what: String, kind: Kind, seconds: u64| {
         all.push(Check { name, what, kind, limit: Duration::from_secs(seconds) });
     };
-    for ranks in [1, 2, 4] {
+    // Ranks that share a GPU take turns on it.
+    for (ranks, seconds) in [(1, 180), (2, 300), (4, 480)] {
         let what = format!(
             "layouts of up to {} compute what one rank computes: in fp64 to 1e-10, in bf16 within rounding",
             shared(ranks)
         );
-        add(format!("verify-{ranks}"), what, Kind::Layouts { ranks }, 180);
+        add(format!("verify-{ranks}"), what, Kind::Layouts { ranks }, seconds);
     }
     for (transport, way, sizes) in
         [("staged", "MPI, staged through host memory", &[1, 2, 4][..]), ("nccl", "NCCL", &[1])]
@@ -87,11 +88,18 @@ pub fn all() -> Vec<Check> {
     for model in [&GPT2, &LLAMA] {
         for program in Program::ALL {
             let what = format!("{} trained in bf16 by {}", model.title, program.words());
-            add(format!("throughput-{}-{}", model.name, program.name()), what, Kind::Throughput(model, program), 180);
+            // To compile a model takes minutes.
+            let seconds = if program == Program::Compiled { 360 } else { 180 };
+            add(
+                format!("throughput-{}-{}", model.name, program.name()),
+                what,
+                Kind::Throughput(model, program),
+                seconds,
+            );
         }
     }
     let what = "nanoGPT's GPU recipe on Shakespeare's plays (6 layers, width 384, context 256, 5,000 steps, bf16) reaches 1.50 nats a byte";
-    add("shakespeare".into(), what.into(), Kind::Recipe, 480);
+    add("shakespeare".into(), what.into(), Kind::Recipe, 1200);
     all
 }
 

@@ -6,7 +6,7 @@ use serde_json::Value;
 use std::process::Command;
 use std::time::Duration;
 
-use super::bench::Bench;
+use super::bench::{one_device, Bench};
 use super::Device;
 use crate::process;
 
@@ -75,7 +75,11 @@ fn on_a_gpu(findings: &Value) -> Result<()> {
 /// The first GPU's name, and its memory and driver.
 fn gpu() -> [String; 2] {
     let fields = ["--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"];
-    let printed = process::stdout_of(Command::new("nvidia-smi").args(fields)).unwrap_or_default();
+    let mut command = Command::new("nvidia-smi");
+    if let Some(one) = one_device(std::env::var_os("CUDA_VISIBLE_DEVICES")).filter(|one| !one.is_empty()) {
+        command.arg("--id").arg(one);
+    }
+    let printed = process::stdout_of(command.args(fields)).unwrap_or_default();
     let first = printed.lines().next().unwrap_or("a GPU that nvidia-smi does not tell of");
     let (name, rest) = first.split_once(',').unwrap_or((first, ""));
     let driver = rest.trim().replace(", ", ", driver ");

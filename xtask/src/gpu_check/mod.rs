@@ -118,7 +118,8 @@ fn run(bundle: &Path, out: &Path, checks: &[Check], options: &Options) -> Result
         "{} is no bundle: make one with `cargo xtask bundle`",
         bundle.display()
     );
-    fs::create_dir_all(out).with_context(|| format!("cannot make {}", out.display()))?;
+    fs::create_dir_all(out)
+        .with_context(|| format!("cannot make {}, where results go; name another folder with --out", out.display()))?;
     let mut bench = Bench::open(bundle, out, options.device)?;
     let machine = match machine::examine(&mut bench) {
         Ok(machine) => machine,

@@ -18,7 +18,7 @@ use crate::{Buffer, BufferMut, Call, Communicator, Error, OwnedBuffer, Place, Ra
 /// | all-gather | this rank's elements, once for each rank |
 /// | all-to-all | what was to be sent; of uneven runs the one to itself, else zeros |
 /// | send, barrier | nothing |
-/// | receive | zeros |
+/// | receive, also of a pair | zeros |
 /// | split | [`Error::PeersAbsent`] |
 ///
 /// Memory on a device is left as it is, for this crate cannot write there, and whatever it holds takes as long to work on.
@@ -205,6 +205,21 @@ impl Communicator for Absent {
         site.rank(from)?;
         zeros(buffer.as_buffer_mut());
         Ok(Request::ready(buffer))
+    }
+
+    fn start_send_receive(
+        &self,
+        send: OwnedBuffer,
+        to: Rank,
+        mut receive: OwnedBuffer,
+        from: Rank,
+        _tag: Tag,
+    ) -> Result<Request> {
+        let site = self.site(Call::StartSendReceive);
+        site.paired(self.rank, to, from)?;
+        on_devices(site, &[send.place(), receive.place()])?;
+        zeros(receive.as_buffer_mut());
+        Ok(Request::ready(receive))
     }
 
     /// Refuses: which ranks would form a group, only they could say.

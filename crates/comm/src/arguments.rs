@@ -68,6 +68,16 @@ impl Site<'_> {
         Ok(())
     }
 
+    /// Checks that a rank which sends to itself is also the one that it receives from.
+    pub(crate) fn paired(&self, own: Rank, to: Rank, from: Rank) -> Result<()> {
+        self.rank(to)?;
+        self.rank(from)?;
+        if (to == own) != (from == own) {
+            return Err(Error::Unpaired { call: self.call, group: self.group.into(), rank: own, to, from });
+        }
+        Ok(())
+    }
+
     /// Checks a length.
     pub(crate) fn length(&self, what: &'static str, expected: usize, found: usize) -> Result<()> {
         if expected == found {

@@ -36,6 +36,8 @@ pub enum Call {
     StartSend,
     /// [`start_receive`](crate::Communicator::start_receive).
     StartReceive,
+    /// [`start_send_receive`](crate::Communicator::start_send_receive).
+    StartSendReceive,
 }
 
 impl Call {
@@ -57,6 +59,7 @@ impl Call {
             Call::StartAllGather => "start_all_gather",
             Call::StartSend => "start_send",
             Call::StartReceive => "start_receive",
+            Call::StartSendReceive => "start_send_receive",
         }
     }
 }

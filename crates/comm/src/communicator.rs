@@ -165,6 +165,31 @@ pub trait Communicator: Send + Sync + fmt::Debug {
     fn start_send(&self, buffer: OwnedBuffer, to: Rank, tag: Tag) -> Result<Request>;
     /// Starts a [`receive`](Self::receive); the request gives the buffer back.
     fn start_receive(&self, buffer: OwnedBuffer, from: Rank, tag: Tag) -> Result<Request>;
+    /// Starts a send to one rank and a receive from one, as one operation; the request gives `receive` back, once both are
+    /// over.
+    ///
+    /// Counts among the group's collectives, other than messages: all ranks start it, in the same order among them and with
+    /// the same tag, and the rank that a rank sends to names that rank in `from`. So a backend may go by the order alone. One
+    /// that knows tags may carry messages instead: while it is under way no [`send`](Self::send) and no
+    /// [`receive`](Self::receive) of the group has this tag. Several may be under way, with one tag or with several.
+    ///
+    /// Both ranks may be this one. What is sent and what is received may differ in length and kind, and either may be empty;
+    /// the buffers of all ranks lie alike, on the host or on a device each.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchRank`]; [`Error::Unpaired`]; [`Error::Length`] or [`Error::Kind`] for another message than expected,
+    /// which over threads is [`Error::Mismatch`] on all ranks.
+    ///
+    /// # Source
+    /// MPI 4.1, §3.10 MPI_Isendrecv; that it is collective is ours.
+    fn start_send_receive(
+        &self,
+        send: OwnedBuffer,
+        to: Rank,
+        receive: OwnedBuffer,
+        from: Rank,
+        tag: Tag,
+    ) -> Result<Request>;
 
     /// Cuts the group: ranks with the same color form a new one, ordered by `key` then old rank.
     ///
@@ -223,6 +248,27 @@ impl Request {
     /// What the operation fails with; its buffer is lost.
     pub fn wait(self) -> Result<OwnedBuffer> {
         self.0.finish()
+    }
+}
+
+/// A send and a receive as one operation, whose buffer is the received one.
+pub(crate) struct Both {
+    pub(crate) sent: Request,
+    pub(crate) received: Request,
+}
+
+impl Pending for Both {
+    fn poll(&mut self) -> Result<bool> {
+        // Both are asked, so that both move.
+        let (sent, received) = (self.sent.is_complete()?, self.received.is_complete()?);
+        Ok(sent && received)
+    }
+    fn finish(self: Box<Self>) -> Result<OwnedBuffer> {
+        let Self { sent, received } = *self;
+        // Should the receive fail, the send goes on as any that is dropped.
+        let buffer = received.wait()?;
+        sent.wait()?;
+        Ok(buffer)
     }
 }
 

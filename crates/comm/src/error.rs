@@ -193,6 +193,23 @@ pub enum Error {
         /// The rank.
         rank: Rank,
     },
+    /// A paired send and receive of which one end alone is the rank itself: the other end would find no counterpart.
+    #[error(
+        "{call} in group {group}: rank {} sends to rank {} and receives from rank {}: a rank that does one with itself \
+         does both", rank.0, to.0, from.0
+    )]
+    Unpaired {
+        /// The call.
+        call: Call,
+        /// The group's name.
+        group: String,
+        /// The rank.
+        rank: Rank,
+        /// Where it sends.
+        to: Rank,
+        /// Where it receives from.
+        from: Rank,
+    },
     /// A reduction that is not defined for the element kind.
     #[error("{call} in group {group}: {op:?} is not defined for elements of {kind:?}")]
     UnsupportedOp {

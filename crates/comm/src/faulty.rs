@@ -148,6 +148,16 @@ impl Communicator for Faulty {
     fn start_receive(&self, buffer: OwnedBuffer, from: Rank, tag: Tag) -> Result<Request> {
         self.pass(Call::StartReceive)?.start_receive(buffer, from, tag)
     }
+    fn start_send_receive(
+        &self,
+        send: OwnedBuffer,
+        to: Rank,
+        receive: OwnedBuffer,
+        from: Rank,
+        tag: Tag,
+    ) -> Result<Request> {
+        self.pass(Call::StartSendReceive)?.start_send_receive(send, to, receive, from, tag)
+    }
 
     fn split(&self, color: Option<u32>, key: u32, name: &str) -> Result<Option<Arc<dyn Communicator>>> {
         self.pass(Call::Split)?.split(color, key, name)

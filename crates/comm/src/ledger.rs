@@ -285,6 +285,17 @@ impl Communicator for Ledger {
         let bytes = buffer.byte_len();
         self.started(Call::StartReceive, bytes, || self.inner.start_receive(buffer, from, tag))
     }
+    fn start_send_receive(
+        &self,
+        send: OwnedBuffer,
+        to: Rank,
+        receive: OwnedBuffer,
+        from: Rank,
+        tag: Tag,
+    ) -> Result<Request> {
+        let bytes = send.byte_len();
+        self.started(Call::StartSendReceive, bytes, || self.inner.start_send_receive(send, to, receive, from, tag))
+    }
 
     fn split(&self, color: Option<u32>, key: u32, name: &str) -> Result<Option<Arc<dyn Communicator>>> {
         let part = self.record(Call::Split, 0, || self.inner.split(color, key, name))?;

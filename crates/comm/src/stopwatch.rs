@@ -226,6 +226,16 @@ impl Communicator for Stopwatch {
     fn start_receive(&self, buffer: OwnedBuffer, from: Rank, tag: Tag) -> Result<Request> {
         self.started(|| self.inner.start_receive(buffer, from, tag))
     }
+    fn start_send_receive(
+        &self,
+        send: OwnedBuffer,
+        to: Rank,
+        receive: OwnedBuffer,
+        from: Rank,
+        tag: Tag,
+    ) -> Result<Request> {
+        self.started(|| self.inner.start_send_receive(send, to, receive, from, tag))
+    }
 
     fn split(&self, color: Option<u32>, key: u32, name: &str) -> Result<Option<Arc<dyn Communicator>>> {
         let part = self.waited.during(|| self.inner.split(color, key, name))?;

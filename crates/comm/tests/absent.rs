@@ -59,6 +59,8 @@ fn messages_leave_and_zeros_arrive() {
     let mut arrived = comm.start_receive(vec![5i64].into(), Rank(2), tag).unwrap();
     assert!(arrived.is_complete().unwrap());
     assert_eq!(arrived.wait().unwrap().to_vec::<i64>(), [0]);
+    let pair = comm.start_send_receive(vec![5i64].into(), Rank(2), vec![5u8; 2].into(), Rank(0), tag).unwrap();
+    assert_eq!(pair.wait().unwrap().to_vec::<u8>(), [0, 0]);
     comm.barrier().unwrap();
 }
 

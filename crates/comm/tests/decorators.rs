@@ -10,7 +10,7 @@ use mp_comm::ledger::{Ledger, Log};
 use mp_comm::solo::Solo;
 use mp_comm::stopwatch::{Stopwatch, Waited};
 use mp_comm::threads::{run, try_run, Failure};
-use mp_comm::{Buffer, BufferMut, Call, Clock, Communicator, Error, Mark, Rank, ReduceOp};
+use mp_comm::{Buffer, BufferMut, Call, Clock, Communicator, Error, Mark, Rank, ReduceOp, Tag};
 
 #[test]
 fn a_ledger_counts_calls_and_bytes_by_group() {
@@ -23,6 +23,9 @@ fn a_ledger_counts_calls_and_bytes_by_group() {
         let Some(part) = comm.split(Some(0), 0, "part")? else { panic!("a group") };
         part.all_reduce(BufferMut::new(&mut [1f32; 4]), ReduceOp::Max)?;
         part.start_all_reduce(vec![1f32; 5].into(), ReduceOp::Max)?.wait()?;
+        let (peer, (send, receive)) =
+            (Rank(1 - comm.rank().0), (vec![1f64; 3 + comm.rank().0], vec![0f64; 4 - comm.rank().0]));
+        part.start_send_receive(send.into(), peer, receive.into(), peer, Tag(0))?.wait()?;
 
         let totals = log.totals();
         let of = |group: &str, call| totals.get(&(group.into(), call)).map(|total| (total.calls, total.bytes));
@@ -31,9 +34,11 @@ fn a_ledger_counts_calls_and_bytes_by_group() {
         assert_eq!(of("world", Call::Split), Some((1, 0)));
         assert_eq!(of("part", Call::AllReduce), Some((1, 16)));
         assert_eq!(of("part", Call::StartAllReduce), Some((1, 20)));
+        // What is sent counts, not what is received.
+        assert_eq!(of("part", Call::StartSendReceive), Some((1, 8 * (3 + comm.rank().0 as u64))));
 
         let entries = log.take();
-        assert_eq!(entries.iter().map(|entry| entry.sequence).collect::<Vec<_>>(), [0, 1, 2, 3, 4]);
+        assert_eq!(entries.iter().map(|entry| entry.sequence).collect::<Vec<_>>(), [0, 1, 2, 3, 4, 5]);
         assert!(entries.iter().all(|e| e.succeeded && 0.0 <= e.blocked_seconds && e.blocked_seconds <= e.seconds));
         assert!(log.take().is_empty() && log.totals().is_empty());
         Ok::<_, Error>(())

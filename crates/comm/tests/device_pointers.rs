@@ -161,6 +161,16 @@ impl Communicator for Reaching {
     fn start_receive(&self, buffer: OwnedBuffer, from: Rank, tag: Tag) -> Result<Request, Error> {
         self.inner.start_receive(buffer, from, tag)
     }
+    fn start_send_receive(
+        &self,
+        send: OwnedBuffer,
+        to: Rank,
+        receive: OwnedBuffer,
+        from: Rank,
+        tag: Tag,
+    ) -> Result<Request, Error> {
+        self.inner.start_send_receive(send, to, receive, from, tag)
+    }
     fn split(&self, color: Option<u32>, key: u32, name: &str) -> Result<Option<Arc<dyn Communicator>>, Error> {
         let part = self.inner.split(color, key, name)?;
         Ok(part.map(|inner| {

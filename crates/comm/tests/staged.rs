@@ -199,6 +199,7 @@ fn every_call(comm: &dyn Communicator, device: &FakeDevice) -> Result<Outcomes, 
         (Call::StartAllGather, comm.start_all_gather(owned(1)?, owned(n)?).map(drop)),
         (Call::StartSend, comm.start_send(owned(1)?, own, Tag(0)).map(drop)),
         (Call::StartReceive, comm.start_receive(owned(1)?, own, Tag(0)).map(drop)),
+        (Call::StartSendReceive, comm.start_send_receive(owned(1)?, own, owned(1)?, own, Tag(0)).map(drop)),
     ])
 }
 

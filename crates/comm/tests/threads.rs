@@ -39,6 +39,62 @@ fn lengths_kinds_reductions_roots_and_calls_must_agree() {
 }
 
 #[test]
+fn the_ends_of_a_pair_must_agree() {
+    let pair = |c: &dyn Communicator, (sent, to): (usize, usize), (received, from): (usize, usize), tag| {
+        let (send, receive) = (vec![1f32; sent].into(), vec![0f32; received].into());
+        c.start_send_receive(send, Rank(to), receive, Rank(from), Tag(tag))?.wait().map(drop)
+    };
+    let told = errors(3, |c| {
+        let (next, before) = ((c.rank().0 + 1) % 3, (c.rank().0 + 2) % 3);
+        pair(c, (4, next), (4 + c.rank().0 / 2, before), 0)
+    });
+    for error in told {
+        let expected = "group world: rank 1 called start_send_receive of 4 F32 to rank 2 while rank 2 called \
+                        start_send_receive of 5 F32 from rank 1";
+        assert_eq!(error.to_string(), expected);
+    }
+    // One rank turns the other way round.
+    all_mismatch(&errors(3, |c| {
+        let (next, before) = ((c.rank().0 + 1) % 3, (c.rank().0 + 2) % 3);
+        if c.rank().0 == 1 {
+            pair(c, (1, before), (1, next), 0)
+        } else {
+            pair(c, (1, next), (1, before), 0)
+        }
+    }));
+    all_mismatch(&errors(2, |c| {
+        let (peer, (send, receive)) = (Rank(1 - c.rank().0), (vec![1f32].into(), vec![0i32].into()));
+        c.start_send_receive(send, peer, receive, peer, Tag(0))?.wait().map(drop)
+    }));
+    // Ranks that start two of them, or one and a sum, in different orders.
+    let told = errors(2, |c| pair(c, (1, 1 - c.rank().0), (1, 1 - c.rank().0), c.rank().0 as u16));
+    for error in told {
+        let text = error.to_string();
+        assert!(text.contains("start_send_receive with tag 0") && text.contains("with tag 1"), "{text}");
+    }
+    all_mismatch(&errors(2, |c| match c.rank().0 {
+        0 => pair(c, (1, 1), (1, 1), 0),
+        _ => c.start_all_reduce(vec![1f32].into(), ReduceOp::Sum)?.wait().map(drop),
+    }));
+}
+
+#[test]
+fn a_pair_that_is_refused_on_one_rank_is_told_to_the_others() {
+    let errors = errors(3, |c| {
+        let (rank, next) = (c.rank().0, Rank((c.rank().0 + 1) % 3));
+        let from = if rank == 2 { Rank(2) } else { Rank((rank + 2) % 3) };
+        c.start_send_receive(vec![1u8].into(), next, vec![0u8].into(), from, Tag(0))?.wait().map(drop)
+    });
+    let expected =
+        "start_send_receive in group world: rank 2 sends to rank 0 and receives from rank 2: a rank that does \
+                    one with itself does both";
+    assert_eq!(errors[2].to_string(), expected);
+    for error in &errors[..2] {
+        assert!(matches!(error, Error::PeerRefused { peer: Rank(2), .. }), "{errors:?}");
+    }
+}
+
+#[test]
 fn a_group_goes_on_after_a_disagreement() {
     run(3, |c| {
         c.all_reduce(BufferMut::new(&mut vec![0f32; c.rank().0]), ReduceOp::Sum).expect_err("lengths differ");
@@ -98,7 +154,7 @@ fn alone(body: impl Fn(&dyn Communicator) -> Result<()> + Sync) -> Error {
 #[test]
 fn whoever_waits_for_a_dropped_handle_gets_an_error() {
     type Body = fn(&dyn Communicator) -> Result<()>;
-    let bodies: [Body; 8] = [
+    let bodies: [Body; 9] = [
         |c| c.barrier(),
         |c| c.broadcast(BufferMut::new(&mut [0f64; 9]), Rank(1)),
         |c| c.split(Some(0), 0, "half").map(drop),
@@ -107,6 +163,7 @@ fn whoever_waits_for_a_dropped_handle_gets_an_error() {
         |c| c.start_send(vec![1f32].into(), Rank(1), Tag(0))?.wait().map(drop),
         |c| c.start_receive(vec![1f32].into(), Rank(1), Tag(0))?.wait().map(drop),
         |c| c.start_all_gather(vec![1f32].into(), vec![0f32; 2].into())?.wait().map(drop),
+        |c| c.start_send_receive(vec![1f32].into(), Rank(1), vec![0f32].into(), Rank(1), Tag(0))?.wait().map(drop),
     ];
     for body in bodies {
         for _ in 0..50 {

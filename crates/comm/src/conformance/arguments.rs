@@ -7,6 +7,7 @@ pub(super) const REFUSALS: &[Check] = &[
     Check { name: "averages of integers are refused", body: averages },
     Check { name: "ranks beyond the group are refused", body: ranks },
     Check { name: "a blocking send to oneself is refused", body: to_itself },
+    Check { name: "pairs with oneself on one end alone are refused", body: half_paired },
     Check { name: "buffers of wrong lengths are refused", body: lengths },
     Check { name: "buffers of two kinds are refused", body: kinds },
 ];
@@ -42,12 +43,30 @@ fn ranks(comm: &Bench) -> Outcome {
     refused("send", comm.send(x.buffer()?, beyond, Tag(0)), named(Call::Send))?;
     refused("receive", comm.receive(x.buffer_mut()?, beyond, Tag(0)), named(Call::Receive))?;
     refused("start_send", comm.start_send(comm.owned(vec![0f32])?, beyond, Tag(0)), named(Call::StartSend))?;
-    refused("start_receive", comm.start_receive(comm.owned(vec![0f32])?, beyond, Tag(0)), named(Call::StartReceive))
+    refused("start_receive", comm.start_receive(comm.owned(vec![0f32])?, beyond, Tag(0)), named(Call::StartReceive))?;
+    for (to, from) in [(beyond, Rank(0)), (Rank(0), beyond)] {
+        let pair = comm.start_send_receive(comm.owned(vec![0f32])?, to, comm.owned(vec![0f32])?, from, Tag(0));
+        refused("start_send_receive", pair, named(Call::StartSendReceive))?;
+    }
+    Ok(())
 }
 
 fn to_itself(comm: &Bench) -> Outcome {
     let to_itself = |e: &Error| matches!(e, Error::ToItself { .. });
     refused("send", comm.send(comm.array(vec![1u8])?.buffer()?, comm.rank(), Tag(0)), to_itself)
+}
+
+fn half_paired(comm: &Bench) -> Outcome {
+    let (own, other) = (comm.rank(), Rank((comm.rank().0 + 1) % comm.size()));
+    if own == other {
+        return Ok(());
+    }
+    for (to, from) in [(own, other), (other, own)] {
+        let unpaired = |e: &Error| matches!(e, Error::Unpaired { to: t, from: f, .. } if (*t, *f) == (to, from));
+        let pair = comm.start_send_receive(comm.owned(vec![1u8])?, to, comm.owned(vec![0u8])?, from, Tag(0));
+        refused("start_send_receive", pair, unpaired)?;
+    }
+    Ok(())
 }
 
 fn lengths(comm: &Bench) -> Outcome {

@@ -19,11 +19,11 @@ pub(super) const CHECKS: &[Check] = &[
     Check { name: "a message that its ends poll for while they compute", body: computing },
 ];
 
-fn next(comm: &dyn Communicator) -> Rank {
+pub(super) fn next(comm: &dyn Communicator) -> Rank {
     Rank((comm.rank().0 + 1) % comm.size())
 }
 
-fn previous(comm: &dyn Communicator) -> Rank {
+pub(super) fn previous(comm: &dyn Communicator) -> Rank {
     Rank((comm.rank().0 + comm.size() - 1) % comm.size())
 }
 
@@ -118,7 +118,7 @@ fn mixed(comm: &Bench) -> Outcome {
 }
 
 /// The rank that this one is paired with: itself, where it is left over.
-fn partner(comm: &dyn Communicator) -> Rank {
+pub(super) fn partner(comm: &dyn Communicator) -> Rank {
     let other = comm.rank().0 ^ 1;
     Rank(if other < comm.size() { other } else { comm.rank().0 })
 }

@@ -12,6 +12,7 @@ mod bench;
 mod collectives;
 mod groups;
 mod messages;
+mod pairs;
 mod started;
 mod values;
 
@@ -119,7 +120,7 @@ pub fn run(comm: &Arc<dyn Communicator>) -> crate::Result<Report> {
 /// # Errors
 /// Where the ranks cannot even agree on a check's outcome.
 pub fn run_on(bench: &Bench) -> crate::Result<Report> {
-    let suites = [collectives::CHECKS, messages::CHECKS, started::CHECKS, groups::CHECKS];
+    let suites = [collectives::CHECKS, messages::CHECKS, pairs::CHECKS, started::CHECKS, groups::CHECKS];
     all(bench, &[&suites[..], &[arguments::REFUSALS, arguments::CHECKS]].concat())
 }
 

@@ -95,20 +95,26 @@ pub(super) struct Message {
 }
 
 /// Starts a send.
-pub(super) fn start_send(group: &Arc<Group>, buffer: OwnedBuffer, to: Rank, tag: Tag) -> Result<Message> {
+pub(super) fn start_send(group: &Arc<Group>, call: Call, buffer: OwnedBuffer, to: Rank, tag: Tag) -> Result<Message> {
     let post = |message: &mut Message, buffer: &mut OwnedBuffer| {
         send_chunks(group, message.call, buffer.as_host().bytes(), to, tag.0.into(), &mut message.legs)
     };
-    Message::start(group, Call::StartSend, buffer, post)
+    Message::start(group, call, buffer, post)
 }
 
 /// Starts a receive.
-pub(super) fn start_receive(group: &Arc<Group>, buffer: OwnedBuffer, from: Rank, tag: Tag) -> Result<Message> {
+pub(super) fn start_receive(
+    group: &Arc<Group>,
+    call: Call,
+    buffer: OwnedBuffer,
+    from: Rank,
+    tag: Tag,
+) -> Result<Message> {
     let post = |message: &mut Message, buffer: &mut OwnedBuffer| {
         let bytes = buffer.as_host_mut().into_bytes();
         receive_chunks(group, message.call, bytes, from, tag.0.into(), &mut message.legs)
     };
-    Message::start(group, Call::StartReceive, buffer, post)
+    Message::start(group, call, buffer, post)
 }
 
 impl Message {

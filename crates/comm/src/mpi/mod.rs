@@ -56,6 +56,7 @@ use std::sync::Arc;
 use self::engine::Task;
 use self::group::Group;
 pub use self::session::{abort, library, Library, MpiWorld, ThreadLevel};
+use crate::communicator::Both;
 use crate::{Buffer, BufferMut, Call, Communicator, OwnedBuffer, Rank, ReduceOp, Request, Result, Tag};
 
 /// Bytes handed to one MPI reduction, or broadcast within an all-gather.
@@ -237,14 +238,30 @@ impl Communicator for Mpi {
         let site = self.group.site(Call::StartSend);
         site.rank(to)?;
         site.owned(&buffer)?;
-        Ok(Request::new(messages::start_send(&self.group, buffer, to, tag)?))
+        Ok(Request::new(messages::start_send(&self.group, site.call, buffer, to, tag)?))
     }
 
     fn start_receive(&self, buffer: OwnedBuffer, from: Rank, tag: Tag) -> Result<Request> {
         let site = self.group.site(Call::StartReceive);
         site.rank(from)?;
         site.owned(&buffer)?;
-        Ok(Request::new(messages::start_receive(&self.group, buffer, from, tag)?))
+        Ok(Request::new(messages::start_receive(&self.group, site.call, buffer, from, tag)?))
+    }
+
+    fn start_send_receive(
+        &self,
+        send: OwnedBuffer,
+        to: Rank,
+        receive: OwnedBuffer,
+        from: Rank,
+        tag: Tag,
+    ) -> Result<Request> {
+        let site = self.group.site(Call::StartSendReceive);
+        site.paired(self.rank(), to, from)?;
+        site.owned(&send).and_then(|()| site.owned(&receive))?;
+        let received = Request::new(messages::start_receive(&self.group, site.call, receive, from, tag)?);
+        let sent = Request::new(messages::start_send(&self.group, site.call, send, to, tag)?);
+        Ok(Request::new(Both { sent, received }))
     }
 
     fn split(&self, color: Option<u32>, key: u32, name: &str) -> Result<Option<Arc<dyn Communicator>>> {

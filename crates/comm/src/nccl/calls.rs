@@ -112,20 +112,44 @@ impl Group {
         (to, received): (DeviceRun<'_>, &[usize]),
         kind: Kind,
     ) -> Result<Box<dyn Event>> {
+        self.at_once(call, (from, packed(from, sent, kind)), (to, packed(to, received, kind)))
+    }
+
+    /// Sends one rank all of a buffer and fills another from one rank, at once.
+    pub(super) fn send_receive(
+        &self,
+        call: Call,
+        (from, sent, to_rank): (DeviceRun<'_>, Kind, Rank),
+        (to, received, from_rank): (DeviceRun<'_>, Kind, Rank),
+    ) -> Result<Box<dyn Event>> {
+        let sends = vec![End { peer: to_rank.0 as c_int, run: from, kind: sent }];
+        let receives = vec![End { peer: from_rank.0 as c_int, run: to, kind: received }];
+        self.at_once(call, (from, sends), (to, receives))
+    }
+
+    /// Queues sends out of one buffer and receives into another as one group, within which none waits for another.
+    fn at_once(
+        &self,
+        call: Call,
+        (from, sends): (DeviceRun<'_>, Vec<End<'_>>),
+        (to, receives): (DeviceRun<'_>, Vec<End<'_>>),
+    ) -> Result<Box<dyn Event>> {
         let purpose = Purpose { call, function: "ncclGroupEnd", bytes: from.bytes() };
-        let (sends, receives) = (packed(from, sent, kind), packed(to, received, kind));
+        // Of nothing, nothing is sent, and its receiver asks for nothing.
+        let some = |end: &End<'_>| end.run.bytes() > 0;
+        let (sends, receives) = (sends.into_iter().filter(some), receives.into_iter().filter(some));
         self.queue(purpose, &[from, to], |Site { nccl, comm, stream }| {
             // SAFETY: takes nothing; `group_end` follows on this thread.
             let mut code = unsafe { (nccl.group_start)() };
             // The first failure, or else what the last call said.
             let mut note = |now: Code| code = if code == SUCCESS || code == IN_PROGRESS { now } else { code };
-            for (peer, run, count) in sends {
-                // SAFETY: as for `all_reduce`; the runs are parts of the confirmed memory.
-                note(unsafe { (nccl.send)(pointer(run), count, datatype(kind), peer, comm, stream) });
+            for end @ End { peer, run, kind } in sends {
+                // SAFETY: as for `all_reduce`; the runs are parts of the confirmed memory, the peers of this group.
+                note(unsafe { (nccl.send)(pointer(run), end.count(), datatype(kind), peer, comm, stream) });
             }
-            for (peer, run, count) in receives {
+            for end @ End { peer, run, kind } in receives {
                 // SAFETY: as above.
-                note(unsafe { (nccl.receive)(pointer(run), count, datatype(kind), peer, comm, stream) });
+                note(unsafe { (nccl.receive)(pointer(run), end.count(), datatype(kind), peer, comm, stream) });
             }
             // SAFETY: closes what `group_start` opened, also after a failure.
             note(unsafe { (nccl.group_end)() });
@@ -134,15 +158,28 @@ impl Group {
     }
 }
 
-/// The runs of a buffer that are packed in rank order, without those that are empty on both ends.
-fn packed<'a>(buffer: DeviceRun<'a>, counts: &[usize], kind: Kind) -> Vec<(c_int, DeviceRun<'a>, usize)> {
-    let (mut start, mut runs) = (0, Vec::new());
-    for (peer, count) in counts.iter().enumerate() {
-        let end = start + count * kind.bytes();
-        if *count > 0 {
-            runs.push((peer as c_int, buffer.part(start..end), *count));
-        }
-        start = end;
+/// This rank's end of what goes to or comes from one rank.
+#[derive(Clone, Copy)]
+struct End<'a> {
+    peer: c_int,
+    run: DeviceRun<'a>,
+    kind: Kind,
+}
+
+impl End<'_> {
+    /// Returns the length in elements.
+    fn count(&self) -> usize {
+        self.run.bytes() / self.kind.bytes()
     }
-    runs
+}
+
+/// The runs of a buffer that are packed in rank order.
+fn packed<'a>(buffer: DeviceRun<'a>, counts: &[usize], kind: Kind) -> Vec<End<'a>> {
+    let mut start = 0;
+    let run = |(peer, count): (usize, &usize)| {
+        let run = start..start + count * kind.bytes();
+        start = run.end;
+        End { peer: peer as c_int, run: buffer.part(run), kind }
+    };
+    counts.iter().enumerate().map(run).collect()
 }

@@ -12,8 +12,9 @@
 //! NCCL knows no tags: what two ranks send and receive is matched by order alone, and an order that differs hangs, or puts
 //! elements where others belong. Messages here keep their tags, as the pipeline's schedules need, which receive in other
 //! orders than their peers send. So they are carried by [`Staged`] over the communicator of the host.
-//! [`all_to_all`](Communicator::all_to_all) and [`all_to_all_v`](Communicator::all_to_all_v), whose order is known, are
-//! NCCL's own sends and receives, in one group.
+//! What all ranks start in one order is NCCL's own sends and receives, in one group of its calls each:
+//! [`all_to_all`](Communicator::all_to_all), [`all_to_all_v`](Communicator::all_to_all_v) and
+//! [`start_send_receive`](Communicator::start_send_receive), by which blocks go round a ring.
 //!
 //! # Reductions
 //! NCCL's: the same bits on every rank; an average of `n` ranks may be a sum of elements that were each multiplied by `1/n`;
@@ -368,6 +369,27 @@ impl Communicator for Nccl {
 
     fn start_receive(&self, buffer: OwnedBuffer, from: Rank, tag: Tag) -> Result<Request> {
         self.group.staged.start_receive(buffer, from, tag)
+    }
+
+    fn start_send_receive(
+        &self,
+        send: OwnedBuffer,
+        to: Rank,
+        receive: OwnedBuffer,
+        from: Rank,
+        tag: Tag,
+    ) -> Result<Request> {
+        let call = Call::StartSendReceive;
+        self.site(call).paired(self.rank(), to, from)?;
+        match (send.device(), receive.device()) {
+            // Also where this rank has nothing to send or to receive: it is its peers' order, too.
+            (Some(here), Some(there)) if self.is_ours(&[send.place(), receive.place()], 1) => {
+                let (sent, received) = ((here, send.kind(), to), (there, receive.kind(), from));
+                let ended = self.group.send_receive(call, sent, received)?;
+                Ok(self.started(ended, receive))
+            }
+            _ => self.group.staged.start_send_receive(send, to, receive, from, tag),
+        }
     }
 
     fn split(&self, color: Option<u32>, key: u32, name: &str) -> Result<Option<Arc<dyn Communicator>>> {

@@ -38,6 +38,7 @@ use self::slots::Slots;
 use self::started::{Operation, Queue, Underway, What};
 use self::steps::{Step, Way};
 use crate::arguments::Site;
+use crate::communicator::Both;
 use crate::{
     Accelerator, Buffer, BufferMut, Call, Communicator, DeviceRun, Error, Kind, OwnedBuffer, Place, Rank, ReduceOp,
     Request, Result, Stream, Tag,
@@ -458,6 +459,25 @@ impl Communicator for Staged {
         }
         let steps = self.message(buffer.kind(), buffer.byte_len(), Way::Up);
         self.start(What::Receive(from, tag), steps, None, buffer)
+    }
+
+    /// Carries device memory as two messages: how many pieces another rank's take, nobody else knows.
+    fn start_send_receive(
+        &self,
+        send: OwnedBuffer,
+        to: Rank,
+        receive: OwnedBuffer,
+        from: Rank,
+        tag: Tag,
+    ) -> Result<Request> {
+        let site = self.site(Call::StartSendReceive);
+        site.paired(self.rank(), to, from)?;
+        if !self.on_device(site, &[send.place(), receive.place()])? {
+            self.shared.flush();
+            return self.inner.start_send_receive(send, to, receive, from, tag);
+        }
+        let received = self.start_receive(receive, from, tag)?;
+        Ok(Request::new(Both { sent: self.start_send(send, to, tag)?, received }))
     }
 
     fn split(&self, color: Option<u32>, key: u32, name: &str) -> Result<Option<Arc<dyn Communicator>>> {

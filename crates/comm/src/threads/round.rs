@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::hub::{gone, Hub, Member};
 use crate::buffer::lent::{Lent, LentMut};
-use crate::{Call, Error, Kind, OwnedBuffer, Rank, ReduceOp, Result};
+use crate::{Call, Error, Kind, OwnedBuffer, Rank, ReduceOp, Result, Tag};
 
 /// What must agree between the ranks of a collective.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -15,11 +15,12 @@ pub(super) struct Signature {
     pub(super) len: usize,
     pub(super) op: Option<ReduceOp>,
     pub(super) root: Option<Rank>,
+    pub(super) tag: Option<Tag>,
 }
 
 impl Signature {
     pub(super) fn new(call: Call) -> Self {
-        Self { call, kind: None, len: 0, op: None, root: None }
+        Self { call, kind: None, len: 0, op: None, root: None, tag: None }
     }
 }
 
@@ -34,6 +35,9 @@ impl fmt::Display for Signature {
         }
         if let Some(root) = self.root {
             write!(f, ", root {}", root.0)?;
+        }
+        if let Some(tag) = self.tag {
+            write!(f, " with tag {}", tag.0)?;
         }
         Ok(())
     }
@@ -51,6 +55,8 @@ pub(super) enum Deposit {
     Pieces(Vec<Option<LentMut>>),
     /// Memory of a non-blocking call; `receive` holds the result in the end.
     Owned { send: Option<OwnedBuffer>, receive: OwnedBuffer },
+    /// Memory that one rank gets, and memory that is filled by one; `send` is taken by the last to arrive.
+    Paired { send: Option<OwnedBuffer>, to: usize, receive: OwnedBuffer, from: usize },
     /// A wish for a new group, answered by the last to arrive.
     Wish { color: Option<u32>, key: u32, name: String },
     /// The new group.
@@ -97,7 +103,27 @@ impl Round {
             return false;
         }
         self.deposits[rank] = deposit;
-        self.arrived.iter().all(|here| *here) && self.runs_agree(group)
+        self.arrived.iter().all(|here| *here) && self.runs_agree(group) && self.pairs_agree(group)
+    }
+
+    /// Compares what each rank of a paired send and receive sends with what its receiver expects.
+    fn pairs_agree(&mut self, group: &str) -> bool {
+        let mut wrong = None;
+        for (rank, sender) in self.deposits.iter().enumerate() {
+            let Deposit::Paired { send: Some(send), to, .. } = sender else { return true };
+            let Deposit::Paired { receive, from, .. } = &self.deposits[*to] else { return true };
+            if (*from, receive.kind(), receive.len()) != (rank, send.kind(), send.len()) {
+                let call = |len: usize, kind: Kind, end: &str, peer: usize| {
+                    format!("{} of {len} {kind:?} {end} rank {peer}", Call::StartSendReceive)
+                };
+                let sends = call(send.len(), send.kind(), "to", *to);
+                wrong = Some((rank, sends, *to, call(receive.len(), receive.kind(), "from", *from)));
+            }
+        }
+        let Some((first, first_call, second, second_call)) = wrong else { return true };
+        let (first, second) = (Rank(first), Rank(second));
+        self.fail(Error::Mismatch { group: group.into(), first, first_call, second, second_call });
+        false
     }
 
     /// Compares what each pair of ranks of an uneven all-to-all promised each other.
@@ -301,7 +327,7 @@ impl crate::communicator::Pending for Started {
         let rank = self.member.rank;
         self.member.hub.collect(self.number, rank, |round| {
             match std::mem::replace(&mut round.deposits[rank], Deposit::Nothing) {
-                Deposit::Owned { receive, .. } => receive,
+                Deposit::Owned { receive, .. } | Deposit::Paired { receive, .. } => receive,
                 _ => unreachable!("a started round holds owned buffers"),
             }
         })

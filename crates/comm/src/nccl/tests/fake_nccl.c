@@ -397,7 +397,8 @@ int ncclSend(uintptr_t memory, size_t count, int kind, int peer, struct comm *co
 
 int ncclRecv(uintptr_t memory, size_t count, int kind, int peer, struct comm *comm, uintptr_t stream)
 {
-    return move(0, memory, count * width(kind), peer, comm, stream);
+    int code = begin("ncclRecv");
+    return code ? code : move(0, memory, count * width(kind), peer, comm, stream);
 }
 
 int ncclGroupStart(void) { depth += 1; return SUCCESS; }

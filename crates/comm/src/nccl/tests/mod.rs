@@ -10,8 +10,11 @@ use self::fake::{build, FakeNccl, Fault};
 use super::{Library, Nccl};
 use crate::conformance::{self, Bench, Rounding};
 use crate::fake::{FakeDevice, Pace, Step};
+use crate::ledger::{Ledger, Log};
 use crate::threads::{run, try_run, Failure};
-use crate::{BufferMut, Call, Communicator, DeviceMemory, Error, Kind, OwnedBuffer, Rank, ReduceOp, Result, Stream};
+use crate::{
+    BufferMut, Call, Communicator, DeviceMemory, Error, Kind, OwnedBuffer, Rank, ReduceOp, Result, Stream, Tag,
+};
 
 /// Longer than any test takes.
 const AGES: Duration = Duration::from_secs(300);
@@ -144,6 +147,61 @@ fn an_error_within_a_group_of_sends_is_told() {
         assert!(matches!(outcome, Err(Error::Nccl { call: Call::AllToAll, code: 4, .. })), "{outcome:?}");
         host.barrier()
     });
+}
+
+#[test]
+fn an_error_within_a_pair_is_told() {
+    for function in ["ncclSend", "ncclRecv", "ncclGroupEnd"] {
+        let fake = FakeNccl::new();
+        run(2, |host| {
+            let (device, nccl) = join(&fake, Arc::clone(&host), AGES)?;
+            host.barrier()?;
+            fake.misbehave(function, Fault::Fails(4));
+            let (peer, (send, receive)) = (Rank(1 - host.rank().0), (owned(&device, 2)?, owned(&device, 2)?));
+            let outcome = nccl.start_send_receive(send, peer, receive, peer, Tag(0)).map(drop);
+            let told = matches!(outcome, Err(Error::Nccl { call: Call::StartSendReceive, code: 4, bytes: 8, .. }));
+            assert!(told, "{function}: {outcome:?}");
+            host.barrier()
+        });
+    }
+}
+
+/// Passes a buffer once around a ring, and returns what the host's communicator was called for, and the device for copies.
+fn around(
+    hop: impl Fn(&Nccl, &FakeDevice, OwnedBuffer, [Rank; 2]) -> Result<OwnedBuffer> + Sync,
+) -> Vec<(Vec<(Call, u64)>, usize)> {
+    const SIZE: usize = 3;
+    let fake = FakeNccl::new();
+    run(SIZE, |host| {
+        let (rank, log) = (host.rank().0, Arc::new(Log::new()));
+        let (device, nccl) = join(&fake, Arc::new(Ledger::new(host, Arc::clone(&log))), AGES)?;
+        log.take();
+        device.take_log();
+        let mut buffer = owned(&device, 1000)?;
+        for _ in 0..SIZE {
+            buffer = hop(&nccl, &device, buffer, [Rank((rank + 1) % SIZE), Rank((rank + SIZE - 1) % SIZE)])?;
+        }
+        let copies = |step: &&Step| matches!(step, Step::Down(..) | Step::Up(..));
+        let copied = device.take_log().iter().filter(copies).count();
+        Ok::<_, Error>((log.take().iter().map(|entry| (entry.call, entry.bytes)).collect(), copied))
+    })
+}
+
+#[test]
+fn pairs_do_not_touch_the_host_where_messages_do() {
+    let pairs = around(|nccl, device, buffer, [next, before]| {
+        nccl.start_send_receive(buffer, next, owned(device, 1000)?, before, Tag(0))?.wait()
+    });
+    assert_eq!(pairs, vec![(vec![], 0); 3]);
+    let messages = around(|nccl, device, buffer, [next, before]| {
+        let received = nccl.start_receive(owned(device, 1000)?, before, Tag(0))?;
+        nccl.start_send(buffer, next, Tag(0))?.wait()?;
+        received.wait()
+    });
+    for (calls, copies) in messages {
+        let carried = |call: Call| calls.iter().filter(|entry| **entry == (call, 4000)).count();
+        assert_eq!((carried(Call::StartSend), carried(Call::StartReceive), calls.len(), copies), (3, 3, 6, 6));
+    }
 }
 
 /// Starts a sum that goes wrong on the device, and polls until that shows.

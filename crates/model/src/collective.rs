@@ -98,6 +98,26 @@ pub fn start_receive(group: &dyn Communicator, into: Tensor, from: Rank, tag: Ta
     Ok(Arriving { request, tensor: into, join: None })
 }
 
+/// Starts sending a contiguous tensor to one rank and receiving into one from another rank; the value is the received one.
+///
+/// All ranks of the group start it, in the same order among its collectives. Until it is waited for, the tensor that is sent
+/// must not change, and the other not be touched.
+///
+/// # Errors
+/// As [`all_reduce`].
+pub fn start_send_receive(
+    group: &dyn Communicator,
+    tensor: &Tensor,
+    to: Rank,
+    into: Tensor,
+    from: Rank,
+    tag: Tag,
+) -> Result<Arriving> {
+    let _span = span("start_send_receive", group, tensor);
+    let request = group.start_send_receive(lend(tensor)?, to, lend(&into)?, from, tag)?;
+    Ok(Arriving { request, tensor: into, join: None })
+}
+
 /// Starts joining every rank's elements in `whole`, in rank order.
 ///
 /// # Shapes

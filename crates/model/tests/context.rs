@@ -219,7 +219,7 @@ fn a_ring_sends_keys_and_values_once_around_and_gradients_behind_them(#[values(1
     let sent = sent(Form::Ring, cp);
     // Two kv heads, keys and values, 8 bytes: the same for keys and values as for their gradients, in fp64.
     let bytes = (2 * SEQ as usize / cp * 2 * WIDTH * 8) as u64;
-    assert_eq!(sent, vec![(Call::StartSend, bytes); 3 * (cp - 1) * LAYERS]);
+    assert_eq!(sent, vec![(Call::StartSendReceive, bytes); 3 * (cp - 1) * LAYERS]);
 }
 
 #[rstest]

@@ -7,7 +7,10 @@
 //! of a block, as beyond a window, it only passes by.
 //!
 //! The backward keeps the own blocks and the merged result alone. Keys and values go around again, and behind them the
-//! gradients of each block, collecting every rank's part on the way to its owner.
+//! gradients of each block, collecting every rank's part on the way to its owner. At most two tensors of a rank are on their way
+//! at a time: the gradients of a block, and the next keys and values.
+//!
+//! Every rank starts the same hops in the same order, whatever it computes between them, and also where it computes nothing.
 //!
 //! # Source
 //! Liu et al. 2023, arXiv:2310.01889, §3 and algorithm 1.
@@ -105,7 +108,7 @@ impl Ring {
         let kind = attention::wide(q.kind());
         let dq = Tensor::f_zeros(q.size(), (kind, q.device()))?;
         let mut own = None::<Tensor>;
-        let mut behind = None::<Travelling>;
+        let mut behind = None::<Arriving>;
         for hop in 0..self.comm.size() {
             let arriving = self.pass_on(hop, &pair)?;
             let collected = match self.block(self.owner(hop), q)? {
@@ -185,7 +188,7 @@ impl Ring {
     }
 
     /// Starts the next hop of keys and values, where one follows.
-    fn pass_on(&self, hop: usize, pair: &Tensor) -> Result<Option<Travelling>> {
+    fn pass_on(&self, hop: usize, pair: &Tensor) -> Result<Option<Arriving>> {
         match hop + 1 < self.comm.size() {
             true => self.shift(pair, BLOCKS).map(Some),
             false => Ok(None),
@@ -193,25 +196,10 @@ impl Ring {
     }
 
     /// Starts sending to the next rank and receiving from the one before.
-    fn shift(&self, tensor: &Tensor, tag: Tag) -> Result<Travelling> {
+    fn shift(&self, tensor: &Tensor, tag: Tag) -> Result<Arriving> {
         let (rank, size) = (self.comm.rank().0, self.comm.size());
         let (next, before) = (Rank((rank + 1) % size), Rank((rank + size - 1) % size));
-        let received = collective::start_receive(&*self.comm, tensor.f_empty_like()?, before, tag)?;
-        Ok(Travelling { sent: collective::start_send(&*self.comm, tensor, next, tag)?, received })
-    }
-}
-
-/// A tensor on its way to the next rank, and that of the rank before on its way here.
-struct Travelling {
-    sent: Arriving,
-    received: Arriving,
-}
-
-impl Travelling {
-    fn wait(self) -> Result<Tensor> {
-        let received = self.received.wait()?;
-        let _ = self.sent.wait()?;
-        Ok(received)
+        collective::start_send_receive(&*self.comm, tensor, next, tensor.f_empty_like()?, before, tag)
     }
 }
 

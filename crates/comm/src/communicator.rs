@@ -283,3 +283,42 @@ impl Pending for Ready {
         Ok(self.0)
     }
 }
+
+#[cfg(all(test, not(feature = "shuttle")))]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    /// Is complete at its n-th poll; counts who waits for it.
+    struct Slow {
+        polls: usize,
+        waited: Arc<AtomicUsize>,
+        mark: u8,
+    }
+
+    impl Pending for Slow {
+        fn poll(&mut self) -> Result<bool> {
+            self.polls = self.polls.saturating_sub(1);
+            Ok(self.polls == 0)
+        }
+        fn finish(self: Box<Self>) -> Result<OwnedBuffer> {
+            self.waited.fetch_add(1, Ordering::Relaxed);
+            Ok(vec![self.mark].into())
+        }
+    }
+
+    #[test]
+    fn a_pair_moves_and_waits_for_both_of_its_ends() {
+        for (sent, received) in [(1, 4), (4, 1), (3, 3)] {
+            let waited = Arc::new(AtomicUsize::new(0));
+            let slow = |polls, mark| Request::new(Slow { polls, waited: Arc::clone(&waited), mark });
+            let mut pair = Request::new(Both { sent: slow(sent, 1), received: slow(received, 2) });
+            for poll in 1..=5 {
+                assert_eq!(pair.is_complete(), Ok(poll >= sent.max(received)), "poll {poll} of {sent} and {received}");
+            }
+            assert_eq!(pair.wait().expect("both are over").to_vec::<u8>(), [2]);
+            assert_eq!(waited.load(Ordering::Relaxed), 2);
+        }
+    }
+}

@@ -67,6 +67,20 @@ fn messages_cross() {
 }
 
 #[test]
+fn pairs_go_round_either_way() {
+    explore(3, |comm| {
+        let rank = comm.rank().0;
+        let (next, before) = ((rank + 1) % 3, (rank + 2) % 3);
+        let start = |to: usize, from: usize| {
+            comm.start_send_receive(vec![rank as u8].into(), Rank(to), vec![9u8].into(), Rank(from), Tag(0))
+        };
+        let (first, second) = (start(next, before).expect("a start"), start(before, next).expect("a start"));
+        assert_eq!(second.wait().expect("a pair").to_vec::<u8>(), [next as u8]);
+        assert_eq!(first.wait().expect("a pair").to_vec::<u8>(), [before as u8]);
+    });
+}
+
+#[test]
 fn a_started_receive_frees_its_sender_whatever_its_rank_does() {
     explore(2, |comm| {
         if comm.rank() == Rank(0) {

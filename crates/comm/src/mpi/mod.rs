@@ -37,6 +37,9 @@
 //! - one that is shorter by whole chunks hangs, or takes the next message's chunks;
 //! - another kind is not noticed where the bytes are as many, two `f32` for one `f64` as well as an `i64` for it.
 //!
+//! A paired send and receive is two messages with its tag: ranks that start several in different orders are not noticed where
+//! the messages fit, and hang over NCCL.
+//!
 //! After such an error the group is out of step: end the run. So is it when a rank's own arguments to a collective are
 //! refused on some ranks only.
 

@@ -192,6 +192,8 @@ void CountingAllocator::release(void *data) {
 c10::DeviceType accelerator() {
   auto device = at::accelerator::getAccelerator(/*checked=*/false);
   TORCH_CHECK(device.has_value(), "no accelerator: streams, events and memory statistics exist only on one");
+  // Its allocator has no figures before that, and its first tensor may be made later.
+  at::globalContext().lazyInitDevice(*device);
   return *device;
 }
 

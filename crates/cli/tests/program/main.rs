@@ -8,6 +8,7 @@ mod generate;
 mod handbook;
 mod inputs;
 mod ledger;
+mod no_gpu;
 mod outputs;
 mod pictures;
 mod planning;

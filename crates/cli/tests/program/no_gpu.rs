@@ -1,0 +1,124 @@
+//! The program on PyTorch's own CUDA library, over a CUDA runtime without a GPU: see `tests/no_gpu/runtime.c`. What devices
+//! compute is not there to see; all that the host does for them is: initialisation, shapes, kinds, which side a tensor lies on,
+//! the caching allocator's figures and its words when a device is full.
+//!
+//! The tests pass over machines without that library. It is there where set-up was told `--cuda`; or MP_CUDA_TORCH names the folder
+//! of another libtorch of this release, or of a Python's package: `…/site-packages/torch`.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::common::{finish, launcher, program, start, with_sets, Ended, TINY};
+
+/// A machine whose GPUs do nothing.
+struct Machine {
+    folder: tempfile::TempDir,
+    torch: PathBuf,
+    devices: usize,
+    /// Bytes of each device.
+    bytes: Option<u64>,
+}
+
+impl Machine {
+    /// Makes one, where there is a library for it.
+    fn new() -> Option<Self> {
+        let named = ["MP_CUDA_TORCH", "LIBTORCH"].into_iter().filter_map(std::env::var_os).map(PathBuf::from);
+        let Some(torch) = named.into_iter().find(|folder| folder.join("lib/libtorch_cuda.so").exists()) else {
+            eprintln!("passed over: no CUDA build of libtorch");
+            return None;
+        };
+        let folder = tempfile::tempdir().unwrap();
+        let compiler = std::env::var("CC").unwrap_or_else(|_| "cc".into());
+        for (source, library) in [("runtime.c", "libruntime.so"), ("driver.c", "libcuda.so.1")] {
+            let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/no_gpu").join(source);
+            let mut command = Command::new(&compiler);
+            command.args(["-O1", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared", "-pthread", "-o"]);
+            let status = command.arg(folder.path().join(library)).arg(source).arg("-ldl").status();
+            assert!(status.expect("a C compiler").success(), "{library} compiles");
+        }
+        Some(Self { folder, torch, devices: 1, bytes: None })
+    }
+
+    fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Runs the program with these words, on so many ranks.
+    fn run(&self, ranks: usize, words: &[&str]) -> Ended {
+        let mut command = if ranks == 1 { program(self.path()) } else { launcher(ranks, self.path()) };
+        let libraries = std::env::join_paths([self.path(), &self.torch.join("lib")]).unwrap();
+        command.env("LD_PRELOAD", self.path().join("libruntime.so")).env("LD_LIBRARY_PATH", libraries);
+        command.env("FAKE_DEVICES", self.devices.to_string());
+        if let Some(bytes) = self.bytes {
+            command.env("FAKE_BYTES", bytes.to_string());
+        }
+        finish(start(command.args(words)))
+    }
+
+    fn train(&self, ranks: usize, sets: &[&str]) -> Ended {
+        self.run(ranks, &with_sets("train", &[TINY, &["train.device=cuda"], sets]))
+    }
+}
+
+#[test]
+fn a_run_goes_through_on_a_device() {
+    let Some(machine) = Machine::new() else { return };
+    let cases: [&[&str]; 6] = [
+        &[],
+        &["train.precision=bf16", "model.dropout=0.2"],
+        &["train.precision=fp64", "train.deterministic=true"],
+        &["train.tf32=true", "optimizer.name=sgd"],
+        &["train.precision=bf16", "model.architecture=llama", "parallel.recompute=full"],
+        &["train.precision=bf16", "train.deterministic=true", "parallel.recompute=selective", "model.dropout=0.1"],
+    ];
+    for sets in cases {
+        let ended = machine.train(1, sets).success();
+        assert!(ended.out.contains("device    CUDA device 0"), "{sets:?}: {ended:#?}");
+    }
+    let words =
+        ["generate", "--set", "train.device=cuda", "--prompt", "Once", "--max-new-tokens", "4", "--temperature", "0"];
+    let run = std::fs::read_dir(machine.path().join("runs")).unwrap().next().unwrap().unwrap().path();
+    let from = format!("model.from={}", run.display());
+    machine.run(1, &[&words[..], &["--set", &from]].concat()).success();
+}
+
+#[test]
+fn ranks_share_a_device() {
+    let Some(machine) = Machine::new() else { return };
+    let cases: [&[&str]; 6] = [
+        &["parallel.dp=2", "parallel.zero=3", "train.precision=bf16"],
+        &["parallel.tp=2", "parallel.sequence_parallel=true", "model.dropout=0.1"],
+        &["parallel.cp=2", "train.precision=bf16"],
+        &["parallel.cp=2", "model.dropout=0.1"],
+        &["parallel.cp=2", "parallel.context=all-to-all", "train.precision=fp64"],
+        &["parallel.pp=2", "model.layers=2", "parallel.micro_batch=1", "parallel.schedule=zb-h1"],
+    ];
+    for sets in cases {
+        let ended = machine.train(2, sets).success();
+        assert!(ended.out.contains("2 ranks share a device, which NCCL refuses"), "{sets:?}: {ended:#?}");
+    }
+}
+
+#[test]
+fn ranks_with_a_device_each_use_no_other() {
+    let Some(machine) = Machine::new() else { return };
+    let machine = Machine { devices: 2, ..machine };
+    let ended = machine.train(2, &["parallel.tp=2", "parallel.transport=staged"]).success();
+    assert!(ended.out.contains("a CUDA device for each of 2 ranks"), "{ended:#?}");
+    let context = |line: &str| line.strip_prefix("context on device ").and_then(|rest| rest[..1].parse().ok());
+    let mut contexts: Vec<usize> = ended.err.lines().filter_map(context).collect();
+    contexts.sort_unstable();
+    // One each: a context takes half a gigabyte of a device.
+    assert_eq!(contexts, [0, 1], "{ended:#?}");
+}
+
+#[test]
+fn a_full_device_is_told_in_the_allocators_figures() {
+    let Some(machine) = Machine::new() else { return };
+    let machine = Machine { bytes: Some(60_000_000), ..machine };
+    let sets = ["model.hidden=256", "model.layers=4", "train.seq=128", "train.global_batch=64"];
+    let ended = machine.train(1, &sets);
+    let message = ended.message(1);
+    assert!(message.contains(" found no memory on CUDA device 0: "), "{message}");
+    assert!(message.contains(" of its 57.22 MiB are free, tensors of this process hold "), "{message}");
+}

@@ -4,11 +4,25 @@
 use std::any::Any;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use mp_comm::{ByteBuffer, DeviceMemory, DeviceRun, Pinned};
+use mp_comm::solo::Solo;
+use mp_comm::staged::Staged;
+use mp_comm::{ByteBuffer, Communicator, DeviceMemory, DeviceRun, Pinned};
 use mp_runtime::bytes::{self, Lent};
-use mp_runtime::{device, stream, Tensor};
+use mp_runtime::{device, stream, Device, Tensor};
 
 use crate::buffers::DeviceTensor;
+
+/// Makes a group of one rank, for tensors that lie on a device as for those of the host.
+///
+/// # Errors
+/// [`Error::Device`](mp_comm::Error::Device) where there is no such device.
+pub fn alone(name: &str, device: Device) -> mp_comm::Result<Arc<dyn Communicator>> {
+    let solo = Arc::new(Solo::new(name));
+    Ok(match device {
+        Device::Cuda(index) => Arc::new(Staged::new(solo, Arc::new(Cuda::new(index)))?),
+        _ => solo,
+    })
+}
 
 /// A device of this process.
 ///
@@ -271,6 +285,18 @@ mod tests {
         for error in refused {
             assert!(matches!(error, Error::Device { device: 0, doing, .. } if doing.starts_with("finding")), "{error}");
         }
+    }
+
+    #[test]
+    fn a_rank_alone_reaches_its_device() {
+        let host = alone("alone", Device::Cpu).unwrap();
+        assert_eq!((host.name(), host.size()), ("alone", 1));
+        if device::has_accelerator() {
+            return;
+        }
+        // Whoever carries tensors of a device takes a stream of it.
+        let error = alone("alone", Device::Cuda(1)).map(drop).unwrap_err();
+        assert!(matches!(error, Error::Device { device: 1, doing: "taking a stream", .. }), "{error}");
     }
 
     #[test]

@@ -17,6 +17,8 @@ struct Machine {
     devices: usize,
     /// Bytes of each device.
     bytes: Option<u64>,
+    /// Whether freed memory is forgotten, so that all that no kernel has written is zero.
+    forgets: bool,
 }
 
 impl Machine {
@@ -36,7 +38,7 @@ impl Machine {
             let status = command.arg(folder.path().join(library)).arg(source).arg("-ldl").status();
             assert!(status.expect("a C compiler").success(), "{library} compiles");
         }
-        Some(Self { folder, torch, devices: 1, bytes: None })
+        Some(Self { folder, torch, devices: 1, bytes: None, forgets: false })
     }
 
     fn path(&self) -> &Path {
@@ -51,6 +53,9 @@ impl Machine {
         command.env("FAKE_DEVICES", self.devices.to_string());
         if let Some(bytes) = self.bytes {
             command.env("FAKE_BYTES", bytes.to_string());
+        }
+        if self.forgets {
+            command.env("PYTORCH_NO_CUDA_MEMORY_CACHING", "1");
         }
         finish(start(command.args(words)))
     }
@@ -110,6 +115,18 @@ fn ranks_with_a_device_each_use_no_other() {
     contexts.sort_unstable();
     // One each: a context takes half a gigabyte of a device.
     assert_eq!(contexts, [0, 1], "{ended:#?}");
+}
+
+#[test]
+fn layouts_are_verified_on_a_device() {
+    let Some(machine) = Machine::new() else { return };
+    let machine = Machine { forgets: true, ..machine };
+    let ended = machine.run(1, &with_sets("verify", &[&["train.device=cuda", "train.precision=bf16"]]));
+    // Nothing was computed, so that zeros were compared; but compared they were.
+    assert_eq!(ended.code, 1, "{ended:#?}");
+    let failed = ended.out.lines().filter(|line| line.contains("FAIL")).count();
+    let compared = ended.out.lines().filter(|line| line.contains("differs by")).count();
+    assert!(failed > 0 && failed == compared, "{ended:#?}");
 }
 
 #[test]

@@ -5,11 +5,8 @@
 //! what a layer more takes is `starts · launch + work / program`, with the starts that the planner counts of it and the work as
 //! measured operation by operation: two equations for the two.
 
-use std::sync::Arc;
-
-use mp_comm::solo::Solo;
-use mp_comm::Communicator;
 use mp_data::{Batch, SampleSource, TextSource, Tokens};
+use mp_model::accelerator;
 use mp_plan::cluster::Efficiency;
 use mp_plan::cost::{self, layer::Parts};
 use mp_plan::{Candidate, Cluster, ModelConfig, Precision};
@@ -103,7 +100,7 @@ fn model(size: Size, layers: usize, precision: Precision) -> Config {
 /// Times a step of a model that every rank trains alone.
 fn step(bench: &Bench<'_>, config: &Config) -> Result<f64> {
     let made = || -> Result<(Trainer, Box<dyn SampleSource>)> {
-        let alone: Arc<dyn Communicator> = Arc::new(Solo::new("measured"));
+        let alone = accelerator::alone("measured", bench.device())?;
         let layout = Layout::new(config, VOCAB, 1)?;
         let groups = layout.groups(&alone)?;
         let trainer = Allocated::new(config, &layout, &groups, bench.device())?.trainer(config, &layout, groups)?;

@@ -3,10 +3,9 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use mp_comm::solo::Solo;
 use mp_comm::{Communicator, Rank};
 use mp_data::{Batch, BatchPlan, MaskedSource, Masking, SampleSource, TextSource, Tokens};
-use mp_model::shard;
+use mp_model::{accelerator, shard};
 use mp_plan::{ArchitectureName, PartitionedParameter};
 use mp_runtime::flat::Flat;
 use mp_runtime::rng::Stream;
@@ -84,8 +83,7 @@ pub(super) fn train(config: &Config, world: &Arc<dyn Communicator>, device: Devi
 
 /// Trains on one rank, each global batch in one piece: what layouts are held against.
 pub(super) fn one_rank(config: &Config, device: Device, length: Length) -> Result<Trace> {
-    let alone: Arc<dyn Communicator> = Arc::new(Solo::new("one rank"));
-    train(config, &alone, device, length)
+    train(config, &accelerator::alone("one rank", device)?, device, length)
 }
 
 fn one(trainer: &mut Trainer, source: &dyn SampleSource, plan: &BatchPlan, step: u64, length: Length) -> Result<Left> {

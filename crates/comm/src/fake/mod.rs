@@ -14,10 +14,11 @@ pub(crate) mod wires;
 
 use std::any::Any;
 use std::cell::Cell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::ThreadId;
 
 use self::lane::Lane;
 use self::memory::{Block, FakeMemory, FakePinned};
@@ -59,6 +60,8 @@ pub struct EventName(pub u64);
 thread_local! {
     /// Where a thread queues its work, if it has chosen.
     static CURRENT: Cell<Option<Stream>> = const { Cell::new(None) };
+    /// The device that a thread has selected, if any.
+    static SELECTED: Cell<Option<usize>> = const { Cell::new(None) };
 }
 
 /// A device without hardware. Threads queue on [`FakeDevice::COMPUTE`] unless they choose another stream.
@@ -73,6 +76,8 @@ struct Inner {
     lanes: Mutex<Vec<Arc<Lane>>>,
     log: Mutex<Vec<Step>>,
     events: AtomicU64,
+    /// Which threads asked for events, each with the device that it had selected.
+    asked: Mutex<HashMap<ThreadId, Option<usize>>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -104,6 +109,7 @@ impl FakeDevice {
             lanes: Mutex::new(vec![Lane::new(pace)]),
             log: Mutex::default(),
             events: AtomicU64::new(0),
+            asked: Mutex::default(),
         }))
     }
 
@@ -115,6 +121,11 @@ impl FakeDevice {
     /// Takes what was recorded since the last time.
     pub fn take_log(&self) -> Vec<Step> {
         std::mem::take(&mut *lock(&self.0.log))
+    }
+
+    /// Returns which threads have asked whether an event is done, each with the device that it had selected when it last did.
+    pub fn asked(&self) -> HashMap<ThreadId, Option<usize>> {
+        lock(&self.0.asked).clone()
     }
 
     /// Returns how many bytes are allocated.
@@ -168,6 +179,7 @@ impl Accelerator for FakeDevice {
     }
 
     fn select(&self) -> Result<()> {
+        SELECTED.set(Some(self.0.index));
         Ok(())
     }
 
@@ -267,6 +279,7 @@ impl Event for FakeEvent {
     }
 
     fn is_done(&mut self) -> Result<bool> {
+        lock(&self.device.asked).insert(std::thread::current().id(), SELECTED.get());
         let Some((lane, mark)) = &self.mark else { return Ok(true) };
         lane.release(*mark);
         Ok(lane.is_done(*mark))

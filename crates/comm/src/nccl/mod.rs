@@ -111,7 +111,8 @@ impl Nccl {
     ) -> Result<Self> {
         let staged = Staged::new(Arc::clone(&host), Arc::clone(&accelerator));
         let staged = together(&*host, staged.as_ref().err()).and(staged)?;
-        Self::over(staged, &Arc::new(Shared { library, accelerator, patience, watch: Watch::new() }))
+        let watch = Watch::new(Arc::clone(&accelerator));
+        Self::over(staged, &Arc::new(Shared { library, accelerator, patience, watch }))
     }
 
     fn over(staged: Staged, shared: &Arc<Shared>) -> Result<Self> {

@@ -6,7 +6,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::handle::Handle;
-use crate::{Call, Event, Result};
+use crate::{Accelerator, Call, Event, Result};
 
 /// How often it looks.
 const PERIOD: Duration = Duration::from_millis(20);
@@ -80,10 +80,16 @@ impl Board {
 }
 
 impl Watch {
-    pub(super) fn new() -> Self {
+    /// Starts the thread, for calls on this device.
+    pub(super) fn new(accelerator: Arc<dyn Accelerator>) -> Self {
         let board = Arc::new(Board::default());
         let worker = Arc::clone(&board);
-        let thread = std::thread::spawn(move || worker.work());
+        let thread = std::thread::spawn(move || {
+            // Of a thread that has selected none, the first device is: to ask for an event, or to free one, would make a
+            // context there, of half a gigabyte for each rank that computes elsewhere. Where it cannot be had, calls say so.
+            let _ = accelerator.select();
+            worker.work();
+        });
         Self { board, thread: Some(thread) }
     }
 

@@ -100,6 +100,24 @@ fn a_call_waits_for_the_caller_and_the_caller_for_it() {
 }
 
 #[test]
+fn the_watching_thread_is_on_the_device_that_it_asks() {
+    let fake = FakeNccl::new();
+    run(2, |host| {
+        let (device, nccl) = join(&fake, host, AGES)?;
+        nccl.start_all_reduce(owned(&device, 4)?, ReduceOp::Sum)?.wait()?;
+        let own = std::thread::current().id();
+        let watching = loop {
+            match device.asked().into_iter().find(|(thread, _)| *thread != own) {
+                Some((_, selected)) => break selected,
+                None => std::thread::yield_now(),
+            }
+        };
+        assert_eq!(watching, Some(nccl.rank().0));
+        Ok::<_, Error>(())
+    });
+}
+
+#[test]
 fn two_ranks_on_one_device_are_refused_before_nccl() {
     let fake = FakeNccl::new();
     let outcomes = run(3, |host| {

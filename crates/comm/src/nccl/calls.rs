@@ -33,6 +33,9 @@ impl Group {
     ) -> Result<Box<dyn Event>> {
         let accelerator = &*self.shared.accelerator;
         self.handle.failure()?;
+        // Peers may come to this call only once they have what was started before it; and from here on the device waits for
+        // them, and with it whoever waits for the device and calls nobody meanwhile.
+        self.staged.flush();
         for run in runs {
             self.shared.library.driver.verify(*run)?;
         }

@@ -153,8 +153,13 @@ impl Staged {
 
     /// Returns the communicator inside, for a call that blocks on peers.
     pub(crate) fn host(&self) -> &dyn Communicator {
-        self.shared.flush();
+        self.flush();
         &*self.inner
+    }
+
+    /// Lets everything that was started into the communicator inside. Waits for the device alone.
+    pub(crate) fn flush(&self) {
+        self.shared.flush();
     }
 
     /// Carries buffers over another communicator, one split from the one inside.

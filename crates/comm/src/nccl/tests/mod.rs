@@ -20,6 +20,8 @@ use crate::{
 const AGES: Duration = Duration::from_secs(300);
 /// Soon over, for what is to hang.
 const SOON: Duration = Duration::from_millis(200);
+/// For what must not hang, and would for good.
+const A_WHILE: Duration = Duration::from_secs(20);
 
 /// The stream of the first group; the one before is that of copies.
 const OWN: Stream = Stream(2);
@@ -115,6 +117,36 @@ fn the_watching_thread_is_on_the_device_that_it_asks() {
         assert_eq!(watching, Some(nccl.rank().0));
         Ok::<_, Error>(())
     });
+}
+
+/// A message that is on its way down is in before a call that waits for its receiver.
+#[test]
+fn what_was_started_is_let_in_before_a_call() {
+    let fake = FakeNccl::new();
+    let outcomes = run(2, |host| {
+        // Nothing goes down before somebody waits for it.
+        let device = Arc::new(FakeDevice::new(host.rank().0, Pace::Late));
+        let nccl = Nccl::new(host, device.clone(), Arc::clone(&fake.library), A_WHILE)?;
+        let sent = match nccl.rank() {
+            Rank(0) => Some(nccl.start_send(owned(&device, 4)?, Rank(1), Tag(3))?),
+            _ => {
+                let mut memory = device.allocate(16);
+                nccl.receive(BufferMut::on_device(Kind::F32, &mut *memory)?, Rank(0), Tag(3))?;
+                None
+            }
+        };
+        let mut memory = device.allocate(16);
+        nccl.all_reduce(BufferMut::on_device(Kind::F32, &mut *memory)?, ReduceOp::Sum)?;
+        // As one does who reads the sum on the host, and calls nobody meanwhile.
+        let mut end = crate::Accelerator::event(&*device)?;
+        end.record(FakeDevice::COMPUTE)?;
+        end.synchronize()?;
+        // In vain, where the call was aborted.
+        let outcome = nccl.barrier();
+        drop(sent);
+        Ok::<_, Error>(outcome)
+    });
+    assert_eq!(outcomes, [Ok(()), Ok(())]);
 }
 
 #[test]

@@ -84,10 +84,17 @@ pub enum Error {
 impl Error {
     /// Makes an error of libtorch's own words.
     pub(crate) fn of_torch(text: &str) -> Self {
-        // The first lines say what is wrong; libtorch's own stack below them says nothing to a reader.
-        let stack = ["\nException raised from", "\nframe #"];
-        let end = stack.iter().filter_map(|mark| text.find(mark)).min().unwrap_or(text.len());
+        // The first lines say what is wrong; libtorch's own stack below them says nothing to a reader, nor where CUDA's codes are
+        // explained.
+        let late = "\nCUDA kernel errors might be asynchronously reported";
+        let below = ["\nException raised from", "\nframe #", "\nSearch for `", late];
+        let end = below.iter().filter_map(|mark| text.find(mark)).min().unwrap_or(text.len());
         let words = &text[..end];
+        if text.contains(late) {
+            return Error::Torch(format!(
+                "{words} (of this call or an earlier one: CUDA_LAUNCH_BLOCKING=1 tells which)"
+            ));
+        }
         let refused = || {
             refused_bytes(words).map(|bytes| {
                 let free = crate::device::free_bytes(tch::Device::Cpu);
@@ -258,6 +265,21 @@ mod tests {
             "a tensor of 2.00 GiB found no memory on CUDA device 3: 11.06 MiB of its 23.65 GiB are free, tensors of this \
              process hold 22.90 GiB, its allocator 0 bytes more; lower `parallel.micro_batch`, `train.seq` or the model's \
              sizes, or cut the model over more devices"
+        );
+    }
+
+    /// As libtorch 2.11 says it.
+    #[test]
+    fn an_error_of_cuda_is_told_in_one_line() {
+        let words = "CUDA error: an illegal memory access was encountered\nSearch for `cudaErrorIllegalAddress' in \
+                     https://docs.nvidia.com/cuda/cuda-runtime-api/group__CUDART__TYPES.html for more information.\nCUDA \
+                     kernel errors might be asynchronously reported at some other API call, so the stacktrace below might \
+                     be incorrect.\nFor debugging consider passing CUDA_LAUNCH_BLOCKING=1\nCompile with \
+                     `TORCH_USE_CUDA_DSA` to enable device-side assertions.\n";
+        assert_eq!(
+            Error::of_torch(words).to_string(),
+            "libtorch: CUDA error: an illegal memory access was encountered (of this call or an earlier one: \
+             CUDA_LAUNCH_BLOCKING=1 tells which)"
         );
     }
 

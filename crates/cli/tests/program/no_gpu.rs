@@ -1,4 +1,4 @@
-//! The program on PyTorch's own CUDA library, over a CUDA runtime without a GPU: see `tests/no_gpu/runtime.c`. What devices
+//! The program on PyTorch's own CUDA library, over a CUDA runtime without a GPU: see `tests/no_gpu/runtime.c` of mp-runtime. What devices
 //! compute is not there to see; all that the host does for them is: initialisation, shapes, kinds, which side a tensor lies on,
 //! the caching allocator's figures and its words when a device is full.
 //!
@@ -17,8 +17,8 @@ struct Machine {
     devices: usize,
     /// Bytes of each device.
     bytes: Option<u64>,
-    /// Whether freed memory is forgotten, so that all that no kernel has written is zero.
-    forgets: bool,
+    /// Whether freed memory is kept for the next tensor, as libtorch does. Else all that no kernel has written is zero.
+    caches: bool,
 }
 
 impl Machine {
@@ -32,13 +32,13 @@ impl Machine {
         let folder = tempfile::tempdir().unwrap();
         let compiler = std::env::var("CC").unwrap_or_else(|_| "cc".into());
         for (source, library) in [("runtime.c", "libruntime.so"), ("driver.c", "libcuda.so.1")] {
-            let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/no_gpu").join(source);
+            let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../runtime/tests/no_gpu").join(source);
             let mut command = Command::new(&compiler);
             command.args(["-O1", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared", "-pthread", "-o"]);
             let status = command.arg(folder.path().join(library)).arg(source).arg("-ldl").status();
             assert!(status.expect("a C compiler").success(), "{library} compiles");
         }
-        Some(Self { folder, torch, devices: 1, bytes: None, forgets: false })
+        Some(Self { folder, torch, devices: 1, bytes: None, caches: false })
     }
 
     fn path(&self) -> &Path {
@@ -54,7 +54,7 @@ impl Machine {
         if let Some(bytes) = self.bytes {
             command.env("FAKE_BYTES", bytes.to_string());
         }
-        if self.forgets {
+        if !self.caches {
             command.env("PYTORCH_NO_CUDA_MEMORY_CACHING", "1");
         }
         finish(start(command.args(words)))
@@ -120,7 +120,6 @@ fn ranks_with_a_device_each_use_no_other() {
 #[test]
 fn layouts_are_verified_on_a_device() {
     let Some(machine) = Machine::new() else { return };
-    let machine = Machine { forgets: true, ..machine };
     let ended = machine.run(1, &with_sets("verify", &[&["train.device=cuda", "train.precision=bf16"]]));
     // Nothing was computed, so that zeros were compared; but compared they were.
     assert_eq!(ended.code, 1, "{ended:#?}");
@@ -132,7 +131,7 @@ fn layouts_are_verified_on_a_device() {
 #[test]
 fn a_full_device_is_told_in_the_allocators_figures() {
     let Some(machine) = Machine::new() else { return };
-    let machine = Machine { bytes: Some(60_000_000), ..machine };
+    let machine = Machine { bytes: Some(60_000_000), caches: true, ..machine };
     let sets = ["model.hidden=256", "model.layers=4", "train.seq=128", "train.global_batch=64"];
     let ended = machine.train(1, &sets);
     let message = ended.message(1);

@@ -1,7 +1,10 @@
 /* A CUDA runtime and a cuBLAS without a GPU, preloaded before NVIDIA's: PyTorch's own CUDA library runs on it as it is. Memory
-   of a device is memory of the host that lies apart, copies are made at once, kernels do nothing, so that every result is what
-   memory held before, zeros at first. What is shown by it is all that happens on the host: which calls are made, in what order
-   of initialisation, on which device, with which shapes, and what is refused.
+   of a device is memory of the host that lies apart, and kernels do nothing, so that every result is what memory held before,
+   zeros at first. What is shown by it is all that happens on the host: which calls are made, in what order of initialisation, on
+   which device, with which shapes, and what is refused.
+
+   Copies are late: those between page-locked memory and a device, and within one, are queued on their stream and made when
+   somebody waits for the stream or an event behind them, or has asked for it a few times. Until then memory is as it was.
 
    FAKE_DEVICES and FAKE_BYTES say how many devices there are, and how large. A copy whose direction is not where its ends
    lie, and one on another device than the thread's, end the process. Each device that a thread makes a context on is told on
@@ -17,9 +20,9 @@
 #include <string.h>
 #include <sys/mman.h>
 
-enum { SUCCESS = 0, INVALID_VALUE = 1, NO_MEMORY = 2, INVALID_DEVICE = 101, INVALID_HANDLE = 400 };
+enum { SUCCESS = 0, INVALID_VALUE = 1, NO_MEMORY = 2, INVALID_DEVICE = 101, INVALID_HANDLE = 400, NOT_READY = 600 };
 enum { TO_DEVICE = 1, TO_HOST = 2, WITHIN = 3, BY_ADDRESS = 4 };
-enum { DEVICES = 8, HOST = DEVICES, WITHOUT_TIME = 2 };
+enum { DEVICES = 8, HOST = DEVICES, WITHOUT_TIME = 2, LANES = 4096, PATIENCE = 3 };
 
 #define ARENA ((size_t)1 << 40)
 #define PAGE ((size_t)4096)
@@ -27,10 +30,27 @@ enum { DEVICES = 8, HOST = DEVICES, WITHOUT_TIME = 2 };
 /* Blocks of a device, or of the host's page-locked memory: each a page that holds its length, and its bytes. */
 struct arena { char *start; size_t next, used; };
 
+/* What a stream is to do: to copy, to fill, or to wait for what another has queued by then. */
+struct work {
+    void *to;
+    const void *from;
+    void *own;
+    size_t bytes;
+    int byte, lane;
+    uint64_t mark;
+    struct work *next;
+};
+
+/* A stream. The first ones are the default streams of the devices; the others are known by their number. */
+struct lane { struct work *first, *last; uint64_t queued, done; };
+
+struct event { unsigned flags; int lane, asked; uint64_t mark; };
+
 static struct arena arenas[DEVICES + 1];
-static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
+static struct lane lanes[LANES];
+static int streams = DEVICES;
+static pthread_mutex_t mutex = PTHREAD_RECURSIVE_MUTEX_INITIALIZER_NP;
 static atomic_int contexts[DEVICES];
-static atomic_uintptr_t names = 4096;
 static __thread int current, last;
 
 static size_t told(const char *name, size_t otherwise)
@@ -96,7 +116,50 @@ static int release(void *memory)
     return SUCCESS;
 }
 
-static int copy(void *to, const void *from, size_t bytes, int kind)
+/* Does what a stream was told before a mark, and what that waits for. */
+static void run(int number, uint64_t mark)
+{
+    struct lane *lane = &lanes[number];
+    while (lane->done < mark) {
+        struct work *work = lane->first;
+        lane->first = work->next;
+        lane->done += 1;
+        if (work->mark) run(work->lane, work->mark);
+        else if (work->from) memmove(work->to, work->from, work->bytes);
+        else memset(work->to, work->byte, work->bytes);
+        free(work->own);
+        free(work);
+    }
+}
+
+static void run_all(void)
+{
+    pthread_mutex_lock(&mutex);
+    for (int i = 0; i < LANES; i++) run(i, lanes[i].queued);
+    pthread_mutex_unlock(&mutex);
+}
+
+static void queue(int number, struct work given)
+{
+    struct lane *lane = &lanes[number];
+    struct work *work = malloc(sizeof *work);
+    *work = given;
+    if (lane->first) lane->last->next = work;
+    else lane->first = work;
+    lane->last = work;
+    lane->queued += 1;
+}
+
+static int lane_of(void *stream) { return stream ? (int)(uintptr_t)stream : current; }
+
+static void wait_for(int number)
+{
+    pthread_mutex_lock(&mutex);
+    run(number, lanes[number].queued);
+    pthread_mutex_unlock(&mutex);
+}
+
+static int copy(void *to, const void *from, size_t bytes, int kind, void *stream)
 {
     use("a copy");
     int target = where(to), source = where(from), on[2] = { target >= 0 && target < HOST, source >= 0 && source < HOST };
@@ -108,7 +171,17 @@ static int copy(void *to, const void *from, size_t bytes, int kind)
                 source, current);
         abort();
     }
-    memmove(to, from, bytes);
+    struct work work = { .to = to, .from = from, .bytes = bytes };
+    pthread_mutex_lock(&mutex);
+    if (source < 0) {
+        /* Of memory that is not page-locked, the host's bytes are taken before the call returns. */
+        work.from = work.own = malloc(bytes);
+        memcpy(work.own, from, bytes);
+    }
+    queue(lane_of(stream), work);
+    /* And to such memory, the copy is over by then. */
+    if (target < 0) run(lane_of(stream), lanes[lane_of(stream)].queued);
+    pthread_mutex_unlock(&mutex);
     return SUCCESS;
 }
 
@@ -127,7 +200,7 @@ int cudaDriverGetVersion(int *version) { *version = 13000; return SUCCESS; }
 int cudaRuntimeGetVersion(int *version) { *version = 13000; return SUCCESS; }
 int cudaGetLastError(void) { int code = last; last = SUCCESS; return code; }
 int cudaPeekAtLastError(void) { return last; }
-int cudaDeviceSynchronize(void) { use("cudaDeviceSynchronize"); return SUCCESS; }
+int cudaDeviceSynchronize(void) { use("cudaDeviceSynchronize"); run_all(); return SUCCESS; }
 int cudaDeviceCanAccessPeer(int *can) { *can = 0; return SUCCESS; }
 int cudaDeviceGetStreamPriorityRange(int *least, int *greatest) { *least = 0; *greatest = -5; return SUCCESS; }
 
@@ -171,9 +244,9 @@ int cudaMemGetInfo(size_t *free, size_t *total)
 }
 
 int cudaMalloc(void **out, size_t bytes) { use("cudaMalloc"); return allocate(out, bytes, current); }
-int cudaFree(void *memory) { return release(memory); }
+int cudaFree(void *memory) { run_all(); return release(memory); }
 int cudaHostAlloc(void **out, size_t bytes) { use("cudaHostAlloc"); return allocate(out, bytes, HOST); }
-int cudaFreeHost(void *memory) { return release(memory); }
+int cudaFreeHost(void *memory) { run_all(); return release(memory); }
 
 int cudaPointerGetAttributes(int *attributes, const void *address)
 {
@@ -184,10 +257,28 @@ int cudaPointerGetAttributes(int *attributes, const void *address)
     return SUCCESS;
 }
 
-int cudaMemcpy(void *to, const void *from, size_t bytes, int kind) { return copy(to, from, bytes, kind); }
-int cudaMemcpyAsync(void *to, const void *from, size_t bytes, int kind) { return copy(to, from, bytes, kind); }
-int cudaMemset(void *to, int value, size_t bytes) { use("cudaMemset"); memset(to, value, bytes); return SUCCESS; }
-int cudaMemsetAsync(void *to, int value, size_t bytes) { return cudaMemset(to, value, bytes); }
+int cudaMemcpyAsync(void *to, const void *from, size_t bytes, int kind, void *stream)
+{
+    return copy(to, from, bytes, kind, stream);
+}
+
+int cudaMemcpy(void *to, const void *from, size_t bytes, int kind)
+{
+    int code = copy(to, from, bytes, kind, NULL);
+    wait_for(current);
+    return code;
+}
+
+int cudaMemsetAsync(void *to, int byte, size_t bytes, void *stream)
+{
+    use("a fill");
+    pthread_mutex_lock(&mutex);
+    queue(lane_of(stream), (struct work){ .to = to, .byte = byte, .bytes = bytes });
+    pthread_mutex_unlock(&mutex);
+    return SUCCESS;
+}
+
+int cudaMemset(void *to, int byte, size_t bytes) { return cudaMemsetAsync(to, byte, bytes, NULL); }
 int cudaMemcpyToSymbol(void) { return SUCCESS; }
 
 int cudaGetSymbolAddress(void **out)
@@ -197,31 +288,74 @@ int cudaGetSymbolAddress(void **out)
     return SUCCESS;
 }
 
-int cudaStreamCreateWithPriority(void **out) { use("a stream"); *out = (void *)atomic_fetch_add(&names, 16); return SUCCESS; }
+int cudaStreamCreateWithPriority(void **out)
+{
+    use("a stream");
+    pthread_mutex_lock(&mutex);
+    *out = (void *)(uintptr_t)streams++;
+    pthread_mutex_unlock(&mutex);
+    return streams < LANES ? SUCCESS : failed(NO_MEMORY);
+}
+
 int cudaStreamDestroy(void) { return SUCCESS; }
-int cudaStreamSynchronize(void) { return SUCCESS; }
-int cudaStreamQuery(void) { return SUCCESS; }
-int cudaStreamWaitEvent(void) { use("cudaStreamWaitEvent"); return SUCCESS; }
+int cudaStreamSynchronize(void *stream) { wait_for(lane_of(stream)); return SUCCESS; }
+int cudaStreamQuery(void *stream) { wait_for(lane_of(stream)); return SUCCESS; }
+
+int cudaStreamWaitEvent(void *stream, struct event *event)
+{
+    use("cudaStreamWaitEvent");
+    pthread_mutex_lock(&mutex);
+    if (event->mark) queue(lane_of(stream), (struct work){ .lane = event->lane, .mark = event->mark });
+    pthread_mutex_unlock(&mutex);
+    return SUCCESS;
+}
+
 int cudaStreamIsCapturing(void *stream, int *status) { (void)stream; *status = 0; return SUCCESS; }
 int cudaStreamGetCaptureInfo(void *stream, int *status) { (void)stream; *status = 0; return SUCCESS; }
 int cudaThreadExchangeStreamCaptureMode(void) { return SUCCESS; }
 
-struct event { unsigned flags; };
-
 int cudaEventCreateWithFlags(struct event **out, unsigned flags)
 {
     use("an event");
-    *out = malloc(sizeof **out);
+    *out = calloc(1, sizeof **out);
     (*out)->flags = flags;
     return SUCCESS;
 }
 
 int cudaEventCreate(struct event **out) { return cudaEventCreateWithFlags(out, 0); }
 int cudaEventDestroy(struct event *event) { free(event); return SUCCESS; }
-int cudaEventRecord(void) { use("cudaEventRecord"); return SUCCESS; }
-int cudaEventRecordWithFlags(void) { return cudaEventRecord(); }
-int cudaEventQuery(void) { use("cudaEventQuery"); return SUCCESS; }
-int cudaEventSynchronize(void) { use("cudaEventSynchronize"); return SUCCESS; }
+
+int cudaEventRecord(struct event *event, void *stream)
+{
+    use("cudaEventRecord");
+    pthread_mutex_lock(&mutex);
+    event->lane = lane_of(stream);
+    event->mark = lanes[event->lane].queued;
+    event->asked = 0;
+    pthread_mutex_unlock(&mutex);
+    return SUCCESS;
+}
+
+int cudaEventRecordWithFlags(struct event *event, void *stream) { return cudaEventRecord(event, stream); }
+
+int cudaEventSynchronize(struct event *event)
+{
+    use("cudaEventSynchronize");
+    pthread_mutex_lock(&mutex);
+    run(event->lane, event->mark);
+    pthread_mutex_unlock(&mutex);
+    return SUCCESS;
+}
+
+int cudaEventQuery(struct event *event)
+{
+    use("cudaEventQuery");
+    pthread_mutex_lock(&mutex);
+    int done = lanes[event->lane].done >= event->mark;
+    if (!done && event->asked++ == PATIENCE) run(event->lane, event->mark), done = 1;
+    pthread_mutex_unlock(&mutex);
+    return done ? SUCCESS : failed(NOT_READY);
+}
 
 int cudaEventElapsedTime(float *milliseconds, struct event *from, struct event *to)
 {

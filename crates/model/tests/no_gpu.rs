@@ -1,0 +1,99 @@
+//! Buffers on a device over libtorch's own streams, events and page-locked memory, on a CUDA runtime without a GPU whose copies are
+//! late: see `tests/no_gpu/runtime.c` of mp-runtime. The test passes over machines without PyTorch's CUDA library, as those of the
+//! program do.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+
+use mp_comm::conformance::{self, Bench};
+use mp_comm::staged::Staged;
+use mp_comm::{threads, Accelerator, DeviceMemory, DeviceRun, Error};
+use mp_model::accelerator::Cuda;
+use mp_model::buffers::DeviceTensor;
+use mp_runtime::{device, Device, Kind, Tensor};
+
+/// Set where this is the process with the runtime.
+const WITHIN: &str = "MP_WITHIN_NO_GPU";
+const RANKS: usize = 2;
+
+/// Runs a test's body in a process with the runtime, where there is a library for it.
+fn within(test: &str, body: impl FnOnce()) {
+    if std::env::var_os(WITHIN).is_some() {
+        return body();
+    }
+    let named = ["MP_CUDA_TORCH", "LIBTORCH"].into_iter().filter_map(std::env::var_os).map(PathBuf::from);
+    let Some(torch) = named.into_iter().find(|folder| folder.join("lib/libtorch_cuda.so").exists()) else {
+        eprintln!("passed over: no CUDA build of libtorch");
+        return;
+    };
+    let folder = tempfile::tempdir().unwrap();
+    for (source, library) in [("runtime.c", "libruntime.so"), ("driver.c", "libcuda.so.1")] {
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../runtime/tests/no_gpu").join(source);
+        let mut command = Command::new(std::env::var("CC").unwrap_or_else(|_| "cc".into()));
+        command.args(["-O1", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared", "-pthread", "-o"]);
+        let status = command.arg(folder.path().join(library)).arg(source).arg("-ldl").status();
+        assert!(status.expect("a C compiler").success(), "{library} compiles");
+    }
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", test, "--nocapture"]).env(WITHIN, "1");
+    command.env("LD_PRELOAD", folder.path().join("libruntime.so")).env("FAKE_DEVICES", RANKS.to_string());
+    command.env("LD_LIBRARY_PATH", std::env::join_paths([folder.path(), &torch.join("lib")]).unwrap());
+    let ended = command.output().unwrap();
+    let said = format!("{}\n{}", String::from_utf8_lossy(&ended.stdout), String::from_utf8_lossy(&ended.stderr));
+    assert!(ended.status.success() && said.contains("1 passed"), "{said}");
+}
+
+#[test]
+fn staged_conforms_over_libtorchs_streams() {
+    // On ranks that are threads, each with a device.
+    within("staged_conforms_over_libtorchs_streams", || {
+        device::prepare(1);
+        let reports = threads::run(RANKS, |comm| {
+            let device = Arc::new(Cuda::new(comm.rank().0));
+            device.select()?;
+            let (index, staged) = (device.index(), Arc::new(Staged::new(comm, device.clone())?));
+            conformance::run_on(&Bench::on_device(staged, device, Arc::new(move |bytes| allocate(index, bytes))))
+        });
+        reports.iter().for_each(|report| assert!(report.failures.is_empty() && report.passed > 20, "{report}"));
+    });
+}
+
+#[test]
+fn kept_memory_is_not_reused_before_its_stream_is_through() {
+    within("kept_memory_is_not_reused_before_its_stream_is_through", || {
+        device::prepare(1);
+        let device = Cuda::new(0);
+        let (compute, side) = (device.current().unwrap(), device.side().unwrap());
+        let settle = |stream| {
+            let mut end = device.event().unwrap();
+            end.record(stream).unwrap();
+            end.synchronize().unwrap();
+        };
+        let (memory, mut host) = (allocate(0, 4096).unwrap(), device.pinned(4096).unwrap());
+        let address = memory.address();
+        host.bytes_mut().fill(7);
+        device.copy_up(&mut *host, 0, DeviceRun::new(&*memory), compute).unwrap();
+        settle(compute);
+        host.bytes_mut().fill(0);
+        device.copy_down(DeviceRun::new(&*memory), &mut *host, 0, side).unwrap();
+        device.keep(&*memory, side).unwrap();
+        drop(memory);
+        // What is computed next, in memory of the same size.
+        let next = Tensor::f_zeros([4096], (Kind::Uint8, Device::Cuda(0))).unwrap();
+        settle(compute);
+        settle(side);
+        assert!(host.bytes_mut().iter().all(|byte| *byte == 7) && next.data_ptr() as usize != address);
+        // Then it is free again.
+        let again = allocate(0, 4096).unwrap();
+        assert_eq!(again.address(), address);
+    });
+}
+
+fn allocate(device: usize, bytes: usize) -> mp_comm::Result<Box<dyn DeviceMemory>> {
+    let failed =
+        |error: &dyn std::fmt::Display| Error::Device { device, doing: "allocating", message: error.to_string() };
+    let tensor =
+        Tensor::f_empty([bytes as i64], (Kind::Uint8, Device::Cuda(device))).map_err(|error| failed(&error))?;
+    Ok(Box::new(DeviceTensor::new(&tensor).map_err(|error| failed(&error))?))
+}

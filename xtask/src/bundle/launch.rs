@@ -62,7 +62,7 @@ mod tests {
             let [(_, script), _] = scripts(&mpi);
             made.write("bundle/mp", &script);
             let tell =
-                "#!/bin/sh\necho \"$0 $*\"\necho \"$LD_LIBRARY_PATH\"\necho \"$OPAL_PREFIX $OMPI_ALLOW_RUN_AS_ROOT\"\n";
+                "#!/bin/sh\necho \"$0 $*\"\necho \"$LD_LIBRARY_PATH\"\necho \"$OPAL_PREFIX $OMPI_ALLOW_RUN_AS_ROOT $HOME\"\n";
             made.write("bundle/bin/mp-cli", tell);
             made.write("bundle/openmpi/bin/mpirun", tell);
             made.write("site/torch/lib/libtorch_cpu.so", "");
@@ -83,6 +83,7 @@ mod tests {
         fn start(&self, arguments: &[&str], variables: &[(&str, &str)]) -> Output {
             let mut command = Command::new(self.0.join("bundle/mp"));
             command.args(arguments).current_dir("/").env_remove("MP_TORCH").env_remove("LD_LIBRARY_PATH");
+            command.env_remove("HOME").env_remove("TMPDIR");
             command.env("MP_PYTHON", self.0.join("python")).envs(variables.iter().copied()).output().unwrap()
         }
 
@@ -104,12 +105,29 @@ mod tests {
         let at = |file: &str| made.0.join(file).display().to_string();
         let (bundle, torch) = (at("bundle"), at("site/torch"));
         let libraries = format!("{bundle}/openmpi/lib:{torch}/lib:{torch}/../nvidia/nccl/lib");
-        let expected = format!("{bundle}/bin/mp-cli verify -n 2\n{libraries}\n{bundle}/openmpi 1\n");
+        let expected = format!("{bundle}/bin/mp-cli verify -n 2\n{libraries}\n{bundle}/openmpi 1 /tmp\n");
         assert_eq!(told(&["verify", "-n", "2"]), expected);
         let expected = format!("{bundle}/openmpi/bin/mpirun -n 2 {bundle}/bin/mp-cli verify\n");
         assert!(told(&["-n", "2", "verify"]).starts_with(&expected));
-        let own = made.start(&[], &[("LD_LIBRARY_PATH", "/driver"), ("MP_TORCH", &torch)]);
-        assert!(String::from_utf8(own.stdout).unwrap().contains("/nvidia/nccl/lib:/driver\n"));
+        let own = made.start(&[], &[("LD_LIBRARY_PATH", "/driver"), ("MP_TORCH", &torch), ("HOME", "/home")]);
+        let own = String::from_utf8(own.stdout).unwrap();
+        assert!(own.contains("/nvidia/nccl/lib:/driver\n") && own.ends_with(" 1 /home\n"), "{own}");
+    }
+
+    #[test]
+    fn ranks_meet_in_files_where_there_is_little_shared_memory() {
+        let made = Made::new("shared");
+        let tell = "#!/bin/sh\necho \"${OMPI_MCA_btl_sm_backing_directory:-shared memory}\"\n";
+        made.write("bundle/openmpi/bin/mpirun", tell);
+        made.write("path/df", "#!/bin/sh\necho Filesystem; echo 'shm 65536 32768 32768 50% /dev/shm'\n");
+        let path = format!("{}:{}", made.0.join("path").display(), std::env::var("PATH").unwrap());
+        let told = |ranks: &str, own: &str| {
+            let variables = [("PATH", path.as_str()), ("OMPI_MCA_btl_sm_backing_directory", own)];
+            String::from_utf8(made.start(&["-n", ranks], &variables).stdout).unwrap()
+        };
+        assert_eq!([told("4", ""), told("5", ""), told("5", "/own")], ["shared memory\n", "/tmp\n", "/own\n"]);
+        made.write("path/df", "#!/bin/sh\nexit 1\n");
+        assert_eq!(told("1", ""), "/tmp\n");
     }
 
     #[test]

@@ -19,6 +19,8 @@ use std::process::{Command, ExitCode};
 
 use self::contents::Item;
 pub use self::contents::TEXT;
+#[cfg(test)]
+pub use self::launch::scripts;
 use crate::setup::{self, Installs};
 use crate::workspace::Workspace;
 use crate::{process, train};

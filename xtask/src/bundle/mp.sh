@@ -87,10 +87,17 @@ for folder in "$torch"/../nvidia/*/lib; do
 done
 export LD_LIBRARY_PATH="$libraries${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
 export OPAL_PREFIX="$here/openmpi" PRTE_PREFIX="$here/openmpi" PMIX_PREFIX="$here/openmpi"
+# Open MPI looks for settings at home, and does not start without one.
+export HOME="${HOME:-${TMPDIR:-/tmp}}"
 @DEFAULTS@
 # Reading a peer's memory is often forbidden in containers, and Open MPI finds out too late.
 if [ -z "${OMPI_MCA_smsc:-}" ]; then
     [ -n "$python" ] && "$python" "$here/openmpi/probe.py" >/dev/null 2>&1 || export OMPI_MCA_smsc="^cma"
 fi
 [ -n "$ranks" ] || exec "$here/bin/$program" "$@"
+# Ranks of a machine meet in shared memory; where a container has little of it, in files.
+if [ -z "${OMPI_MCA_btl_sm_backing_directory:-}" ]; then
+    free=$(df -Pk /dev/shm 2>/dev/null | sed -n '2s/^[^ ]*  *[0-9]*  *[0-9]*  *\([0-9]*\).*/\1/p')
+    [ "${free:-0}" -ge $((8192 * ranks)) ] || export OMPI_MCA_btl_sm_backing_directory="${TMPDIR:-/tmp}"
+fi
 exec "$here/openmpi/bin/mpirun" -n "$ranks" "$here/bin/$program" "$@"

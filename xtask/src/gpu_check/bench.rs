@@ -1,6 +1,6 @@
 //! Where checks run: the bundle, a folder to work in, and programs that are ended in time.
 
-use anyhow::{bail, Context, Result};
+use anyhow::{anyhow, bail, Context, Result};
 use serde_json::Value;
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
@@ -82,7 +82,7 @@ impl Bench {
             Kind::Conformance { ranks, transport } => layouts::conformance(self, ranks, transport),
             Kind::Published => models::published(self).map(Some),
             Kind::Checkpoints => models::checkpoints(self).map(Some),
-            Kind::Throughput(model, program) => speed::measure(self, model, program).map(Some),
+            Kind::Throughput(model, program) => speed::measure(self, model, program),
             Kind::Recipe => recipe::train(self),
         });
         let (verdict, summary, figures) = match found {
@@ -146,6 +146,12 @@ impl Bench {
         let mut command = Command::new(own.unwrap_or_else(|| "python3".into()));
         self.surround(&mut command);
         command
+    }
+
+    /// Says whether there is a Python, and whether it has PyTorch.
+    pub fn has_pytorch(&self) -> bool {
+        let code = "import importlib.util, sys; sys.exit(importlib.util.find_spec('torch') is None)";
+        process::stdout_of(self.python().args(["-c", code])).is_ok()
     }
 
     /// Runs a program until the check's time is over; an error if it fails or is ended.
@@ -246,6 +252,14 @@ impl Heard {
         &self.outcome.text
     }
 
+    /// Puts what a program complained of in the place of what is missing, where it failed.
+    ///
+    /// # Errors
+    /// Where something is missing.
+    pub fn explain<T>(&self, left: Result<T>) -> Result<T> {
+        left.map_err(|missing| if self.success() { missing } else { anyhow!("{}", self.complaint()) })
+    }
+
     /// The line that says what went wrong: the first that calls itself an error, else the last.
     pub fn complaint(&self) -> String {
         complaint(self.text())
@@ -274,6 +288,7 @@ impl Kind {
     fn lacking(self) -> &'static str {
         match self {
             Self::Recipe => "the bundle has no text: make it with --text FILE",
+            Self::Throughput(..) => "no Python with PyTorch was found: set MP_PYTHON to one",
             _ => "it needs a GPU",
         }
     }

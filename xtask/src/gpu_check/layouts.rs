@@ -23,7 +23,7 @@ pub fn verify(bench: &mut Bench, ranks: usize) -> Result<Finding> {
         command.args(FEW.iter().filter(|(size, _)| *size == ranks).flat_map(|(_, layouts)| ["--layouts", layouts]));
     }
     let heard = bench.listen(&mut command)?;
-    let report = bench.json(&file).with_context(|| heard.complaint())?;
+    let report = heard.explain(bench.json(&file))?;
     judged(&report)
 }
 

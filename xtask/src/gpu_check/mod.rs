@@ -42,6 +42,9 @@ use crate::workspace::Workspace;
 /// Where the page and its figures lie in the checkout.
 const DOCUMENTS: &str = "docs/results";
 
+/// Where results of a bundle go. Whoever stands in the bundle has `gpu-check` there already: the script.
+const RESULTS: &str = "gpu-results";
+
 /// Arguments of `cargo xtask gpu-check`.
 #[derive(Args)]
 pub struct Options {
@@ -54,7 +57,7 @@ pub struct Options {
     /// Begin no check after so many minutes, and end the one under way
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     minutes: Option<u64>,
-    /// Where results go; default: gpu-check in the build folder, or in the current folder for a bundle
+    /// Where results go; default: gpu-check in the build folder, or for a bundle gpu-results in the current folder
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
     /// A text to take along in the bundle, for the recipe that trains on Shakespeare's plays
@@ -95,7 +98,7 @@ pub fn command(workspace: Result<Workspace>, options: &Options) -> Result<ExitCo
     }
     let checks = checks::chosen(&options.only)?;
     if let Some(folder) = &options.bundle {
-        let out = options.out.clone().unwrap_or_else(|| "gpu-check".into());
+        let out = options.out.clone().unwrap_or_else(|| RESULTS.into());
         return run(folder, &out, &checks, options);
     }
     let workspace = workspace?;

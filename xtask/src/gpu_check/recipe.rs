@@ -10,7 +10,7 @@ use crate::bundle::TEXT;
 /// The validation loss that must be reached, in nats a byte; nanoGPT's README names 1.4697.
 const LIMIT: f64 = 1.50;
 /// What makes a trial small.
-const TINY: [&str; 7] = [
+const TINY: [&str; 10] = [
     "model.hidden=32",
     "model.layers=1",
     "model.heads=2",
@@ -18,6 +18,9 @@ const TINY: [&str; 7] = [
     "train.seq=32",
     "train.global_batch=4",
     "train.steps=4",
+    "optimizer.warmup=1",
+    "eval.batches=1",
+    "eval.every=2",
 ];
 
 /// Trains; `None` without a text. What was reached when the time was over counts as far as it goes.
@@ -38,16 +41,10 @@ pub fn train(bench: &mut Bench) -> Result<Option<Finding>> {
     ];
     let mut command = bench.mp(None, &["train", "--config"]);
     command.arg(bench.bundle.join("configs/shakespeare-gpu.toml"));
-    let tiny = TINY
-        .iter()
-        .filter(|_| trial)
-        .copied()
-        .chain(trial.then_some("eval.batches=1"))
-        .chain(trial.then_some("eval.every=2"));
+    let tiny = TINY.iter().filter(|_| trial).copied();
     command.args(sets.iter().map(String::as_str).chain(tiny).flat_map(|set| ["--set", set]));
     let heard = bench.listen(&mut command)?;
-    let metrics = bench.lines(&bench.work.join("shakespeare/metrics.jsonl"));
-    let metrics = metrics.with_context(|| heard.complaint())?;
+    let metrics = heard.explain(bench.lines(&bench.work.join("shakespeare/metrics.jsonl")))?;
     let reached = reached(&metrics)?;
     let complete = heard.success() && !bench.was_cut();
     let told = if complete || bench.was_cut() { String::new() } else { format!("; {}", heard.complaint()) };

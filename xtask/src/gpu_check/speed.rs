@@ -93,11 +93,14 @@ impl Program {
     }
 }
 
-/// Measures a program.
+/// Measures a program; `None` where there is no PyTorch to measure.
 ///
 /// # Errors
 /// If it does not come to its end.
-pub fn measure(bench: &mut Bench, model: &Model, program: Program) -> Result<Finding> {
+pub fn measure(bench: &mut Bench, model: &Model, program: Program) -> Result<Option<Finding>> {
+    if program != Program::Mp && !bench.has_pytorch() {
+        return Ok(None);
+    }
     let file = bench.work.join("speed.json");
     let mut command = match program {
         Program::Mp => bench.mp(None, &["--run", "bench-train"]),
@@ -118,7 +121,7 @@ pub fn measure(bench: &mut Bench, model: &Model, program: Program) -> Result<Fin
     }
     command.args(["--precision", "bf16", "--device", bench.device.name(), "--json"]).arg(&file);
     bench.succeed(&mut command)?;
-    measured(&bench.json(&file)?)
+    measured(&bench.json(&file)?).map(Some)
 }
 
 /// What of a result goes into the table.

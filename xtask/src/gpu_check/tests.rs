@@ -85,6 +85,17 @@ fn each_outcome_is_kept_and_a_later_run_replaces_its_own() {
 }
 
 #[test]
+fn a_program_that_leaves_nothing_is_told_by_its_complaint() {
+    let made = Pretended::new("complaint", "echo 'error: no room' >&2; exit 1");
+    fs::create_dir_all(made.bundle().join("data")).unwrap();
+    fs::write(made.bundle().join(bundle::TEXT), "to be").unwrap();
+    assert_eq!(made.run(Device::Cpu, &["verify-1", "shakespeare"]), ExitCode::FAILURE);
+    for (name, verdict, summary) in made.results() {
+        assert_eq!((verdict, summary.as_str()), (Verdict::Failed, "error: no room"), "{name}");
+    }
+}
+
+#[test]
 fn what_outlasts_its_time_is_ended_and_said_to_be() {
     let made = Pretended::new("late", "exec sleep 600");
     fs::create_dir_all(made.out()).unwrap();
@@ -103,6 +114,20 @@ fn what_outlasts_its_time_is_ended_and_said_to_be() {
         (Verdict::TimedOut, "gpt2 on cpu: ended when its time was over")
     );
     assert_eq!(bench.run(&check, Duration::ZERO, &machine).summary, "the time for all checks was over");
+}
+
+#[test]
+fn results_do_not_take_the_name_of_anything_in_a_bundle() {
+    let mpi = crate::setup::Mpi {
+        mpicc: "mpicc".into(),
+        mpirun: "mpirun".into(),
+        library: None,
+        flavor: crate::setup::Flavor::OpenMpi,
+        version: "5.0.11".into(),
+    };
+    let scripts = bundle::scripts(&mpi).map(|(name, _)| name);
+    let folders = ["bin", "configs", "data", "models", "openmpi", "peers", bundle::DESCRIPTION];
+    assert!(scripts.iter().chain(&folders).all(|name| *name != RESULTS));
 }
 
 #[test]

@@ -61,7 +61,7 @@ pub fn verify(
         let tokenizer = config.data.open_tokenizer()?;
         let vocab = vocabulary(config, &tokenizer);
         let configured = Case::configured(config, vocab, world.size());
-        let shrunk = Shrunk::new(config, vocab, world.size(), which.stages(&configured))?;
+        let shrunk = Shrunk::new(config, vocab, world.size(), which.stages(&configured), device)?;
         let layouts = which.layouts(world.size(), &shrunk, configured)?;
         Ok((shrunk, layouts))
     };

@@ -226,7 +226,7 @@ mod tests {
         let sets: Vec<String> = sets.iter().map(|set| set.to_string()).collect();
         let config = Config::load(None, None, &sets).unwrap();
         let configured = Case::configured(&config, 257, ranks);
-        let shrunk = Shrunk::new(&config, 257, ranks, which.stages(&configured)).unwrap();
+        let shrunk = Shrunk::new(&config, 257, ranks, which.stages(&configured), mp_runtime::Device::Cpu).unwrap();
         which.layouts(ranks, &shrunk, configured)
     }
 

@@ -5,11 +5,13 @@
 //! | family, biases, tied head, dropout, rotary base and scaling, norm epsilon | layers: as many as the stages of the deepest cut, and one more where they are two a rank |
 //! | by which degrees heads, MLP and sequence can be cut, and where key/value heads are shared | heads, MLP and sequence: the least that do |
 //! | whether a window hides positions | its length |
-//! | whether heads are of even width, whether they fill the width, whether positions go beyond a sequence | widths: a few elements |
+//! | whether heads are of even width, and on a device of one that its fused kernel takes; whether they fill the width, whether positions go beyond a sequence | widths: a few elements |
 //! | optimizer, its betas, momentum and decay; seed | batch; a vocabulary that no degree divides |
 
 use mp_plan::words::counted;
 use mp_plan::{Architecture, ModelConfig, RopeScaling};
+use mp_runtime::kernels::attention::kernel::{Case as Attention, Sight};
+use mp_runtime::{Device, Kind};
 
 use super::Case;
 use crate::layout::Layout;
@@ -45,13 +47,13 @@ pub struct Shrunk {
 
 impl Shrunk {
     /// Shrinks a configuration, so that `ranks` ranks can cut it in all ways that they could cut the original, and in
-    /// `stages` stages where the original can be.
+    /// `stages` stages where the original can be, and so that a device attends as it would.
     ///
     /// # Errors
     /// [`Error::Plan`](crate::Error::Plan) for a model that cannot be.
-    pub fn new(config: &Config, vocab: usize, ranks: usize, stages: usize) -> Result<Self> {
+    pub fn new(config: &Config, vocab: usize, ranks: usize, stages: usize, device: Device) -> Result<Self> {
         let full = Architecture::resolve(&config.model, vocab, config.train.seq)?;
-        let mut small = Config { model: model(&full, config.train.seq, ranks), ..config.clone() };
+        let mut small = Config { model: model(&full, config.train.seq, ranks, device), ..config.clone() };
         small.model.layers = full.layers.min((2 * ranks + 1).max(stages));
         small.parallel = Default::default();
         small.train.seq = seq(config.train.seq, ranks);
@@ -127,9 +129,9 @@ impl Shrunk {
     }
 }
 
-fn model(full: &Architecture, user_seq: usize, ranks: usize) -> ModelConfig {
+fn model(full: &Architecture, user_seq: usize, ranks: usize, device: Device) -> ModelConfig {
     let (heads, kv_heads) = heads(full, ranks);
-    let head_dim = head_dim(full.head_dim, heads);
+    let head_dim = head_dim(full.head_dim, heads, device);
     let seq = seq(user_seq, ranks);
     let fills = full.hidden == full.heads * full.head_dim;
     ModelConfig {
@@ -191,10 +193,15 @@ fn heads(full: &Architecture, ranks: usize) -> (usize, usize) {
         .unwrap_or((full.heads, full.kv_heads))
 }
 
-/// Keeps the parity, which rotary positions look at.
-fn head_dim(full: usize, heads: usize) -> usize {
+/// Keeps the parity, which rotary positions look at, and on a device whether its fused kernel takes such a width.
+fn head_dim(full: usize, heads: usize, device: Device) -> usize {
     let small = (16 / heads).max(4);
-    small + (small + full) % 2
+    let small = small + (small + full) % 2;
+    let kernel = |width: usize| {
+        let (kind, sizes, sight) = (Kind::BFloat16, [1, 1, width as i64], Sight::Full);
+        Attention { device, kind, sizes, sight, drops: false, has_flash: true }.kernel()
+    };
+    (small..=full).step_by(2).find(|&width| kernel(width) == kernel(full)).unwrap_or(small)
 }
 
 /// Keeps the divisors that context ranks ask for: two pieces of a sequence for each, cut again over the tensor ranks.
@@ -217,7 +224,21 @@ mod tests {
     fn shrunk(sets: &[&str], ranks: usize) -> ModelConfig {
         let sets: Vec<String> = sets.iter().map(|set| set.to_string()).collect();
         let config = Config::load(None, None, &sets).unwrap();
-        Shrunk::new(&config, 257, ranks, 1).unwrap().config.model
+        Shrunk::new(&config, 257, ranks, 1, Device::Cpu).unwrap().config.model
+    }
+
+    #[test]
+    fn heads_are_as_wide_as_the_kernel_of_a_device_wants_them_or_not() {
+        let widths = |device| {
+            [("64", "6"), ("128", "1"), ("36", "1"), ("200", "4"), ("15", "4")].map(|(width, heads)| {
+                let sets = [("head_dim", width), ("heads", heads)].map(|(key, value)| format!("model.{key}={value}"));
+                let config =
+                    Config::load(None, None, &[&sets[..], &["model.architecture=gpt2".into()]].concat()).unwrap();
+                Shrunk::new(&config, 257, 4, 1, device).unwrap().config.model.head_dim
+            })
+        };
+        assert_eq!(widths(Device::Cpu), [4, 16, 16, 4, 5]);
+        assert_eq!(widths(Device::Cuda(0)), [8, 16, 18, 4, 5]);
     }
 
     #[test]
@@ -232,7 +253,7 @@ mod tests {
     #[test]
     fn there_are_as_many_layers_as_the_stages_need_and_the_model_has() {
         let config = Config::load(None, None, &["model.layers=48".into()]).unwrap();
-        let layers = |stages| Shrunk::new(&config, 257, 4, stages).unwrap().config.model.layers;
+        let layers = |stages| Shrunk::new(&config, 257, 4, stages, Device::Cpu).unwrap().config.model.layers;
         assert_eq!([1, 9, 12, 48, 49].map(layers), [9, 9, 12, 48, 48]);
     }
 

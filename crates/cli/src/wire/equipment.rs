@@ -112,12 +112,23 @@ pub struct Survey {
 }
 
 impl Survey {
-    /// Looks at the machine at hand, for a run that asks for nothing. Collective over `world`.
+    /// Looks at the machine at hand as a run that asks for nothing does, and tries what it finds: a device, and what would
+    /// carry tensors between the ranks. Collective over `world`.
     ///
     /// # Errors
-    /// What ranks meet when they tell each other.
+    /// On all ranks: what a device or its libraries fail with.
     pub fn of_this_machine(world: &Arc<dyn Communicator>) -> Result<Self> {
-        Self::make(&Here, world, DeviceName::Auto, TransportName::Auto)
+        Self::tried(&Here, world)
+    }
+
+    fn tried(machine: &dyn Machine, world: &Arc<dyn Communicator>) -> Result<Self> {
+        let mut survey = Self::make(machine, world, DeviceName::Auto, TransportName::Auto)?;
+        if let Place::Device { index, .. } = survey.place {
+            let numerics = numerics(&TrainConfig::default(), &survey.place)?;
+            agree(&**world, machine.prepare(index, numerics).map_err(Error::from))?;
+            survey.carried(machine, world, index)?;
+        }
+        Ok(survey)
     }
 
     fn make(

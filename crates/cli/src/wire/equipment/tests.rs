@@ -227,6 +227,20 @@ fn an_nccl_that_does_not_start_is_done_without_or_refused_on_all_ranks() {
 }
 
 #[test]
+fn who_asks_after_the_machine_hears_of_what_starts() {
+    for (nccl, transport) in [(Found::Sound, "NCCL"), (Found::Mute, "MPI through host memory")] {
+        let heard = threads::run(2, |world| {
+            Survey::tried(&Pretend { nccl, ..with(2) }, &world).map(|survey| survey.transport())
+        });
+        assert_eq!(heard, [transport; 2]);
+    }
+    let alone = threads::run(1, |world| {
+        Survey::tried(&Pretend { driver: false, ..with(0) }, &world).map(|survey| survey.transport())
+    });
+    assert_eq!(alone, ["memory of the host"]);
+}
+
+#[test]
 fn what_the_host_cannot_choose_is_refused_on_all_ranks() {
     for key in ["train.deterministic", "train.tf32"] {
         let set = format!("{key}=true");

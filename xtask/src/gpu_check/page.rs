@@ -9,8 +9,11 @@ use super::speed::{gibibytes, Program, GPT2, LLAMA};
 /// FLOP/s of bf16 products in the data sheet of H100 and H200 (SXM).
 const PEAK: f64 = 989e12;
 
-/// What no check covers, for one GPU cannot show it.
-const BEYOND: [&str; 3] = [
+/// What no check covers.
+const BEYOND: [&str; 6] = [
+    "`train.deterministic` and `train.tf32`: that they reach libtorch is tested, and not what its kernels make of them.",
+    "A device that is full: what is told of it is tested on words of libtorch's allocator.",
+    "`plan --measure` and `plan --simulate` on a device, and a layout that is chosen there.",
     "NCCL between several GPUs: with one, the suite runs over NCCL at one rank. On fakes it runs at 1, 2 and 4.",
     "An MPI library that takes device pointers (`parallel.transport=mpi` with CUDA-aware MPI): the bundle's does not.",
     "Several GPUs or machines in one run.",

@@ -40,6 +40,7 @@ pub(crate) struct Full<'a> {
 struct Refusal {
     asked: usize,
     total: usize,
+    free: usize,
 }
 
 impl Full<'_> {
@@ -73,12 +74,12 @@ impl Full<'_> {
 fn refusal(error: &Error) -> Option<Refusal> {
     if let Error::Memory { memory: "device", rank_bytes, ranks, free } = *error {
         let own = free / ranks.max(1) as u64;
-        return Some(Refusal { asked: rank_bytes.saturating_sub(own) as usize, total: free as usize });
+        return Some(Refusal { asked: rank_bytes.saturating_sub(own) as usize, total: free as usize, free: 0 });
     }
     let (Error::Runtime(inner) | Error::Model(mp_model::Error::Runtime(inner))) = error else { return None };
     match *inner {
-        mp_runtime::Error::DeviceOutOfMemory { bytes, total, .. } => {
-            Some(Refusal { asked: bytes as usize, total: total as usize })
+        mp_runtime::Error::DeviceOutOfMemory { bytes, total, free, .. } => {
+            Some(Refusal { asked: bytes as usize, total: total as usize, free: free as usize })
         }
         _ => None,
     }
@@ -101,7 +102,9 @@ impl Used<'_> {
         let Some(refusal) = refusal(&error) else { return error };
         let own = weights(self.config, self.layout, self.stage);
         let usable = refusal.total / self.sharing.max(1);
-        let room = own.saturating_sub(refusal.asked).min(usable);
+        // Weights are asked for in one piece: what is free of it is not lacking.
+        let lacking = refusal.asked.saturating_sub(refusal.free).max(1);
+        let room = own.saturating_sub(lacking).min(usable);
         let way_out = match self.ways(room, cut) {
             ways if ways.is_empty() => format!(
                 "no layout of {} keeps weights of less than {}: start more ranks, or compute on the host (train.device=cpu)",

@@ -118,6 +118,22 @@ fn ranks_with_a_device_each_use_no_other() {
 }
 
 #[test]
+fn an_nccl_that_does_not_start_is_done_without_or_refused_in_one_message() {
+    let Some(machine) = Machine::new() else { return };
+    let machine = Machine { devices: 2, ..machine };
+    // NVIDIA's own opens, and finds that the driver is none of its.
+    let own = machine.torch.join("../nvidia/nccl/lib/libnccl.so.2").exists();
+    let why = if own { "NCCL does not start in group world: rank 0: " } else { "NCCL cannot be used: " };
+    let ended = machine.train(2, &["parallel.tp=2"]).success();
+    let told = format!("a CUDA device for each of 2 ranks; MPI through host memory: {why}");
+    assert!(ended.out.contains(&told), "{ended:#?}");
+    let ended = machine.train(2, &["parallel.tp=2", "parallel.transport=nccl"]);
+    let message = ended.message(2);
+    assert!(message.contains(&format!("`parallel.transport` is \"nccl\", but {why}")), "{message}");
+    assert!(message.contains("set parallel.transport=mpi"), "{message}");
+}
+
+#[test]
 fn layouts_are_verified_on_a_device() {
     let Some(machine) = Machine::new() else { return };
     let ended = machine.run(1, &with_sets("verify", &[&["train.device=cuda", "train.precision=bf16"]]));
@@ -137,4 +153,51 @@ fn a_full_device_is_told_in_the_allocators_figures() {
     let message = ended.message(1);
     assert!(message.contains(" found no memory on CUDA device 0: "), "{message}");
     assert!(message.contains(" of its 57.22 MiB are free, tensors of this process hold "), "{message}");
+}
+
+#[test]
+fn a_device_without_room_is_told_before_the_first_step() {
+    let Some(machine) = Machine::new() else { return };
+    let sizes = ["model.hidden=256", "model.layers=4", "train.seq=128"];
+    // State for which there is no room is refused before it is asked for.
+    let small = Machine { bytes: Some(30_000_000), caches: true, ..machine };
+    let ended = small.train(1, &sizes);
+    let message = ended.message(2);
+    assert!(
+        message.contains("weights, gradients and optimizer state take ") && message.contains(" on this device, "),
+        "{message}"
+    );
+    assert!(
+        message.contains("; this rank's part of the plan is ") && message.contains(" at its fullest: "),
+        "{message}"
+    );
+
+    // Room for the state to the byte, and none for what the allocator rounds up.
+    let full = Machine { bytes: Some(54_500_000), ..small };
+    let ended = full.train(1, &[&sizes[..], &["train.out=.", "train.name=full"]].concat());
+    let message = ended.message(1);
+    assert!(message.contains(" found no memory on CUDA device 0: "), "{message}");
+    assert!(
+        message.contains("; this rank's part of the plan is ") && message.contains(" at its fullest: "),
+        "{message}"
+    );
+    assert!(!full.path().join("full/metrics.jsonl").exists(), "{message}");
+
+    // The weights of a run, where there is room for half of them.
+    let large = Machine { bytes: None, ..full };
+    large.train(1, &[&sizes[..], &["train.out=.", "train.name=run"]].concat()).success();
+    let tiny = Machine { bytes: Some(10_000_000), ..large };
+    let text = tiny.path().join("text.txt");
+    std::fs::write(&text, "Once upon a time there was a text.".repeat(40)).unwrap();
+    let path = format!("data.path={}", text.display());
+    for (words, batch) in [(&["generate", "--prompt", "Once"][..], "--max-new-tokens"), (&["eval"], "--batch")] {
+        let sets = ["--set", "train.device=cuda", "--set", "model.from=run", "--set", &path, batch, "2"];
+        let ended = tiny.run(1, &[words, &sets].concat());
+        let message = ended.message(1);
+        assert!(message.contains(" found no memory on CUDA device 0: "), "{message}");
+        assert!(
+            message.contains(" of weights in fp32; by the same plan there is room with train.precision=bf16 ("),
+            "{message}"
+        );
+    }
 }

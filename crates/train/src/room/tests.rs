@@ -171,7 +171,7 @@ fn a_model_that_is_used_is_told_by_its_weights() {
     assert_eq!(words.lines().count(), 1);
 
     // More than half of it is lacking: neither half precision alone nor two ranks a model would do.
-    let words = used(&["parallel.dp=4"], 4, (4 * elements * 6 / 10) as u64);
+    let words = used(&["parallel.dp=4"], 4, (4 * elements * 12 / 10) as u64);
     let (_, way_out) = words.split_once("; by the same plan").expect(&words);
     let named = ways_of_use(way_out);
     assert!(named.contains(&vec!["parallel.tp=4", "parallel.dp=1"]), "{words}");

@@ -19,6 +19,8 @@ struct Machine {
     bytes: Option<u64>,
     /// Whether freed memory is kept for the next tensor, as libtorch does. Else all that no kernel has written is zero.
     caches: bool,
+    /// Whether MPI says that it takes device pointers.
+    aware: bool,
 }
 
 impl Machine {
@@ -38,7 +40,7 @@ impl Machine {
             let status = command.arg(folder.path().join(library)).arg(source).arg("-ldl").status();
             assert!(status.expect("a C compiler").success(), "{library} compiles");
         }
-        Some(Self { folder, torch, devices: 1, bytes: None, caches: false })
+        Some(Self { folder, torch, devices: 1, bytes: None, caches: false, aware: false })
     }
 
     fn path(&self) -> &Path {
@@ -53,6 +55,9 @@ impl Machine {
         command.env("FAKE_DEVICES", self.devices.to_string());
         if let Some(bytes) = self.bytes {
             command.env("FAKE_BYTES", bytes.to_string());
+        }
+        if self.aware {
+            command.env("FAKE_AWARE", "1");
         }
         if !self.caches {
             command.env("PYTORCH_NO_CUDA_MEMORY_CACHING", "1");
@@ -131,6 +136,19 @@ fn an_nccl_that_does_not_start_is_done_without_or_refused_in_one_message() {
     let message = ended.message(2);
     assert!(message.contains(&format!("`parallel.transport` is \"nccl\", but {why}")), "{message}");
     assert!(message.contains("set parallel.transport=mpi"), "{message}");
+}
+
+#[test]
+fn ranks_hand_device_memory_to_an_mpi_that_takes_it() {
+    let Some(machine) = Machine::new() else { return };
+    let machine = Machine { aware: true, ..machine };
+    for sets in [["parallel.tp=2", "train.precision=bf16"], ["parallel.dp=2", "parallel.zero=2"]] {
+        let ended = machine.train(2, &[&sets[..], &["parallel.transport=mpi"]].concat()).success();
+        assert!(
+            ended.out.contains("MPI on device memory: as asked; MPI takes device pointers"),
+            "{sets:?}: {ended:#?}"
+        );
+    }
 }
 
 #[test]

@@ -41,7 +41,8 @@ impl Driver {
     /// This is what makes a [`DeviceMemory`](crate::DeviceMemory) that lies harmless to memory that Rust knows.
     pub(crate) fn verify(&self, run: DeviceRun<'_>) -> Result<()> {
         let (mut at, end) = (run.address() as u64, run.address().saturating_add(run.bytes()) as u64);
-        // What grew piece by piece is several ranges, one after the other.
+        // Of addresses that were reserved first and backed piece by piece, the range is all that is reserved; of others it is one
+        // allocation, and a run may reach over several that follow one another.
         while at < end {
             let ask = |attribute| self.attribute(attribute, at);
             let (is_device, ordinal) = (ask(MEMORY_TYPE) == DEVICE_MEMORY && ask(IS_MANAGED) == 0, ask(ORDINAL));

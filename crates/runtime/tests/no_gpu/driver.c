@@ -3,6 +3,7 @@
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <stddef.h>
+#include <stdint.h>
 #include <string.h>
 
 int cuInit(unsigned flags) { (void)flags; return 0; }
@@ -23,6 +24,24 @@ int cuDevicePrimaryCtxGetState(int device, unsigned *flags, int *active)
     return 0;
 }
 
+/* Attributes as cuda.h numbers them; a device's memory is one range, as reserved addresses are. */
+int cuPointerGetAttribute(void *out, int attribute, uint64_t address)
+{
+    int (*range)(const void *, uint64_t *, uint64_t *, int *) =
+        (int (*)(const void *, uint64_t *, uint64_t *, int *))dlsym(RTLD_DEFAULT, "fake_range");
+    uint64_t start, bytes;
+    int device;
+    if (!range || !range((const void *)(uintptr_t)address, &start, &bytes, &device)) return 1;
+    switch (attribute) {
+    case 2: *(unsigned *)out = 2; return 0;
+    case 8: *(unsigned *)out = 0; return 0;
+    case 9: *(int *)out = device; return 0;
+    case 11: *(uint64_t *)out = start; return 0;
+    case 12: *(uint64_t *)out = bytes; return 0;
+    }
+    return 1;
+}
+
 /* Of compiled kernels, of which there are none. */
 #define NOTHING(name) int name(void) { return 0; }
 NOTHING(cuCtxSetCurrent)
@@ -40,5 +59,4 @@ NOTHING(cuModuleLoadData)
 NOTHING(cuModuleLoadDataEx)
 NOTHING(cuModuleUnload)
 NOTHING(cuOccupancyMaxActiveBlocksPerMultiprocessor)
-NOTHING(cuPointerGetAttribute)
 NOTHING(cuTensorMapEncodeTiled)

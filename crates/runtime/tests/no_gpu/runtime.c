@@ -392,6 +392,19 @@ int cudaGetDriverEntryPointByVersion(const char *name, void **out, unsigned vers
 /* For the driver beside it. */
 int fake_has_context(int device) { return atomic_load(&contexts[device]); }
 
+int fake_range(const void *address, uint64_t *start, uint64_t *bytes, int *device)
+{
+    int found = where(address);
+    if (found < 0 || found == HOST) return 0;
+    *start = (uint64_t)(uintptr_t)arenas[found].start;
+    *bytes = ARENA;
+    *device = found;
+    return 1;
+}
+
+/* An MPI library of the host takes these devices' pointers, as they are the host's, too. */
+int MPIX_Query_cuda_support(void) { return told("FAKE_AWARE", 0) != 0; }
+
 /* cuBLAS: handles of one kind, and products that leave their results as they are. */
 
 static int handle(void **out) { static int any; *out = &any; return SUCCESS; }

@@ -110,6 +110,19 @@ fn a_query_that_sees_no_key_finds_nothing() {
     }
 }
 
+/// As a device is given it, which is not asked whether any does. The drop takes the host to the device's path.
+#[test]
+fn a_block_that_no_query_sees_adds_nothing() {
+    let kept = random(&[B, H, S, 2 * S], "mask").gt(-0.5).to_kind(Kind::Double);
+    let own = causal().narrow(-1, S, S);
+    let none = own.zeros_like();
+    let seen = Tensor::cat(&[&none, &own], -1);
+    let got = by_blocks([&Mask::Seen(none), &Mask::Causal], Some(&kept), 0.3);
+    for ((name, got), expected) in ["result", "dq", "dk", "dv"].iter().zip(got).zip(whole(&seen, Some(&kept), 0.3)) {
+        close(name, &got, &expected, TOLERANCE);
+    }
+}
+
 #[test]
 fn the_fused_kernel_is_its_plain_twin() {
     // bfloat16 keeps 8 bits: a result of order 1 is within 2⁻⁸ of the twin's, a gradient, itself a sum of a dozen

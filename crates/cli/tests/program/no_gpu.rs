@@ -73,8 +73,11 @@ impl Machine {
 #[test]
 fn a_run_goes_through_on_a_device() {
     let Some(machine) = Machine::new() else { return };
-    let cases: [&[&str]; 6] = [
+    let cases: [&[&str]; 8] = [
         &[],
+        // What each position sees is not asked of the device.
+        &["train.precision=bf16", "model.architecture=bert"],
+        &["train.deterministic=true", "model.architecture=llama", "model.window=4"],
         &["train.precision=bf16", "model.dropout=0.2"],
         &["train.precision=fp64", "train.deterministic=true"],
         &["train.tf32=true", "optimizer.name=sgd"],

@@ -32,7 +32,8 @@ impl Visibility {
         self.causal && self.segments.is_none() && self.window.is_none_or(|window| window >= seq)
     }
 
-    /// Returns which of the keys each query sees, or `None` if no query sees any.
+    /// Returns which of the keys each query sees, or `None` if no query sees any. Where pairs have to be looked at on a device,
+    /// which would have to be waited for, that none is seen is not known, and a mask of none comes instead.
     ///
     /// # Errors
     /// [`Error::Runtime`](crate::Error::Runtime) where segments are shorter than the sequence.
@@ -81,7 +82,7 @@ impl Visibility {
             let of = |positions: &Positions| runs::select(segments, 1, positions.runs());
             seen = seen.f_logical_and(&of(queries)?.f_unsqueeze(2)?.f_eq_tensor(&of(keys)?.f_unsqueeze(1)?)?)?;
         }
-        let any = seen.f_any()?.f_int64_value(&[])? != 0;
+        let any = device != Device::Cpu || seen.f_any()?.f_int64_value(&[])? != 0;
         Ok(any.then_some(Mask::Seen(seen.f_unsqueeze(1)?)))
     }
 }

@@ -45,18 +45,32 @@ pub(super) struct Watch {
 
 #[derive(Default)]
 struct Board {
-    list: Mutex<List>,
+    list: Mutex<List<Watched>>,
     changed: Condvar,
 }
 
-#[derive(Default)]
-struct List {
-    watched: Vec<Watched>,
+struct List<T> {
+    watched: Vec<T>,
     closed: bool,
 }
 
+impl<T> Default for List<T> {
+    fn default() -> Self {
+        Self { watched: Vec::new(), closed: false }
+    }
+}
+
+impl<T> List<T> {
+    /// Takes one more; says whether the thread may sleep for want of any. Else it looks soon: were it woken for each, a host that
+    /// is far ahead of its device would have it ask for all that is under way with every call.
+    fn add(&mut self, watched: T) -> bool {
+        self.watched.push(watched);
+        self.watched.len() == 1
+    }
+}
+
 impl Board {
-    fn lock(&self) -> MutexGuard<'_, List> {
+    fn lock(&self) -> MutexGuard<'_, List<Watched>> {
         self.list.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -94,8 +108,9 @@ impl Watch {
     }
 
     pub(super) fn add(&self, watched: Watched) {
-        self.board.lock().watched.push(watched);
-        self.board.changed.notify_all();
+        if self.board.lock().add(watched) {
+            self.board.changed.notify_all();
+        }
     }
 }
 
@@ -105,5 +120,18 @@ impl Drop for Watch {
         self.board.changed.notify_all();
         // It ends after the look that it is at.
         self.thread.take().map(JoinHandle::join);
+    }
+}
+
+#[cfg(all(test, not(feature = "shuttle")))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_thread_is_woken_for_the_first_alone() {
+        let mut list = List::default();
+        assert_eq!([list.add('a'), list.add('b'), list.add('c')], [true, false, false]);
+        assert_eq!(std::mem::take(&mut list.watched), ['a', 'b', 'c']);
+        assert!(list.add('d'));
     }
 }

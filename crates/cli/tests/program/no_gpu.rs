@@ -8,6 +8,9 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use mp_train::metrics;
+use mp_train::records::Record;
+
 use crate::common::{finish, launcher, program, start, with_sets, Ended, TINY};
 
 /// A machine whose GPUs do nothing.
@@ -163,6 +166,23 @@ fn layouts_are_verified_on_a_device() {
     let failed = ended.out.lines().filter(|line| line.contains("FAIL")).count();
     let compared = ended.out.lines().filter(|line| line.contains("differs by")).count();
     assert!(failed > 0 && failed == compared, "{ended:#?}");
+}
+
+#[test]
+fn the_allocators_peak_and_what_it_has_reserved_are_in_the_metrics() {
+    let Some(machine) = Machine::new() else { return };
+    let machine = Machine { caches: true, ..machine };
+    machine.train(1, &["train.name=figures"]).success();
+    let metrics = metrics::read(&machine.path().join("runs/figures/metrics.jsonl")).unwrap();
+    let steps = metrics.into_iter().filter_map(|record| match record {
+        Record::Step(step) => Some((step.memory_bytes, step.memory_reserved_bytes)),
+        _ => None,
+    });
+    let steps: Vec<_> = steps.collect();
+    // Values, gradients and AdamW's moments of 12,336 parameters at the least; of the device the allocator takes whole pieces.
+    let told =
+        |&(peak, reserved): &(u64, Option<u64>)| peak >= 16 * 12_336 && reserved.is_some_and(|held| held >= peak);
+    assert!(steps.len() == 2 && steps.iter().all(told), "{steps:?}");
 }
 
 #[test]

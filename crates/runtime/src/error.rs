@@ -40,6 +40,13 @@ pub enum Error {
         /// What this process's allocator holds beside them.
         idle: Option<u64>,
     },
+    /// Memory that CUDA or one of its libraries did not get for itself, beside what the allocator holds: contexts, kernels, handles,
+    /// page-locked memory of the host.
+    #[error(
+        "CUDA found no memory beside the tensors ({0}); start fewer ranks on the device, or lower `parallel.micro_batch`, \
+         `train.seq` or the model's sizes"
+    )]
+    NoMemoryBeside(String),
     /// A custom function's backward, or a hook, failed or panicked.
     #[error("in a backward callback: {0}")]
     Callback(String),
@@ -90,6 +97,9 @@ impl Error {
         let below = ["\nException raised from", "\nframe #", "\nSearch for `", late];
         let end = below.iter().filter_map(|mark| text.find(mark)).min().unwrap_or(text.len());
         let words = &text[..end];
+        if BESIDE.iter().any(|mark| words.contains(mark)) {
+            return Error::NoMemoryBeside(words.to_string());
+        }
         if text.contains(late) {
             return Error::Torch(format!(
                 "{words} (of this call or an earlier one: CUDA_LAUNCH_BLOCKING=1 tells which)"
@@ -106,9 +116,12 @@ impl Error {
 
     /// Says whether memory was asked for in vain, of the host or of a device.
     pub fn is_out_of_memory(&self) -> bool {
-        matches!(self, Error::OutOfMemory { .. } | Error::DeviceOutOfMemory { .. })
+        matches!(self, Error::OutOfMemory { .. } | Error::DeviceOutOfMemory { .. } | Error::NoMemoryBeside(_))
     }
 }
+
+/// What the runtime and cuBLAS say where they themselves find no memory.
+const BESIDE: [&str; 2] = ["CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED"];
 
 /// Reads how much the host's allocator was asked for in vain, where that is what the words say.
 fn refused_bytes(words: &str) -> Option<u64> {
@@ -284,9 +297,27 @@ mod tests {
     }
 
     #[test]
-    fn other_words_stay() {
-        for words in ["CUDA error: out of memory", "CUDA out of memory. Tried to allocate much"] {
-            assert!(matches!(Error::of_torch(words), Error::Torch(kept) if kept == words));
+    fn memory_that_cuda_lacks_for_itself_is_told_with_the_way_out() {
+        let runtime = "CUDA error: out of memory\nSearch for `cudaErrorMemoryAllocation' in https://docs.nvidia.com/cuda for \
+                       more information.\nCUDA kernel errors might be asynchronously reported at some other API call, so \
+                       the stacktrace below might be incorrect.\n";
+        let cublas = "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`";
+        for (words, told) in [(runtime, "CUDA error: out of memory"), (cublas, cublas)] {
+            let error = Error::of_torch(words);
+            assert!(error.is_out_of_memory());
+            assert_eq!(
+                error.to_string(),
+                format!(
+                    "CUDA found no memory beside the tensors ({told}); start fewer ranks on the device, or lower \
+                     `parallel.micro_batch`, `train.seq` or the model's sizes"
+                )
+            );
         }
+    }
+
+    #[test]
+    fn other_words_stay() {
+        let words = "CUDA out of memory. Tried to allocate much";
+        assert!(matches!(Error::of_torch(words), Error::Torch(kept) if kept == words));
     }
 }

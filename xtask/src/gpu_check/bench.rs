@@ -5,6 +5,7 @@ use serde_json::Value;
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io::Write;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -262,7 +263,12 @@ impl Heard {
 
     /// The line that says what went wrong: the first that calls itself an error, else the last.
     pub fn complaint(&self) -> String {
-        complaint(self.text())
+        let line = complaint(self.text());
+        match self.outcome.status.and_then(|status| status.signal()) {
+            // It could say nothing of that itself.
+            Some(signal) => format!("it was ended by signal {signal}; its last line: {line}"),
+            None => line,
+        }
     }
 }
 

@@ -96,6 +96,13 @@ fn a_program_that_leaves_nothing_is_told_by_its_complaint() {
 }
 
 #[test]
+fn a_program_that_a_signal_ends_is_told_by_it() {
+    let made = Pretended::new("signal", "echo begun; kill -SEGV $$");
+    assert_eq!(made.run(Device::Cpu, &["conformance-staged-1"]), ExitCode::FAILURE);
+    assert_eq!(made.results()[0].2, "it was ended by signal 11; its last line: begun");
+}
+
+#[test]
 fn what_outlasts_its_time_is_ended_and_said_to_be() {
     let made = Pretended::new("late", "exec sleep 600");
     fs::create_dir_all(made.out()).unwrap();

@@ -158,6 +158,34 @@ fn ranks_hand_device_memory_to_an_mpi_that_takes_it() {
 }
 
 #[test]
+fn a_checkpoint_goes_to_a_device_and_comes_back_as_it_was() {
+    let Some(machine) = Machine::new() else { return };
+    let leg = |precision: &str, steps: u64, device: &str| {
+        let sets = [
+            "checkpoint.keep=0",
+            &format!("checkpoint.resume={}", steps > 2),
+            &format!("train.name={precision}"),
+            &format!("train.precision={precision}"),
+            &format!("train.steps={steps}"),
+            &format!("train.device={device}"),
+        ];
+        machine.run(1, &with_sets("train", &[TINY, &sets])).success();
+    };
+    for precision in ["fp32", "bf16", "fp64"] {
+        [(2, "cpu"), (4, "cuda"), (6, "cpu")].into_iter().for_each(|(steps, device)| leg(precision, steps, device));
+        let checkpoints = machine.path().join("runs").join(precision).join("checkpoints");
+        let saved = |step: u64, part: &str| {
+            std::fs::read(checkpoints.join(format!("step-{step:08}/{part}-00000.safetensors"))).unwrap()
+        };
+        for part in ["model", "optimizer"] {
+            // Steps of a device whose kernels do nothing change nothing of what it was given.
+            assert!(saved(2, part) == saved(4, part), "{part} in {precision} is not what went there");
+            assert!(saved(4, part) != saved(6, part), "{part} in {precision} does not go on");
+        }
+    }
+}
+
+#[test]
 fn layouts_are_verified_on_a_device() {
     let Some(machine) = Machine::new() else { return };
     let ended = machine.run(1, &with_sets("verify", &[&["train.device=cuda", "train.precision=bf16"]]));

@@ -56,8 +56,8 @@ pub fn nextest(text: &str) -> Option<Counts> {
     Some(counts)
 }
 
-/// Adds up the lines `test result: ok. 3 passed; 0 failed; …` of each crate.
-pub fn documentation_tests(text: &str) -> Option<Counts> {
+/// Adds up the lines `test result: ok. 3 passed; 0 failed; …` of each target.
+pub fn libtest(text: &str) -> Option<Counts> {
     let mut sum = None;
     for line in text.lines().filter(|line| line.starts_with("test result: ")) {
         let counts = sum.get_or_insert_with(Counts::default);
@@ -131,7 +131,7 @@ mod tests {
     fn a_run_without_a_summary_counts_as_one_failure() {
         assert_eq!(settled(nextest("error: could not compile"), false), counts(0, 1));
         assert_eq!(settled(nextest(""), true), counts(0, 1));
-        assert_eq!(settled(documentation_tests("all is well\n"), true), counts(0, 1));
+        assert_eq!(settled(libtest("all is well\n"), true), counts(0, 1));
         assert_eq!(settled(Some(counts(5, 2)), false), counts(5, 2));
         assert_eq!(settled(Some(counts(5, 0)), false), counts(5, 1));
     }
@@ -140,7 +140,7 @@ mod tests {
     fn documentation_tests_add_up() {
         let text = "test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured\n\
                     test result: FAILED. 1 passed; 2 failed; 0 ignored\n";
-        assert_eq!(documentation_tests(text), Some(counts(4, 2)));
+        assert_eq!(libtest(text), Some(counts(4, 2)));
     }
 
     #[test]

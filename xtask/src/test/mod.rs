@@ -18,7 +18,7 @@ use std::process::{Command, ExitCode};
 use std::time::Duration;
 
 use self::counts::Counts;
-use self::plan::{Example, FeatureTest, Plan, Suite, Variant};
+use self::plan::{Example, FeatureTest, Plan, Suite, Together, Variant};
 use self::report::{Deadline, Report};
 use crate::process::Outcome;
 use crate::setup::{self, Installs};
@@ -28,6 +28,8 @@ use crate::{environment, tidy, train};
 /// The time for everything, and with `--all`.
 const BUDGET: Duration = Duration::from_secs(30 * 60);
 const BUDGET_ALL: Duration = Duration::from_secs(2 * 60 * 60);
+/// When the tests of a target that share a process count as hung.
+const TOGETHER_LIMIT: Duration = Duration::from_secs(300);
 const EXAMPLE_LIMIT: Duration = Duration::from_secs(120);
 /// Ranks for examples that talk over MPI.
 const EXAMPLE_RANKS: usize = 2;
@@ -67,13 +69,13 @@ fn checks(workspace: &Workspace, all: bool, report: &mut Report) {
     });
     if let Some(installs) = installs {
         let run = Run { workspace, installs, deadline };
-        run.lints(report);
-        run.cargo_tests(report, all);
         let mut plan = Plan::default();
         report.step("plan", || {
             plan = Plan::read(&workspace.metadata()?, all)?;
             Ok(Counts::one(true))
         });
+        run.lints(report);
+        run.cargo_tests(report, &plan, all);
         run.planned(report, &plan);
         run.verifications(report, all);
         if all {
@@ -92,7 +94,7 @@ fn set_up(workspace: &Workspace, deadline: Deadline) -> Result<Installs> {
 }
 
 fn notes(all: bool) -> Vec<String> {
-    let long = "ignored tests, mpi_conformance --huge, verification of all layouts on 8 ranks, a model in 100 parts on 100 ranks, the default training run in the release build";
+    let long = "ignored tests, mpi_conformance --huge, mpi_parity --models, verification of all layouts on 8 ranks, a model in 100 parts on 100 ranks, the default training run in the release build";
     let first = match all {
         true => format!("--all added: {long}"),
         false => format!("left out (`cargo xtask test --all` runs them): {long}"),
@@ -118,15 +120,37 @@ impl Run<'_> {
         report.step("tidy", || Ok(Counts::one(tidy::command(self.workspace)? == ExitCode::SUCCESS)));
     }
 
-    fn cargo_tests(&self, report: &mut Report, all: bool) {
+    fn cargo_tests(&self, report: &mut Report, plan: &Plan, all: bool) {
         let limit = self.deadline.left();
         report.step("cargo-nextest", || nextest::ensure(self.workspace, limit).map(|()| Counts::one(true)));
-        report.step("unit and property tests", || self.unit_tests(all));
+        report.step("unit and property tests", || self.unit_tests(&plan.apart(), all));
+        self.tests_together(report, &plan.together, all);
         report.step("documentation tests", || self.documentation_tests());
         report.step("documentation", || {
             let mut command = self.command(&["doc", "--no-deps", "--workspace"]);
             Ok(Counts::one(self.watch(command.env("RUSTDOCFLAGS", "-D warnings"))?.success()))
         });
+    }
+
+    /// Tests of which one process runs a whole target's: each counts, but one that crashes takes the others along.
+    fn tests_together(&self, report: &mut Report, targets: &[Together], all: bool) {
+        // The runner has built them.
+        let words = ["test", "--workspace", "--no-run", "--no-fail-fast"];
+        let built = self.built(report, "tests that share a process: build", &words);
+        for target in targets {
+            report.step(&target.id(), || self.together(target, built.get(&target.source), all));
+        }
+    }
+
+    /// Builds, and files the binaries by their sources: one that does not compile must not hide the others.
+    fn built(&self, report: &mut Report, title: &str, words: &[&str]) -> HashMap<String, PathBuf> {
+        let mut built = HashMap::new();
+        report.step(title, || {
+            let outcome = self.deadline.capture(self.command(words).arg("--message-format=json-render-diagnostics"))?;
+            built = plan::executables(&outcome.text);
+            Ok(Counts::one(outcome.success()))
+        });
+        built
     }
 
     fn planned(&self, report: &mut Report, plan: &Plan) {
@@ -140,14 +164,8 @@ impl Run<'_> {
         if plan.suites.is_empty() {
             return;
         }
-        let mut built = HashMap::new();
-        report.step("MPI suites: build", || {
-            let mut command = self.command(&["build", "--workspace", "--test", "mpi_*", "--keep-going"]);
-            let outcome = self.deadline.capture(command.arg("--message-format=json-render-diagnostics"))?;
-            // One that does not compile must not hide the others.
-            built = plan::executables(&outcome.text);
-            Ok(Counts::one(outcome.success()))
-        });
+        let words = ["build", "--workspace", "--test", "mpi_*", "--keep-going"];
+        let built = self.built(report, "MPI suites: build", &words);
         for suite in &plan.suites {
             let binary = built.get(&suite.key());
             for variant in &suite.variants {
@@ -180,10 +198,26 @@ impl Run<'_> {
         Ok(Counts::one(self.watch(&mut self.command(arguments))?.success()))
     }
 
-    fn unit_tests(&self, all: bool) -> Result<Counts> {
+    /// The tests of the targets that `which` filters.
+    fn unit_tests(&self, which: &str, all: bool) -> Result<Counts> {
         let children = CHILDREN.map(|name| format!("test(={name})")).join(" | ");
-        let ignored = ["--run-ignored", "all", "-E", &format!("not ({children})")];
-        self.nextest(&["--workspace", "--no-tests", "pass"], if all { &ignored } else { &[] })
+        let which = format!("{which} and not ({children})");
+        let ignored = ["--run-ignored", "all"];
+        let options = ["--workspace", "--no-tests", "pass", "-E", &which];
+        self.nextest(&options, if all { &ignored } else { &[] })
+    }
+
+    fn together(&self, target: &Together, binary: Option<&PathBuf>, all: bool) -> Result<Counts> {
+        let mut command = Command::new(binary.with_context(|| format!("{} was not built", target.id()))?);
+        command.current_dir(&target.folder);
+        environment::apply(&self.installs.mpi, &mut command);
+        command.env("OMP_NUM_THREADS", "1");
+        if all {
+            command.arg("--include-ignored");
+            command.args(CHILDREN.iter().flat_map(|child| ["--skip", child]));
+        }
+        let outcome = self.deadline.watch(&mut command, TOGETHER_LIMIT)?;
+        Ok(counts::settled(counts::libtest(&outcome.text), outcome.success()))
     }
 
     fn feature_test(&self, test: &FeatureTest) -> Result<Counts> {
@@ -206,7 +240,7 @@ impl Run<'_> {
         let own = own.iter().flat_map(std::env::split_paths);
         let folders = std::env::join_paths(self.installs.libraries().into_iter().chain(own))?;
         let outcome = self.watch(command.env("LD_LIBRARY_PATH", folders))?;
-        Ok(counts::settled(counts::documentation_tests(&outcome.text), outcome.success()))
+        Ok(counts::settled(counts::libtest(&outcome.text), outcome.success()))
     }
 
     fn example(&self, example: &Example) -> Result<Counts> {

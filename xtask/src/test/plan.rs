@@ -3,6 +3,8 @@
 //! - MPI suites: test targets named `mpi_*` with `harness = false, test = false`. A member may name world sizes in
 //!   `[package.metadata.mpi]`, as `mpi_name = [1, 2, 4]`, and its suites' time-out, as `timeout_seconds = 300`.
 //! - Tests behind a feature that is not a default one, which plain `cargo test` passes over.
+//! - Test targets whose tests share a process, where each would take longer to start than to run; a member lists them in
+//!   `[package.metadata.tests]`, as `one_process = ["golden"]`. The runner, which gives each test its own, leaves them out.
 //! - Examples of the ground floor's `mp-comm` and `mp-plan`; those that require the feature `mpi` run under `mpirun`.
 
 use anyhow::{Context, Result};
@@ -14,19 +16,47 @@ use std::time::Duration;
 const RANKS: [usize; 5] = [1, 2, 3, 4, 8];
 const SUITE_SECONDS: u64 = 240;
 /// Runs of a suite with an option, on so many ranks; the last says which need `--all`.
-const WITH_OPTIONS: [(&str, usize, &str, bool); 2] =
-    [("mpi_conformance", 2, "--serialized", false), ("mpi_conformance", 2, "--huge", true)];
+const WITH_OPTIONS: [(&str, usize, &str, bool); 4] = [
+    ("mpi_conformance", 2, "--serialized", false),
+    ("mpi_conformance", 2, "--huge", true),
+    ("mpi_parity", 2, "--models", true),
+    ("mpi_parity", 4, "--models", true),
+];
 const WITH_EXAMPLES: [&str; 2] = ["mp-comm", "mp-plan"];
 
 /// Everything to run, in order.
 #[derive(Default)]
 pub struct Plan {
+    /// Test targets whose tests share a process.
+    pub together: Vec<Together>,
     /// Tests that need a feature.
     pub feature_tests: Vec<FeatureTest>,
     /// Examples that must run to their end.
     pub examples: Vec<Example>,
     /// Suites for `mpirun`.
     pub suites: Vec<Suite>,
+}
+
+/// A test target whose tests share a process.
+pub struct Together {
+    /// The member.
+    pub package: String,
+    /// The target; the library's own has the library's name.
+    pub name: String,
+    /// The source file, the key under which [`executables`] files its binary.
+    pub source: String,
+    /// The member's folder, in which its tests run.
+    pub folder: PathBuf,
+}
+
+impl Together {
+    /// The name by which the runner knows it, for people too.
+    pub fn id(&self) -> String {
+        match self.package.replace('-', "_") == self.name {
+            true => self.package.clone(),
+            false => format!("{}::{}", self.package, self.name),
+        }
+    }
 }
 
 /// A test target behind features.
@@ -127,7 +157,18 @@ impl Plan {
             });
         } else if is_kind("test") && required.iter().any(|feature| !defaults.contains(feature)) {
             self.feature_tests.push(FeatureTest { package: package.into(), name, features: required });
+        } else if strings(&manifest["metadata"]["tests"]["one_process"]).contains(&name) {
+            let path = |value: &Value| PathBuf::from(value.as_str().unwrap_or_default());
+            let folder = path(&manifest["manifest_path"]).parent().map(PathBuf::from).unwrap_or_default();
+            let source = target["src_path"].as_str().unwrap_or_default().to_string();
+            self.together.push(Together { package: package.into(), name, source, folder });
         }
+    }
+
+    /// The filter by which the runner leaves out what shares a process.
+    pub fn apart(&self) -> String {
+        let ids: Vec<_> = self.together.iter().map(|target| format!("binary_id(={})", target.id())).collect();
+        format!("not ({})", if ids.is_empty() { "none()".into() } else { ids.join(" | ") })
     }
 }
 
@@ -181,12 +222,15 @@ mod tests {
             {
                 "name": "mp-comm",
                 "features": {"default": ["mpi"], "mpi": ["dep:mpi"], "shuttle": []},
-                "metadata": {"mpi": {"mpi_small": [1, 2], "timeout_seconds": 30}},
+                "metadata": {"mpi": {"mpi_small": [1, 2], "timeout_seconds": 30}, "tests": {"one_process": ["mp_comm", "small"]}},
+                "manifest_path": "/t/Cargo.toml",
                 "targets": [
                     target("test", "mpi_conformance", false, json!(["mpi"])),
                     target("test", "mpi_small", false, json!([])),
                     target("test", "mpi_death", true, json!(["mpi"])),
                     target("test", "interleavings", true, json!(["shuttle"])),
+                    target("lib", "mp_comm", true, json!([])),
+                    target("test", "small", true, json!([])),
                     target("example", "ring", false, json!(["mpi"])),
                 ],
             },
@@ -212,6 +256,16 @@ mod tests {
         let titles: Vec<String> = plan(false).feature_tests.iter().map(FeatureTest::title).collect();
         assert_eq!(titles, ["interleavings of mp-comm with shuttle"]);
         assert_eq!(plan(false).feature_tests[0].qualified_features(), "mp-comm/shuttle");
+    }
+
+    #[test]
+    fn targets_that_share_a_process_are_left_out_by_name() {
+        let plan = plan(false);
+        let told: Vec<_> = plan.together.iter().map(|target| (target.id(), target.source.as_str())).collect();
+        assert_eq!(told, [("mp-comm".into(), "/t/mp_comm.rs"), ("mp-comm::small".into(), "/t/small.rs")]);
+        assert!(plan.together.iter().all(|target| target.folder == std::path::Path::new("/t")));
+        assert_eq!(plan.apart(), "not (binary_id(=mp-comm) | binary_id(=mp-comm::small))");
+        assert_eq!(Plan::default().apart(), "not (none())");
     }
 
     #[test]

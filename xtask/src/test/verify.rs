@@ -57,7 +57,8 @@ const VERIFICATIONS: [Verification; 4] = [
 impl Run<'_> {
     /// Verifies, where there is time.
     pub(super) fn verifications(&self, report: &mut Report, all: bool) {
-        report.step("verify: build", || self.one(&["build", "--workspace", "--bin", "mp-cli"]));
+        // Beside examples the dependencies have the features that tests had; alone they would be compiled anew.
+        report.step("verify: build", || self.one(&["build", "--workspace", "--bin", "mp-cli", "--examples"]));
         for verification in VERIFICATIONS.iter().filter(|verification| all || !verification.long) {
             let Verification { title, ranks, .. } = verification;
             report.step(&format!("verify {title} on {ranks} ranks"), || self.verification(verification));

@@ -6,10 +6,7 @@
 
 use std::time::Instant;
 
-use mp_plan::{
-    search, Analytic, Architecture, ArchitectureName, Cluster, ContextForm, Executor, Job, ModelConfig, Precision,
-    Result, Space,
-};
+use mp_plan::{published, search, Analytic, Cluster, Executor, Job, Result, Space};
 
 /// What is searched: a preset, devices, dropout, sequences of a step.
 type Case = (&'static str, usize, f64, usize);
@@ -45,28 +42,12 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// GPT with a trillion parameters, as Narayanan et al. 2021 trained it.
+/// GPT with a trillion parameters, as Narayanan et al. 2021 trained it, by this engine.
 fn job(dropout: f64, global_batch: usize) -> Result<Job> {
-    let model = ModelConfig {
-        architecture: ArchitectureName::Gpt2,
-        hidden: 25_600,
-        layers: 128,
-        heads: 160,
-        dropout,
-        ..ModelConfig::default()
-    };
-    Ok(Job {
-        architecture: Architecture::resolve(&model, 51_200, 2048)?,
-        seq: 2048,
-        global_batch,
-        precision: Precision::Bf16,
-        moments: 2,
-        bucket_elements: 25 << 18,
-        context: ContextForm::Ring,
-        within_documents: false,
-        split: Vec::new(),
-        executor: Executor::ENGINE,
-    })
+    let row = published::rows().into_iter().find(|row| row.billions == 1008.0).expect("the largest row of the paper");
+    let mut job = Job { global_batch, executor: Executor::ENGINE, ..row.job()? };
+    job.architecture.dropout = dropout;
+    Ok(job)
 }
 
 /// Returns the seconds that this thread has had a processor; `None` where the system does not say.

@@ -75,7 +75,7 @@ fn three_ranks_measure_choose_and_train_and_what_they_measured_is_read_back() {
 }
 
 #[test]
-#[ignore = "measures for some twenty seconds"]
+#[ignore = "measures all precisions, for up to twenty seconds; its paths are those of the test before, at less effort"]
 fn two_ranks_write_the_machine_that_a_plan_reads() {
     let folder = tempfile::tempdir().unwrap();
     let ended = ranks(2, folder.path(), &["plan", "--measure", "mine.toml", "--set", "train.threads=1"]).success();

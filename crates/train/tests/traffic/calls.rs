@@ -2,17 +2,13 @@
 
 use std::sync::Arc;
 
-use mp_comm::ledger::{Entry, Ledger, Log};
+use mp_comm::ledger::Entry;
 use mp_comm::{threads, Call, Communicator};
-use mp_data::{Batch, Targets, TextSource, Tokens};
 use mp_plan::{Axis, Cluster, Collective, CostModel, Estimator, Group, Mesh, Precision};
-use mp_runtime::Device;
-use mp_train::assemble::Allocated;
 use mp_train::layout::Layout;
-use mp_train::step::Work;
 use mp_train::{Config, Result};
 
-const SEQ: usize = 32;
+use crate::{config, second_step};
 
 /// Collectives by what waits for them are booked under: those of tensor ranks, of stages, and all others.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -99,46 +95,21 @@ fn made(entries: &[Entry], mesh: &Mesh) -> Made {
     made
 }
 
-/// Makes two steps, and returns the rank's place in the pipeline, what its second step called and what is timed of it.
-fn second_step(world: Arc<dyn Communicator>, config: &Config) -> Result<(usize, Made, Made)> {
-    let log = Arc::new(Log::new());
-    let world: Arc<dyn Communicator> = Arc::new(Ledger::new(world, Arc::clone(&log)));
-    let layout = Layout::new(config, 37, world.size())?;
-    let groups = layout.groups(&world)?;
-    let (rank, dp) = (groups.pp.rank().0, groups.dp.rank().0);
-    let mut trainer = Allocated::new(config, &layout, &groups, Device::Cpu)?.trainer(config, &layout, groups)?;
-    let source = TextSource::new(Tokens::new("counted", (0..900).map(|at| at % 37).collect()), SEQ, 1)?;
-    for step in 1..=2 {
-        let mut batches = (0..layout.batches.micro_batches())
-            .map(|micro| Batch::read(&source, layout.batches.samples(step - 1, dp, micro)))
-            .collect::<mp_data::Result<Vec<_>>>()?;
-        if config.model.next_sentence {
-            batches.iter_mut().for_each(|batch| batch.labels = Some(vec![0; batch.batch]));
-        }
-        log.take();
-        trainer.step(&Work { step, lr: 1e-3, batches: &batches, global_batch: 8, targets: Targets::Every })?;
-    }
-    let (mut made, mut timed) = (made(&log.take(), &layout.partition.mesh), timed(config, &layout)?[rank]);
+/// Returns the rank's place in the pipeline, what its second step called and what is timed of it.
+fn called(world: Arc<dyn Communicator>, config: &Config) -> Result<(usize, Made, Made)> {
+    let seen = second_step(world, config)?;
+    let (mut made, mut timed) =
+        (made(&seen.called, &seen.layout.partition.mesh), timed(config, &seen.layout)?[seen.stage]);
     // Stages are timed to wait for each other, too, which is no call of theirs.
     for (made, timed) in [(&mut made.calls, &mut timed.calls), (&mut made.bytes, &mut timed.bytes)] {
         assert!(timed[1] >= made[1], "{made:?}, timed {timed:?}");
         (made[1], timed[1]) = (0.0, 0.0);
     }
-    Ok((rank, made, timed))
+    Ok((seen.stage, made, timed))
 }
 
 #[test]
 fn every_collective_of_a_step_is_timed() {
-    let base = [
-        "model.hidden=16",
-        "model.layers=4",
-        "model.heads=4",
-        "model.kv_heads=2",
-        "model.vocab=40",
-        "train.seq=32",
-        "train.global_batch=8",
-        "parallel.bucket_bytes=8192",
-    ];
     for (ranks, sets) in [
         (2, ["parallel.tp=2", "parallel.sequence_parallel=false"].as_slice()),
         (2, &["parallel.tp=2", "parallel.sequence_parallel=true"]),
@@ -167,9 +138,9 @@ fn every_collective_of_a_step_is_timed() {
             ],
         ),
     ] {
-        let sets: Vec<String> = base.iter().chain(sets).map(|set| (*set).to_string()).collect();
-        let config = Config::load(None, None, &sets).unwrap();
-        let all = threads::run(ranks, |world| second_step(world, &config));
+        // A vocabulary that four ranks can cut evenly.
+        let config = config(&[&["model.vocab=40"], sets].concat());
+        let all = threads::run(ranks, |world| called(world, &config));
         // Of what tensor ranks sum up one data rank owns more than another, and one may own nothing: the calls that are timed are
         // those of the first one, the bytes the mean.
         for (rank, (stage, made, timed)) in all.iter().enumerate() {

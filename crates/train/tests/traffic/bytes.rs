@@ -2,54 +2,17 @@
 
 use std::sync::Arc;
 
-use mp_comm::ledger::{Ledger, Log};
 use mp_comm::{threads, Communicator};
-use mp_data::{Batch, Targets, TextSource, Tokens};
 use mp_plan::Traffic;
-use mp_runtime::Device;
-use mp_train::assemble::Allocated;
-use mp_train::layout::Layout;
-use mp_train::step::Work;
 use mp_train::{traffic, Config, Result};
 
-const SEQ: usize = 32;
+use crate::{config, second_step};
 
-fn config(sets: &[&str]) -> Config {
-    let base = [
-        "model.hidden=16",
-        "model.layers=4",
-        "model.heads=4",
-        "model.kv_heads=2",
-        "model.vocab=37",
-        "train.seq=32",
-        "train.global_batch=8",
-        "parallel.bucket_bytes=8192",
-    ];
-    let sets: Vec<String> = base.iter().chain(sets).map(|set| (*set).to_string()).collect();
-    Config::load(None, None, &sets).unwrap()
-}
-
-/// Makes two steps and returns what the second one sent and what was planned.
+/// What the second step sent, and what was planned.
 fn sent(world: Arc<dyn Communicator>, config: &Config) -> Result<(Traffic, Traffic)> {
-    let log = Arc::new(Log::new());
-    let world: Arc<dyn Communicator> = Arc::new(Ledger::new(world, Arc::clone(&log)));
-    let layout = Layout::new(config, 37, world.size())?;
-    let groups = layout.groups(&world)?;
-    let (rank, dp, part) = (groups.pp.rank().0, groups.dp.rank().0, groups.data.rank().0);
-    let mut trainer = Allocated::new(config, &layout, &groups, Device::Cpu)?.trainer(config, &layout, groups)?;
-    let source = TextSource::new(Tokens::new("counted", (0..900).map(|at| at % 37).collect()), SEQ, 1)?;
-    for step in 1..=2 {
-        let mut batches = (0..layout.batches.micro_batches())
-            .map(|micro| Batch::read(&source, layout.batches.samples(step - 1, dp, micro)))
-            .collect::<mp_data::Result<Vec<_>>>()?;
-        if config.model.next_sentence {
-            batches.iter_mut().for_each(|batch| batch.labels = Some(vec![0; batch.batch]));
-        }
-        log.take();
-        trainer.step(&Work { step, lr: 1e-3, batches: &batches, global_batch: 8, targets: Targets::Every })?;
-    }
-    let got = traffic::sent(&log.take(), &layout.partition.mesh);
-    Ok((got, layout.traffic(config, trainer.parameters(), rank, part)))
+    let seen = second_step(world, config)?;
+    let got = traffic::sent(&seen.called, &seen.layout.partition.mesh);
+    Ok((got, seen.layout.traffic(config, seen.trainer.parameters(), seen.stage, seen.part)))
 }
 
 #[test]

@@ -12,6 +12,8 @@ use crate::failure::refused;
 /// A file that is to be written.
 #[derive(Debug)]
 pub struct Destination {
+    /// By which it was named.
+    flag: &'static str,
     /// As it was typed.
     path: PathBuf,
     /// Where links lead, for the file behind a link is meant.
@@ -27,7 +29,7 @@ impl Destination {
     /// An input error where it cannot be written.
     pub fn new(flag: &'static str, path: &Path) -> Result<Self> {
         let place = path.canonicalize().unwrap_or_else(|_| path.to_owned());
-        let destination = Self { path: path.to_owned(), place, file: None };
+        let destination = Self { flag, path: path.to_owned(), place, file: None };
         if !destination.is_passage() {
             durable::check(&destination.place).map_err(|error| {
                 refused(flag, format!("\"{}\"", path.display()), format!("it cannot be written: {error}"))
@@ -46,14 +48,17 @@ impl Destination {
     /// the old ones are there.
     ///
     /// # Errors
-    /// [`Error::Write`] for what the disk refuses.
+    /// [`Error::Output`] for what the disk refuses.
     pub fn write(&mut self, text: &str) -> Result<()> {
-        let failed = |source: io::Error| Error::Write { path: self.path.clone(), source };
+        let failed = |source: io::Error| Error::Output { flag: self.flag, path: self.path.clone(), source };
         let (mut file, rest) = match self.file.take() {
             Some(file) => (file, text),
             None if self.is_passage() => (File::options().write(true).open(&self.place).map_err(failed)?, text),
             None => {
-                durable::write(&self.place, text.as_bytes())?;
+                durable::write(&self.place, text.as_bytes()).map_err(|error| match error {
+                    Error::Write { source, .. } => failed(source),
+                    other => other,
+                })?;
                 (File::options().append(true).open(&self.place).map_err(failed)?, "")
             }
         };

@@ -119,7 +119,11 @@ pub enum Error {
     },
 
     /// Heads of odd width, whose elements rotary positions cannot pair.
-    #[error("model.head_dim {head_dim} is odd, and rotary positions turn pairs of elements")]
+    #[error(
+        "model.head_dim {head_dim} is odd, and rotary positions turn pairs of elements; set model.head_dim to {}, or \
+         model.heads so that model.hidden divides into even heads",
+        head_dim.saturating_add(1)
+    )]
     OddHeadDim {
         /// The width of one head.
         head_dim: usize,

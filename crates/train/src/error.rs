@@ -191,6 +191,16 @@ pub enum Error {
         /// The system's reason.
         source: std::io::Error,
     },
+    /// A file that a flag names and that could not be written when there was something to write.
+    #[error("`{flag}` \"{}\" cannot be written: {source}; name a file elsewhere", path.display())]
+    Output {
+        /// The flag.
+        flag: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The system's reason.
+        source: std::io::Error,
+    },
     /// Ranks on nodes of which nothing can be measured.
     #[error(
         "a machine is measured with as many ranks on each node, consecutive ones, and there are {counts} on a node; start \
@@ -322,6 +332,7 @@ impl Error {
             | Error::Model(_)
             | Error::Runtime(_)
             | Error::Write { .. }
+            | Error::Output { .. }
             | Error::NotFinite { .. }
             | Error::Scores { .. }
             | Error::Unmeasurable

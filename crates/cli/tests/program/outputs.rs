@@ -45,6 +45,17 @@ fn what_cannot_be_written_is_refused_on_every_rank_before_the_work() {
     assert_eq!(names(folder.path()), [""; 0]);
 }
 
+#[test]
+fn a_device_that_takes_nothing_more_is_told_by_the_flag_that_named_it() {
+    let folder = tempfile::tempdir().unwrap();
+    for flag in ["--json", "--html"] {
+        let ended = alone(folder.path(), &["plan", "--cluster", "h100", "--ranks", "2", flag, "/dev/full"]);
+        let told = ended.message(1);
+        assert!(told.starts_with(&format!("error: `{flag}` \"/dev/full\" cannot be written: ")), "{ended:#?}");
+        assert!(told.trim_end().ends_with("; name a file elsewhere"), "{ended:#?}");
+    }
+}
+
 const PLAN: [&str; 6] = ["plan", "--cluster", "h100", "--ranks", "2", "--json"];
 
 #[test]

@@ -99,6 +99,15 @@ fn a_run_goes_through_on_a_device() {
 }
 
 #[test]
+fn products_of_single_precision_are_in_tf32_where_that_is_asked_for() {
+    let Some(machine) = Machine::new() else { return };
+    for (asked, tf32) in [("true", true), ("false", false)] {
+        let ended = machine.train(1, &[&format!("train.tf32={asked}")]).success();
+        assert_eq!(ended.err.contains("products in mode 3"), tf32, "{ended:#?}");
+    }
+}
+
+#[test]
 fn ranks_share_a_device() {
     let Some(machine) = Machine::new() else { return };
     let cases: [&[&str]; 6] = [

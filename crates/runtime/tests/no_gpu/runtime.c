@@ -8,7 +8,7 @@
 
    FAKE_DEVICES and FAKE_BYTES say how many devices there are, and how large. A copy whose direction is not where its ends
    lie, and one on another device than the thread's, end the process. Each device that a thread makes a context on is told on
-   standard error. The layouts are those of CUDA 13's cuda_runtime_api.h. */
+   standard error, and each mode in which products are asked for. The layouts are those of CUDA 13's cuda_runtime_api.h. */
 
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -414,6 +414,15 @@ int cublasLtMatmulDescCreate(void **out) { return handle(out); }
 int cublasLtMatmulPreferenceCreate(void **out) { return handle(out); }
 int cublasLtMatrixLayoutCreate(void **out) { return handle(out); }
 int cublasGetMathMode(void *of, int *mode) { (void)of; *mode = 0; return SUCCESS; }
+/* How products of single precision may be computed: 0, in single precision, and 3, in TF32. Each is told the first time. */
+int cublasSetMathMode(void *of, int mode)
+{
+    static atomic_int seen[16];
+    (void)of;
+    if (!atomic_exchange(&seen[mode & 15], 1)) fprintf(stderr, "products in mode %d\n", mode & 15);
+    return SUCCESS;
+}
+
 int cublasGetPointerMode_v2(void *of, int *mode) { (void)of; *mode = 0; return SUCCESS; }
 size_t cublasLtGetVersion(void) { return 130100; }
 
@@ -427,7 +436,6 @@ int cublasLtMatmulAlgoGetHeuristic(void *of, void *product, void *a, void *b, vo
 
 #define NOTHING(name) int name(void) { return SUCCESS; }
 NOTHING(cublasDestroy_v2)
-NOTHING(cublasSetMathMode)
 NOTHING(cublasSetPointerMode_v2)
 NOTHING(cublasSetStream_v2)
 NOTHING(cublasSetWorkspace_v2)

@@ -52,14 +52,17 @@ pub struct Options {
 /// Without a place for the cache there is no workspace, and no check can run: that too is counted.
 pub fn command(located: Result<Workspace>, options: &Options) -> Result<ExitCode> {
     let mut report = Report::default();
+    let mut libtorch = None;
     match located {
-        Ok(workspace) => checks(&workspace, options.all, &mut report),
+        Ok(workspace) => libtorch = checks(&workspace, options.all, &mut report),
         Err(error) => drop(report.step("workspace", || Err(error))),
     }
-    Ok(report.close(&notes(options.all)))
+    let folders = [std::env::var_os("MP_CUDA_TORCH").map(PathBuf::from), libtorch];
+    Ok(report.close(&notes(options.all, &folders)))
 }
 
-fn checks(workspace: &Workspace, all: bool, report: &mut Report) {
+/// Returns the folder of libtorch.
+fn checks(workspace: &Workspace, all: bool, report: &mut Report) -> Option<PathBuf> {
     let deadline = Deadline::after(if all { BUDGET_ALL } else { BUDGET });
     report.step("prerequisites", || setup::check_for_tests().map(|()| Counts::one(true)));
     let mut installs = None;
@@ -68,6 +71,7 @@ fn checks(workspace: &Workspace, all: bool, report: &mut Report) {
         Ok(Counts::one(true))
     });
     if let Some(installs) = installs {
+        let libtorch = installs.libtorch().or_else(|| std::env::var_os("LIBTORCH").map(PathBuf::from));
         let run = Run { workspace, installs, deadline };
         let mut plan = Plan::default();
         report.step("plan", || {
@@ -82,7 +86,9 @@ fn checks(workspace: &Workspace, all: bool, report: &mut Report) {
             report.step("a model in 100 parts on 100 ranks", || run.hundred_parts());
             report.step("default training run", || run.training());
         }
+        return libtorch;
     }
+    None
 }
 
 /// Set-up downloads where something is missing: in a process of its own it can be ended.
@@ -93,13 +99,21 @@ fn set_up(workspace: &Workspace, deadline: Deadline) -> Result<Installs> {
     setup::ensure(workspace)
 }
 
-fn notes(all: bool) -> Vec<String> {
+/// Says what was left out; `folders` may hold a CUDA build of libtorch.
+fn notes(all: bool, folders: &[Option<PathBuf>]) -> Vec<String> {
     let long = "ignored tests, mpi_conformance --huge, mpi_parity --models, verification of all layouts on 8 ranks, a model in 100 parts on 100 ranks, the default training run in the release build";
     let first = match all {
         true => format!("--all added: {long}"),
         false => format!("left out (`cargo xtask test --all` runs them): {long}"),
     };
-    vec![first, format!("left out always, because other tests start them: {}", CHILDREN.join(", "))]
+    let mut notes = vec![first, format!("left out always, because other tests start them: {}", CHILDREN.join(", "))];
+    if !folders.iter().flatten().any(|folder| folder.join("lib/libtorch_cuda.so").exists()) {
+        notes.push(
+            "passed over for want of a CUDA build of libtorch (`cargo xtask setup --cuda`, or MP_CUDA_TORCH): tests named no_gpu"
+                .into(),
+        );
+    }
+    notes
 }
 
 /// What every step needs.
@@ -271,5 +285,25 @@ impl Run<'_> {
         let mut command = environment::mpirun(&self.installs.mpi, TRAINING_RANKS, &binary);
         command.arg("train").current_dir(&self.workspace.root);
         Ok(Counts::one(self.watch(&mut command)?.success()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tests_that_want_a_cuda_build_are_told_to_be_passed_over_without_one() {
+        let folder = std::env::temp_dir().join(format!("xtask-notes-{}", std::process::id()));
+        let passed_over = || {
+            let notes = notes(false, &[None, Some(folder.clone())]);
+            notes.iter().any(|note| note.starts_with("passed over for want of a CUDA build"))
+        };
+        assert!(passed_over());
+        std::fs::create_dir_all(folder.join("lib")).unwrap();
+        std::fs::write(folder.join("lib/libtorch_cuda.so"), "").unwrap();
+        let told = passed_over();
+        std::fs::remove_dir_all(&folder).unwrap();
+        assert!(!told);
     }
 }

@@ -4,14 +4,14 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use mp_comm::conformance::{self, Bench};
 use mp_comm::staged::Staged;
 use mp_comm::{threads, Accelerator, DeviceMemory, DeviceRun, Error};
 use mp_model::accelerator::Cuda;
 use mp_model::buffers::DeviceTensor;
-use mp_runtime::{device, Device, Kind, Tensor};
+use mp_runtime::{autograd, device, Device, Kind, Tensor};
 
 /// Set where this is the process with the runtime.
 const WITHIN: &str = "MP_WITHIN_NO_GPU";
@@ -87,6 +87,33 @@ fn kept_memory_is_not_reused_before_its_stream_is_through() {
         // Then it is free again.
         let again = allocate(0, 4096).unwrap();
         assert_eq!(again.address(), address);
+    });
+}
+
+#[test]
+fn a_backward_on_a_device_stays_on_the_thread_that_asks() {
+    within("a_backward_on_a_device_stays_on_the_thread_that_asks", || {
+        device::prepare(1);
+        let leaf = Tensor::f_zeros([4], (Kind::Float, Device::Cuda(0))).unwrap().set_requires_grad(true);
+        let y = {
+            let _off = autograd::no_grad();
+            leaf.f_mul_scalar(2.0).unwrap()
+        };
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let (in_function, in_hook) = (Arc::clone(&seen), Arc::clone(&seen));
+        let own = move |name: &'static str| (name, std::thread::current().id());
+        autograd::attach(&[&leaf], &[y.shallow_clone()], move |mut gradients| {
+            in_function.lock().unwrap().push(own("function"));
+            Ok(vec![gradients.remove(0)])
+        })
+        .unwrap();
+        autograd::on_gradient_ready(&leaf, move || {
+            in_hook.lock().unwrap().push(own("hook"));
+            Ok(())
+        })
+        .unwrap();
+        autograd::backward(&[&y.f_sum(None::<Kind>).unwrap()], &[None], false).unwrap();
+        assert_eq!(*seen.lock().unwrap(), [own("function"), own("hook")]);
     });
 }
 

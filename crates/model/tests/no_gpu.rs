@@ -17,15 +17,16 @@ use mp_runtime::{autograd, device, Device, Kind, Tensor};
 const WITHIN: &str = "MP_WITHIN_NO_GPU";
 const RANKS: usize = 2;
 
-/// Runs a test's body in a process with the runtime, where there is a library for it.
-fn within(test: &str, body: impl FnOnce()) {
+/// Runs a test's body in a process with the runtime, where there is a library for it; returns what that process said.
+fn within(test: &str, body: impl FnOnce()) -> Option<String> {
     if std::env::var_os(WITHIN).is_some() {
-        return body();
+        body();
+        return None;
     }
     let named = ["MP_CUDA_TORCH", "LIBTORCH"].into_iter().filter_map(std::env::var_os).map(PathBuf::from);
     let Some(torch) = named.into_iter().find(|folder| folder.join("lib/libtorch_cuda.so").exists()) else {
         eprintln!("passed over: no CUDA build of libtorch");
-        return;
+        return None;
     };
     let folder = tempfile::tempdir().unwrap();
     for (source, library) in [("runtime.c", "libruntime.so"), ("driver.c", "libcuda.so.1")] {
@@ -38,10 +39,12 @@ fn within(test: &str, body: impl FnOnce()) {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args(["--exact", test, "--nocapture"]).env(WITHIN, "1");
     command.env("LD_PRELOAD", folder.path().join("libruntime.so")).env("FAKE_DEVICES", RANKS.to_string());
+    command.env("FAKE_STREAMS", "1");
     command.env("LD_LIBRARY_PATH", std::env::join_paths([folder.path(), &torch.join("lib")]).unwrap());
     let ended = command.output().unwrap();
     let said = format!("{}\n{}", String::from_utf8_lossy(&ended.stdout), String::from_utf8_lossy(&ended.stderr));
     assert!(ended.status.success() && said.contains("1 passed"), "{said}");
+    Some(said)
 }
 
 #[test]
@@ -57,6 +60,20 @@ fn staged_conforms_over_libtorchs_streams() {
         });
         reports.iter().for_each(|report| assert!(report.failures.is_empty() && report.passed > 20, "{report}"));
     });
+}
+
+#[test]
+fn what_communicates_has_a_stream_of_high_priority() {
+    let said = within("what_communicates_has_a_stream_of_high_priority", || {
+        device::prepare(1);
+        let device = Cuda::new(0);
+        println!("side is stream {}", device.handle(device.side().unwrap()).unwrap());
+    });
+    let Some(said) = said else { return };
+    let (_, side) = said.split_once("side is stream ").expect("the line of the test");
+    let side = side.lines().next().unwrap();
+    let lowest = |line: &str| line.starts_with("stream ") && line.ends_with(" has priority 0");
+    assert!(said.contains(&format!("stream {side} has priority -")) && said.lines().any(lowest), "{said}");
 }
 
 #[test]

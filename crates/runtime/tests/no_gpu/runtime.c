@@ -8,7 +8,7 @@
 
    FAKE_DEVICES and FAKE_BYTES say how many devices there are, and how large. A copy whose direction is not where its ends
    lie, and one on another device than the thread's, end the process. Each device that a thread makes a context on is told on
-   standard error, and each mode in which products are asked for. The layouts are those of CUDA 13's cuda_runtime_api.h. */
+   standard error, and each mode in which products are asked for; with FAKE_STREAMS=1 also the priority of each stream. The layouts are those of CUDA 13's cuda_runtime_api.h. */
 
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -288,10 +288,12 @@ int cudaGetSymbolAddress(void **out)
     return SUCCESS;
 }
 
-int cudaStreamCreateWithPriority(void **out)
+int cudaStreamCreateWithPriority(void **out, unsigned flags, int priority)
 {
+    (void)flags;
     use("a stream");
     pthread_mutex_lock(&mutex);
+    if (told("FAKE_STREAMS", 0)) fprintf(stderr, "stream %d has priority %d\n", streams, priority);
     *out = (void *)(uintptr_t)streams++;
     pthread_mutex_unlock(&mutex);
     return streams < LANES ? SUCCESS : failed(NO_MEMORY);

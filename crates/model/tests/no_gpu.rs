@@ -11,6 +11,7 @@ use mp_comm::staged::Staged;
 use mp_comm::{threads, Accelerator, DeviceMemory, DeviceRun, Error};
 use mp_model::accelerator::Cuda;
 use mp_model::buffers::DeviceTensor;
+use mp_runtime::device::Numerics;
 use mp_runtime::{autograd, device, Device, Kind, Tensor};
 
 /// Set where this is the process with the runtime.
@@ -74,6 +75,26 @@ fn what_communicates_has_a_stream_of_high_priority() {
     let side = side.lines().next().unwrap();
     let lowest = |line: &str| line.starts_with("stream ") && line.ends_with(" has priority 0");
     assert!(said.contains(&format!("stream {side} has priority -")) && said.lines().any(lowest), "{said}");
+}
+
+#[test]
+fn what_is_to_be_deterministic_is_refused_where_libtorch_has_no_such_kernel() {
+    within("what_is_to_be_deterministic_is_refused_where_libtorch_has_no_such_kernel", || {
+        device::prepare(1);
+        // Which of two elements for one place stays is not said.
+        let put = || {
+            let places = Tensor::from_slice(&[1i64, 1]).to_device(Device::Cuda(0));
+            let elements = Tensor::f_zeros([2], (Kind::Float, Device::Cuda(0)))?;
+            Tensor::f_zeros([3], (Kind::Float, Device::Cuda(0)))?.f_put_(&places, &elements, false)
+        };
+        for deterministic in [false, true] {
+            device::set_numerics(Numerics { deterministic, tf32: false }).unwrap();
+            let refused = put().err().map(|error| error.to_string());
+            assert_eq!(refused.is_some(), deterministic, "{refused:?}");
+            assert!(refused.is_none_or(|words| words.contains("deterministic")));
+        }
+        assert_eq!(std::env::var("CUBLAS_WORKSPACE_CONFIG").as_deref(), Ok(":4096:8"));
+    });
 }
 
 #[test]

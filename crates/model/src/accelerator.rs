@@ -6,11 +6,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use mp_comm::solo::Solo;
 use mp_comm::staged::Staged;
-use mp_comm::{ByteBuffer, Communicator, DeviceMemory, DeviceRun, Pinned};
+use mp_comm::{ByteBuffer, Communicator, DeviceMemory, DeviceRun, OwnedBuffer, Pinned};
 use mp_runtime::bytes::{self, Lent};
-use mp_runtime::{device, stream, Device, Tensor};
+use mp_runtime::{device, stream, Device, Kind, Tensor};
 
-use crate::buffers::DeviceTensor;
+use crate::buffers::{lend, DeviceTensor};
 
 /// Makes a group of one rank, for tensors that lie on a device as for those of the host.
 ///
@@ -22,6 +22,22 @@ pub fn alone(name: &str, device: Device) -> mp_comm::Result<Arc<dyn Communicator
         Device::Cuda(index) => Arc::new(Staged::new(solo, Arc::new(Cuda::new(index)))?),
         _ => solo,
     })
+}
+
+/// Takes memory of a device for so many single-precision zeros, to communicate.
+///
+/// # Errors
+/// [`Error::Device`](mp_comm::Error::Device) where there is no such device, or no room on it.
+pub fn zeros(device: usize, elements: usize) -> mp_comm::Result<OwnedBuffer> {
+    let failed = |message: String| mp_comm::Error::Device {
+        device,
+        doing: "allocating",
+        message: message.lines().next().unwrap_or_default().into(),
+    };
+    mp_comm::Accelerator::select(&Cuda::new(device))?;
+    let made = Tensor::f_zeros([elements as i64], (Kind::Float, Device::Cuda(device)));
+    let tensor = made.map_err(|error| failed(error.to_string()))?;
+    lend(&tensor).map_err(|error| failed(error.to_string()))
 }
 
 /// A device of this process.
@@ -313,6 +329,7 @@ mod tests {
             device.pinned(64).map(drop).unwrap_err(),
             device.select().unwrap_err(),
             device.identity().map(drop).unwrap_err(),
+            zeros(1, 4).map(drop).unwrap_err(),
         ];
         for error in refused {
             let words = error.to_string();

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use mp_comm::nccl::{self, Library, Nccl};
 use mp_comm::{Accelerator, Communicator};
-use mp_model::accelerator::Cuda;
+use mp_model::accelerator::{zeros, Cuda};
 use mp_runtime::device::{self, Numerics};
 
 use super::place::Number;
@@ -62,7 +62,9 @@ impl Joins for Arc<Library> {
         host: Arc<dyn Communicator>,
         accelerator: Arc<dyn Accelerator>,
     ) -> mp_comm::Result<Arc<dyn Communicator>> {
-        Ok(Arc::new(Nccl::new(host, accelerator, Arc::clone(self), nccl::PATIENCE)?))
+        let nccl = Nccl::new(host, Arc::clone(&accelerator), Arc::clone(self), nccl::PATIENCE)?;
+        nccl.try_out(zeros(accelerator.index(), 1))?;
+        Ok(Arc::new(nccl))
     }
 }
 

@@ -39,7 +39,7 @@ mod watch;
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use self::handle::Handle;
 pub use self::library::Library;
@@ -113,6 +113,36 @@ impl Nccl {
         let staged = together(&*host, staged.as_ref().err()).and(staged)?;
         let watch = Watch::new(Arc::clone(&accelerator));
         Self::over(staged, &Arc::new(Shared { library, accelerator, patience, watch }))
+    }
+
+    /// Sums a buffer over the ranks and waits for it, for two minutes at most. NCCL connects ranks when they first communicate: a
+    /// group whose ranks have joined may carry nothing, for want of shared memory for instance. Collective over the host.
+    ///
+    /// `buffer` lies on this device, or is why this rank has none. What it holds is lost.
+    ///
+    /// # Errors
+    /// [`Error::NcclStart`] on all ranks alike, in the words of one that did more than wait in vain; the group is over then.
+    pub fn try_out(&self, buffer: Result<OwnedBuffer>) -> Result<()> {
+        let tried = buffer.and_then(|buffer| self.summed(buffer));
+        let told = together(self.group.staged.host(), tried.as_ref().err());
+        told.inspect_err(|error| self.group.handle.give_up(error))
+    }
+
+    fn summed(&self, buffer: OwnedBuffer) -> Result<()> {
+        let patience = self.group.shared.patience.min(JOINING);
+        let (mut request, since) = (self.start_all_reduce(buffer, ReduceOp::Sum)?, Instant::now());
+        while !request.is_complete()? {
+            if since.elapsed() > patience {
+                return Err(Error::NcclTimeout {
+                    call: Call::StartAllReduce,
+                    group: self.name().into(),
+                    function: "the device",
+                    seconds: patience.as_secs_f64(),
+                });
+            }
+            std::thread::yield_now();
+        }
+        request.wait().map(drop)
     }
 
     fn over(staged: Staged, shared: &Arc<Shared>) -> Result<Self> {

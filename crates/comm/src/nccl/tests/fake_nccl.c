@@ -333,7 +333,10 @@ static void run(void *data)
 
 static int queue(struct job job, uintptr_t stream)
 {
+    char here[64];
+    snprintf(here, sizeof here, "%s of rank %d", job.function, job.comm->rank);
     int code = begin(job.function);
+    if (!code) code = begin(here);
     if (code) return code;
     struct job *copy = malloc(sizeof *copy);
     *copy = job;

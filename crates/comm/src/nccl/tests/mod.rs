@@ -338,6 +338,59 @@ fn ranks_that_have_joined_give_up_where_another_cannot_go_on() {
     assert_eq!(fake.ended(), (2, 0));
 }
 
+/// Tries a group out with a fault in a function, and returns what each rank was told.
+fn tried_out(fault: Option<(&str, Fault)>, patience: Duration) -> Vec<std::result::Result<(), String>> {
+    let fake = FakeNccl::new();
+    let outcomes = run(2, |host| {
+        let (device, nccl) = join(&fake, Arc::clone(&host), patience)?;
+        host.barrier()?;
+        fault.into_iter().for_each(|(function, fault)| fake.misbehave(function, fault));
+        host.barrier()?;
+        let told = nccl.try_out(owned(&device, 1));
+        // A group that carries nothing is over.
+        let after =
+            nccl.start_all_reduce(owned(&device, 1)?, ReduceOp::Sum).and_then(|request| request.wait().map(drop));
+        assert_eq!(after.is_ok(), told.is_ok(), "{after:?}");
+        Ok::<_, Error>(told.map_err(|error| error.to_string()))
+    });
+    assert_eq!(fake.ended(), if outcomes[0].is_ok() { (0, 2) } else { (2, 0) });
+    outcomes
+}
+
+#[test]
+fn a_group_that_carries_nothing_is_found_out_by_all_before_it_is_used() {
+    assert_eq!(tried_out(None, AGES), [Ok(()), Ok(())]);
+    let head = "NCCL does not start in group world: rank ";
+    for (fault, words) in [
+        (
+            ("ncclAllReduce of rank 1", Fault::Fails(2)),
+            "1: start_all_reduce in group world: ncclAllReduce of 4 bytes failed",
+        ),
+        (("ncclAllReduce", Fault::Hangs), "0: start_all_reduce in group world: the device did not come to an end"),
+    ] {
+        let told = tried_out(Some(fault), SOON);
+        assert_eq!(told[0], told[1]);
+        let text = told[0].as_ref().unwrap_err();
+        assert!(text.starts_with(&format!("{head}{words}")), "{text}");
+    }
+}
+
+#[test]
+fn a_rank_without_a_buffer_to_try_with_fails_all_in_its_words() {
+    let fake = FakeNccl::new();
+    let outcomes = run(2, |host| {
+        let (device, nccl) = join(&fake, Arc::clone(&host), SOON)?;
+        let own = match host.rank() {
+            Rank(0) => owned(&device, 1),
+            _ => Err(Error::Device { device: 1, doing: "allocating", message: "full".into() }),
+        };
+        Ok::<_, Error>(nccl.try_out(own))
+    });
+    let reason = Error::Device { device: 1, doing: "allocating", message: "full".into() }.to_string();
+    let expected = Error::NcclStart { group: "world".into(), rank: Rank(1), reason };
+    assert_eq!(outcomes, [Err(expected.clone()), Err(expected)]);
+}
+
 #[test]
 fn rank_0_without_an_id_fails_all() {
     let fake = FakeNccl::new();

@@ -141,6 +141,23 @@ fn end_tree(child: &mut Child) -> Result<()> {
     Ok(())
 }
 
+/// Ends all that descends from this process: politely first, and after five seconds whatever is left.
+pub fn end_descendants() {
+    let mut tree = descendants(std::process::id());
+    let alive = |tree: &[(u32, u64)]| -> Vec<u32> {
+        let left = tree.iter().filter(|(id, born)| started(*id) == Some(*born) && stat_state(*id) != Some('Z'));
+        left.map(|(id, _)| *id).collect()
+    };
+    signal("TERM", &alive(&tree));
+    let begin = Instant::now();
+    while begin.elapsed() < Duration::from_secs(5) && !alive(&tree).is_empty() {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let newer: Vec<_> = tree.iter().flat_map(|(id, _)| descendants(*id)).collect();
+    tree.extend(newer);
+    signal("KILL", &alive(&tree));
+}
+
 fn signal(name: &str, processes: &[u32]) {
     if processes.is_empty() {
         return;
@@ -178,6 +195,12 @@ fn started(id: u32) -> Option<u64> {
 fn stat_field(id: u32, index: usize) -> Option<u64> {
     let text = std::fs::read_to_string(format!("/proc/{id}/stat")).ok()?;
     text.rsplit_once(')')?.1.split_whitespace().nth(index)?.parse().ok()
+}
+
+/// The state in `/proc/<id>/stat`: `Z` for a process that has ended and was not yet waited for.
+fn stat_state(id: u32) -> Option<char> {
+    let text = std::fs::read_to_string(format!("/proc/{id}/stat")).ok()?;
+    text.rsplit_once(')')?.1.trim_start().chars().next()
 }
 
 /// The exit code to pass on.

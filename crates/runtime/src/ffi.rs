@@ -490,7 +490,12 @@ pub(crate) fn open_library(name: &str) -> Result<()> {
             std::mem::forget(library);
             Ok(())
         }
-        Err(error) => Err(Error::Library { library: name.to_string(), reason: error.to_string() }),
+        Err(error) => {
+            let reason = error.to_string();
+            // The loader names it, too.
+            let reason = reason.strip_prefix(&format!("{name}: ")).unwrap_or(&reason).to_owned();
+            Err(Error::Library { library: name.to_string(), reason })
+        }
     }
 }
 

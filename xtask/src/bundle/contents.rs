@@ -60,10 +60,17 @@ pub fn list(root: &Path, release: &Path, open_mpi: &Path, text: Option<&Path>) -
         }
     }
     if let Some(text) = text {
-        ensure!(text.is_file(), "--text {}: there is no such file", text.display());
+        check_text(text)?;
         items.push(plain(text.into(), TEXT.into()));
     }
     Ok(items)
+}
+
+/// Refuses a text that no recipe can be trained on.
+pub fn check_text(text: &Path) -> Result<()> {
+    let known = text.metadata().with_context(|| format!("--text {} cannot be read", text.display()))?;
+    ensure!(known.is_file() && known.len() > 0, "--text {} is no text: name a file that is not empty", text.display());
+    Ok(())
 }
 
 fn is_of_a_compiler(file: &Path) -> bool {
@@ -122,8 +129,13 @@ mod tests {
         assert_eq!(missing.collect::<Vec<_>>(), Vec::<&Item>::new());
         assert!(at("models/llama3/config.json").is_some() && at("models/llama3/golden.safetensors").is_none());
 
-        let error = list(root, Path::new("/t/release"), &mpi, Some(Path::new("/none"))).unwrap_err().to_string();
-        assert_eq!(error, "--text /none: there is no such file");
+        let refused = |text: &Path| list(root, Path::new("/t/release"), &mpi, Some(text)).unwrap_err().to_string();
+        assert_eq!(refused(Path::new("/none")), "--text /none cannot be read");
+        for text in [mpi.clone(), mpi.join("empty")] {
+            fs::write(mpi.join("empty"), "").unwrap();
+            let told = format!("--text {} is no text: name a file that is not empty", text.display());
+            assert_eq!(refused(&text), told);
+        }
         fs::remove_dir_all(mpi).unwrap();
     }
 }

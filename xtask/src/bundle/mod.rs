@@ -21,6 +21,7 @@ use self::contents::Item;
 pub use self::contents::TEXT;
 #[cfg(test)]
 pub use self::launch::scripts;
+use crate::gpu_check::results;
 use crate::setup::{self, Installs};
 use crate::workspace::Workspace;
 use crate::{process, train};
@@ -57,6 +58,9 @@ pub fn make(workspace: &Workspace, out: Option<&Path>, text: Option<&Path>) -> R
     let target = workspace.target()?;
     let place = std::path::absolute(out.map_or_else(|| target.join("bundle"), Path::to_path_buf))?;
     may_replace(&place)?;
+    if let Some(text) = text {
+        contents::check_text(text)?;
+    }
     let open_mpi = open_mpi(workspace, &installs)?;
     if let Some(libtorch) = installs.libtorch() {
         launch::check_abi(&libtorch.join("lib"))?;
@@ -131,7 +135,9 @@ fn program(root: &Path) -> String {
 }
 
 fn put(item: &Item, to: &Path) -> Result<()> {
-    fs::create_dir_all(to.parent().context("a file lies in a folder")?)?;
+    let folder = to.parent().context("a file lies in a folder")?;
+    fs::create_dir_all(folder)
+        .with_context(|| format!("cannot make {}; name another folder with --out", folder.display()))?;
     if item.stripped {
         let mut strip = Command::new("strip");
         strip.arg("-o").arg(to).arg(&item.from);
@@ -174,7 +180,14 @@ fn mebibytes(bytes: u64) -> String {
     format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
 }
 
+/// Results that `gpu-check` left in the bundle go over into the new one.
 fn replace(partial: &Path, place: &Path) -> Result<()> {
+    for entry in fs::read_dir(place).into_iter().flatten().flatten() {
+        let kept = partial.join(entry.file_name());
+        if results::path(&entry.path()).exists() && !kept.exists() {
+            fs::rename(entry.path(), &kept).with_context(|| format!("cannot keep {}", entry.path().display()))?;
+        }
+    }
     if place.exists() {
         fs::remove_dir_all(place).with_context(|| format!("cannot remove {}", place.display()))?;
     }
@@ -202,6 +215,22 @@ mod tests {
         assert!(error.ends_with("64.0 MiB is the limit; the largest files: 64.0 MiB heavy, 0.0 MiB light"), "{error}");
         fs::remove_file(folder.join("light")).unwrap();
         within_limit(&folder).unwrap();
+        fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[test]
+    fn results_that_lie_in_a_bundle_stay() {
+        let folder = folder("results");
+        let (old, new) = (folder.join("bundle"), folder.join("partial"));
+        for path in [old.join("gpu-results"), old.join("data"), new.clone()] {
+            fs::create_dir_all(path).unwrap();
+        }
+        fs::write(results::path(&old.join("gpu-results")), "figures").unwrap();
+        fs::write(old.join("data/text.txt"), "").unwrap();
+        fs::write(new.join(DESCRIPTION), "").unwrap();
+        replace(&new, &old).unwrap();
+        assert_eq!(fs::read_to_string(results::path(&old.join("gpu-results"))).unwrap(), "figures");
+        assert!(old.join(DESCRIPTION).exists() && !old.join("data").exists());
         fs::remove_dir_all(folder).unwrap();
     }
 

@@ -15,6 +15,7 @@
 //! | `machine.rs` | what the checks ran on |
 //! | `results.rs` | the file of results |
 //! | `page.rs` | the page that is made of it |
+//! | `stop.rs` | what becomes of a run that is told to end |
 
 mod bench;
 mod checks;
@@ -23,8 +24,9 @@ mod machine;
 mod models;
 mod page;
 mod recipe;
-mod results;
+pub mod results;
 mod speed;
+mod stop;
 
 use anyhow::{bail, ensure, Context, Result};
 use clap::{Args, ValueEnum};
@@ -124,6 +126,7 @@ fn run(bundle: &Path, out: &Path, checks: &[Check], options: &Options) -> Result
     fs::create_dir_all(out)
         .with_context(|| format!("cannot make {}, where results go; name another folder with --out", out.display()))?;
     let mut bench = Bench::open(bundle, out, options.device)?;
+    stop::heed(out, &bench.work)?;
     let machine = match machine::examine(&mut bench) {
         Ok(machine) => machine,
         Err(error) => {
@@ -144,6 +147,7 @@ fn run(bundle: &Path, out: &Path, checks: &[Check], options: &Options) -> Result
     for check in checks {
         let left = end.map_or(Duration::MAX, |end| end.saturating_duration_since(Instant::now()));
         let outcome = bench.run(check, left, &machine);
+        stop::rest();
         eprintln!("{}", outcome.words());
         failed |= matches!(outcome.verdict, Verdict::Failed | Verdict::TimedOut);
         results.add(outcome, &machine);
@@ -169,7 +173,8 @@ fn publish(workspace: &Workspace, folders: &[PathBuf]) -> Result<ExitCode> {
     results::write_as(&all, &place.join("gpu.json"))?;
     fs::write(place.join("gpu.md"), page::page(&all)).context("cannot write gpu.md")?;
     let run = all.checks.iter().filter(|outcome| outcome.verdict != Verdict::NotRun).count();
-    eprintln!("{DOCUMENTS}/gpu.md: {run} of {} checks have run", all.checks.len());
+    let failed = page::failures(&all).map_or(String::new(), |names| format!("; not passed: {names}"));
+    eprintln!("{DOCUMENTS}/gpu.md: {run} of {} checks have run{failed}", all.checks.len());
     Ok(ExitCode::SUCCESS)
 }
 

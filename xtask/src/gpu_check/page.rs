@@ -6,8 +6,9 @@ use super::checks::{self, Check, Kind, SECTIONS};
 use super::results::{Outcome, Results, Verdict};
 use super::speed::{gibibytes, Program, GPT2, LLAMA};
 
-/// FLOP/s of bf16 products in the data sheet of H100 and H200 (SXM).
+/// FLOP/s of bf16 products in the data sheets of [`HOPPER`] (SXM).
 const PEAK: f64 = 989e12;
+const HOPPER: [&str; 3] = ["H100", "H200", "GH200"];
 
 /// What no check covers.
 const BEYOND: [&str; 6] = [
@@ -64,11 +65,14 @@ fn head(results: &Results) -> String {
     text += ".\n\n";
     if run.is_empty() {
         return text
-            + "**Nothing has run on a GPU yet.** The code for devices is built and tested on the host and on fakes alone; the \
-               lists below say what must be seen on one GPU of the Hopper kind. [Set-up](../setup.md#a-machine-with-a-gpu-and-no-more) \
+            + "**Nothing has run on a GPU yet.** The code for devices is built and tested on the host, on fakes, and with PyTorch's CUDA library \
+               over a CUDA runtime without a GPU; the lists below say what must be seen on one GPU of the Hopper kind. [Set-up](../setup.md#a-machine-with-a-gpu-and-no-more) \
                says how to run them.\n";
     }
     let _ = writeln!(text, "{} of {} checks have run, {passed} of them passed.\n", run.len(), checks::all().len());
+    if let Some(names) = failures(results) {
+        let _ = writeln!(text, "**Not passed: {names}.**\n");
+    }
     for machine in &results.machines {
         let of_it = || run.iter().filter(|outcome| outcome.device == machine.device);
         let mut programs: Vec<&str> = of_it().map(|outcome| outcome.program.as_str()).collect();
@@ -80,6 +84,13 @@ fn head(results: &Results) -> String {
         }
     }
     text
+}
+
+/// Names the checks that have run and not passed.
+pub fn failures(results: &Results) -> Option<String> {
+    let failed = results.checks.iter().filter(|outcome| !matches!(outcome.verdict, Verdict::Passed | Verdict::NotRun));
+    let names: Vec<&str> = failed.map(|outcome| outcome.name.as_str()).collect();
+    (!names.is_empty()).then(|| names.join(", "))
 }
 
 fn outcome(outcome: Option<&Outcome>) -> String {
@@ -99,7 +110,7 @@ fn throughput(results: &Results) -> String {
     let mut text = String::from(
         "Context 2048; random tokens, batch and micro-batch alike for all programs of a model; medians of 20 steps. mp has weights and \
          activations in bf16 with fp32 masters, PyTorch runs under autocast to bf16. MFU is model FLOPs, attention over the full \
-         square among them, over 989 TFLOP/s. Memory is what tensors held at most in a step, as libtorch's allocator counts it; \
+         square among them, over the 989 TFLOP/s of an H100 or H200; of other devices it is left out. Memory is what tensors held at most in a step, as libtorch's allocator counts it; \
          predicted is what the planner says.\n\n\
          | model | program | tokens/s | ms a step | MFU | memory (GiB) | predicted (GiB) |\n|---|---|---:|---:|---:|---:|---:|\n",
     );
@@ -122,7 +133,9 @@ fn columns(found: Option<&Outcome>, flop: Option<f64>) -> String {
     let number = |key: &str| found.figures[key].as_f64();
     let shown = |value: Option<f64>, digits: usize| value.map_or("–".into(), |value| format!("{value:.digits$}"));
     let tokens = number("tokens_per_second");
-    let mfu = tokens.zip(flop).map(|(tokens, flop)| format!("{:.1} %", 100.0 * tokens * flop / PEAK));
+    let is_hopper = HOPPER.iter().any(|name| found.device.contains(name));
+    let mfu =
+        tokens.zip(flop).filter(|_| is_hopper).map(|(tokens, flop)| format!("{:.1} %", 100.0 * tokens * flop / PEAK));
     [
         shown(tokens, 0),
         shown(number("step_seconds").map(|seconds| seconds * 1e3), 1),

@@ -174,6 +174,7 @@ fn the_page_has_what_ran_and_lists_what_did_not() {
     let page = page::page(&all);
     for line in [
         "4 of 16 checks have run, 3 of them passed.",
+        "**Not passed: throughput-gpt2-compiled.**",
         "- an H100 (80 GB), 16 cores, PyTorch 2.11.0; mp 0.1.0; 2026-01-01 10:00 to 2026-01-01 10:00 UTC",
         "| GPT-2 124M | mp | 100000 | 200.0 | 10.1 % | 2.00 | 1.00 |",
         "| GPT-2 124M | eager PyTorch | 200000 | 100.0 | 20.2 % | – | – |",
@@ -183,6 +184,57 @@ fn the_page_has_what_ran_and_lists_what_did_not() {
         assert!(page.lines().any(|other| other == line), "{line}\n{page}");
     }
     assert!(page.contains("| passed (3 s): seen / told |\n") && !page.contains("- `verify-1`"), "{page}");
+}
+
+#[test]
+fn shares_of_a_peak_are_told_of_the_devices_that_have_it() {
+    let figures = json!({"tokens_per_second": 1e5, "step_seconds": 0.2, "flop_per_token": 1e9});
+    let mut other = outcome("throughput-gpt2-mp", Verdict::Passed, figures);
+    other.device = "an A100".into();
+    let page = page::page(&results(vec![other]));
+    assert!(page.contains("| GPT-2 124M | mp | 100000 | 200.0 | – | – | – |"), "{page}");
+}
+
+/// Set in the process that is to be told to end.
+const TOLD: &str = "XTASK_GPU_CHECK_TOLD";
+
+#[test]
+fn a_run_that_is_told_to_end_takes_its_programs_along_and_says_where_results_are() {
+    if let Some(folder) = std::env::var_os(TOLD) {
+        let script = format!(
+            "echo $$ >'{0}/begun.part'; mv '{0}/begun.part' '{0}/begun'; exec sleep 600",
+            Path::new(&folder).display()
+        );
+        Pretended::new("told", &script).run(Device::Cpu, &["conformance-staged-1"]);
+        return;
+    }
+    let folder = std::env::temp_dir().join(format!("xtask-told-{}", std::process::id()));
+    fs::create_dir_all(&folder).unwrap();
+    let name = "gpu_check::tests::a_run_that_is_told_to_end_takes_its_programs_along_and_says_where_results_are";
+    let mut command = std::process::Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", name, "--nocapture"]).env(TOLD, &folder).stderr(std::process::Stdio::piped());
+    let child = command.spawn().unwrap();
+    let id = child.id();
+    let begun = Instant::now();
+    while !folder.join("begun").exists() {
+        assert!(begun.elapsed() < Duration::from_secs(60), "the check begins");
+        std::thread::yield_now();
+    }
+    let program: u32 = fs::read_to_string(folder.join("begun")).unwrap().trim().parse().unwrap();
+    assert!(std::process::Command::new("kill").arg(id.to_string()).status().unwrap().success());
+    let ended = child.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&ended.stderr);
+    assert_eq!(ended.status.code(), Some(128 + 15), "{said}");
+    let own = std::env::temp_dir().join(format!("xtask-gpu-check-told-{id}"));
+    let told =
+        format!("gpu-check: ended; what was over is in {}, and a later run adds to it", own.join("out").display());
+    assert!(said.lines().any(|line| line == told), "{said}");
+    // One that has ended and that nobody has waited for yet has no words.
+    let words = fs::read(format!("/proc/{program}/cmdline")).unwrap_or_default();
+    assert!(words.is_empty(), "{program} goes on: {}", String::from_utf8_lossy(&words));
+    assert!(!std::env::temp_dir().join(format!("mp-gpu-check-{id}")).exists());
+    assert!(!results::path(&own.join("out")).exists(), "a check that was cut short has an outcome");
+    [own, folder].iter().for_each(|folder| fs::remove_dir_all(folder).unwrap());
 }
 
 #[test]

@@ -75,7 +75,9 @@ pub struct Here;
 impl Machine for Here {
     fn devices(&self) -> Result<usize, String> {
         match (device::cuda_devices(), device::cuda_absence()) {
-            (0, Some(why)) => Err(why.into()),
+            (0, Some(why)) => Err(format!(
+                "{why}; `cargo xtask setup --cuda` brings it where the program is built, and a bundle takes PyTorch's (docs/setup.md)"
+            )),
             (0, None) => {
                 Err("libtorch finds no device: see what `nvidia-smi` finds, and whether CUDA_VISIBLE_DEVICES \
                               hides it"

@@ -132,30 +132,30 @@ fn end_tree(child: &mut Child) -> Result<()> {
         std::thread::sleep(Duration::from_millis(20));
     }
     // Ranks are in process groups of their own, and nobody's children once mpirun is gone: hence the list made before.
-    // It goes from parents to children, so that nobody whose child ends starts another.
-    let newer: Vec<_> = tree.iter().flat_map(|(id, _)| descendants(*id)).collect();
-    tree.extend(newer);
-    let left: Vec<u32> = tree.iter().filter(|(id, born)| started(*id) == Some(*born)).map(|(id, _)| *id).collect();
-    signal("KILL", &left);
+    kill_left(tree);
     child.wait()?;
     Ok(())
 }
 
 /// Ends all that descends from this process: politely first, and after five seconds whatever is left.
 pub fn end_descendants() {
-    let mut tree = descendants(std::process::id());
-    let alive = |tree: &[(u32, u64)]| -> Vec<u32> {
-        let left = tree.iter().filter(|(id, born)| started(*id) == Some(*born) && stat_state(*id) != Some('Z'));
-        left.map(|(id, _)| *id).collect()
-    };
-    signal("TERM", &alive(&tree));
+    let tree = descendants(std::process::id());
+    let numbers: Vec<u32> = tree.iter().map(|(id, _)| *id).collect();
+    signal("TERM", &numbers);
+    let goes_on = |(id, born): &(u32, u64)| started(*id) == Some(*born) && stat_state(*id) != Some('Z');
     let begin = Instant::now();
-    while begin.elapsed() < Duration::from_secs(5) && !alive(&tree).is_empty() {
+    while begin.elapsed() < Duration::from_secs(5) && tree.iter().any(goes_on) {
         std::thread::sleep(Duration::from_millis(20));
     }
+    kill_left(tree);
+}
+
+/// Ends what is left of a tree, which goes from parents to children, so that nobody whose child ends starts another.
+fn kill_left(mut tree: Vec<(u32, u64)>) {
     let newer: Vec<_> = tree.iter().flat_map(|(id, _)| descendants(*id)).collect();
     tree.extend(newer);
-    signal("KILL", &alive(&tree));
+    let left: Vec<u32> = tree.iter().filter(|(id, born)| started(*id) == Some(*born)).map(|(id, _)| *id).collect();
+    signal("KILL", &left);
 }
 
 fn signal(name: &str, processes: &[u32]) {

@@ -60,7 +60,6 @@ pub fn list(root: &Path, release: &Path, open_mpi: &Path, text: Option<&Path>) -
         }
     }
     if let Some(text) = text {
-        check_text(text)?;
         items.push(plain(text.into(), TEXT.into()));
     }
     Ok(items)
@@ -129,7 +128,7 @@ mod tests {
         assert_eq!(missing.collect::<Vec<_>>(), Vec::<&Item>::new());
         assert!(at("models/llama3/config.json").is_some() && at("models/llama3/golden.safetensors").is_none());
 
-        let refused = |text: &Path| list(root, Path::new("/t/release"), &mpi, Some(text)).unwrap_err().to_string();
+        let refused = |text: &Path| check_text(text).unwrap_err().to_string();
         assert_eq!(refused(Path::new("/none")), "--text /none cannot be read");
         for text in [mpi.clone(), mpi.join("empty")] {
             fs::write(mpi.join("empty"), "").unwrap();

@@ -125,17 +125,17 @@ impl Group {
         (from, sent, to_rank): (DeviceRun<'_>, Kind, Rank),
         (to, received, from_rank): (DeviceRun<'_>, Kind, Rank),
     ) -> Result<Box<dyn Event>> {
-        let sends = vec![End { peer: to_rank.0 as c_int, run: from, kind: sent }];
-        let receives = vec![End { peer: from_rank.0 as c_int, run: to, kind: received }];
-        self.at_once(call, (from, sends), (to, receives))
+        let send = End { peer: to_rank.0 as c_int, run: from, kind: sent };
+        let receive = End { peer: from_rank.0 as c_int, run: to, kind: received };
+        self.at_once(call, (from, [send]), (to, [receive]))
     }
 
     /// Queues sends out of one buffer and receives into another as one group, within which none waits for another.
-    fn at_once(
+    fn at_once<'a>(
         &self,
         call: Call,
-        (from, sends): (DeviceRun<'_>, Vec<End<'_>>),
-        (to, receives): (DeviceRun<'_>, Vec<End<'_>>),
+        (from, sends): (DeviceRun<'_>, impl IntoIterator<Item = End<'a>>),
+        (to, receives): (DeviceRun<'_>, impl IntoIterator<Item = End<'a>>),
     ) -> Result<Box<dyn Event>> {
         let purpose = Purpose { call, function: "ncclGroupEnd", bytes: from.bytes() };
         // Of nothing, nothing is sent, and its receiver asks for nothing.
@@ -177,12 +177,12 @@ impl End<'_> {
 }
 
 /// The runs of a buffer that are packed in rank order.
-fn packed<'a>(buffer: DeviceRun<'a>, counts: &[usize], kind: Kind) -> Vec<End<'a>> {
+fn packed<'a>(buffer: DeviceRun<'a>, counts: &'a [usize], kind: Kind) -> impl Iterator<Item = End<'a>> {
     let mut start = 0;
-    let run = |(peer, count): (usize, &usize)| {
+    let run = move |(peer, count): (usize, &usize)| {
         let run = start..start + count * kind.bytes();
         start = run.end;
         End { peer: peer as c_int, run: buffer.part(run), kind }
     };
-    counts.iter().enumerate().map(run).collect()
+    counts.iter().enumerate().map(run)
 }

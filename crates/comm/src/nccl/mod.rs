@@ -82,6 +82,13 @@ struct Shared {
     watch: Watch,
 }
 
+impl Shared {
+    /// How long a start waits for the other ranks.
+    fn joining(&self) -> Duration {
+        self.patience.min(JOINING)
+    }
+}
+
 impl fmt::Debug for Nccl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Nccl").field("host", &self.group.staged).field("library", &self.group.shared.library).finish()
@@ -129,7 +136,7 @@ impl Nccl {
     }
 
     fn summed(&self, buffer: OwnedBuffer) -> Result<()> {
-        let patience = self.group.shared.patience.min(JOINING);
+        let patience = self.group.shared.joining();
         let (mut request, since) = (self.start_all_reduce(buffer, ReduceOp::Sum)?, Instant::now());
         while !request.is_complete()? {
             if since.elapsed() > patience {
@@ -152,7 +159,7 @@ impl Nccl {
         let id = agree_on_id(host, &shared.library)?;
         let joined = accelerator.select().and_then(|()| {
             let (group, place) = (host.name(), (host.size(), host.rank().0));
-            let patience = (shared.patience.min(JOINING), shared.patience);
+            let patience = (shared.joining(), shared.patience);
             Ok((Handle::join(Arc::clone(&shared.library), group, place, id, patience)?, accelerator.side()))
         });
         let (handle, stream) = match joined {

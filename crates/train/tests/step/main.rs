@@ -1,9 +1,11 @@
-//! What a step of a rank sends and calls, beside what is planned of it: to the byte, and call by call.
+//! What a step of a rank sends and calls, beside what is planned of it, to the byte and call by call; and where its time goes.
 
 mod bytes;
 mod calls;
+mod times;
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use mp_comm::ledger::{Entry, Ledger, Log};
 use mp_comm::Communicator;
@@ -12,6 +14,7 @@ use mp_runtime::Device;
 use mp_train::assemble::Allocated;
 use mp_train::layout::Layout;
 use mp_train::step::{Trainer, Work};
+use mp_train::times::Times;
 use mp_train::{Config, Result};
 
 const SEQ: usize = 32;
@@ -43,6 +46,9 @@ struct Seen {
     part: usize,
     /// What the second step called.
     called: Vec<Entry>,
+    /// What the second step says that it took, and what a clock outside says, in seconds.
+    times: Times,
+    clock: f64,
 }
 
 /// Makes two steps: the first one also allocates.
@@ -55,7 +61,7 @@ fn second_step(world: Arc<dyn Communicator>, config: &Config) -> Result<Seen> {
     let mut trainer = Allocated::new(config, &layout, &groups, Device::Cpu)?.trainer(config, &layout, groups)?;
     let tokens = (0..900).map(|at| at % VOCAB as u32).collect();
     let source = TextSource::new(Tokens::new("counted", tokens), SEQ, 1)?;
-    for step in 1..=2 {
+    let mut step = |step: u64| -> Result<_> {
         let mut batches = (0..layout.batches.micro_batches())
             .map(|micro| Batch::read(&source, layout.batches.samples(step - 1, dp, micro)))
             .collect::<mp_data::Result<Vec<_>>>()?;
@@ -63,7 +69,11 @@ fn second_step(world: Arc<dyn Communicator>, config: &Config) -> Result<Seen> {
             batches.iter_mut().for_each(|batch| batch.labels = Some(vec![0; batch.batch]));
         }
         log.take();
-        trainer.step(&Work { step, lr: 1e-3, batches: &batches, global_batch: 8, targets: Targets::Every })?;
-    }
-    Ok(Seen { layout, trainer, stage, part, called: log.take() })
+        let work = Work { step, lr: 1e-3, batches: &batches, global_batch: 8, targets: Targets::Every };
+        let begun = Instant::now();
+        Ok((trainer.step(&work)?.times, begun.elapsed().as_secs_f64()))
+    };
+    step(1)?;
+    let (times, clock) = step(2)?;
+    Ok(Seen { layout, trainer, stage, part, called: log.take(), times, clock })
 }

@@ -2,7 +2,9 @@
 //! late: see `tests/no_gpu/runtime.c` of mp-runtime. The test passes over machines without PyTorch's CUDA library, as those of the
 //! program do.
 
-use std::path::{Path, PathBuf};
+#[path = "../../runtime/tests/no_gpu/harness.rs"]
+mod harness;
+
 use std::process::Command;
 use std::sync::{Arc, Mutex};
 
@@ -14,6 +16,8 @@ use mp_model::buffers::DeviceTensor;
 use mp_runtime::device::Numerics;
 use mp_runtime::{autograd, device, Device, Kind, Tensor};
 
+use self::harness::Harness;
+
 /// Set where this is the process with the runtime.
 const WITHIN: &str = "MP_WITHIN_NO_GPU";
 const RANKS: usize = 2;
@@ -24,24 +28,11 @@ fn within(test: &str, body: impl FnOnce()) -> Option<String> {
         body();
         return None;
     }
-    let named = ["MP_CUDA_TORCH", "LIBTORCH"].into_iter().filter_map(std::env::var_os).map(PathBuf::from);
-    let Some(torch) = named.into_iter().find(|folder| folder.join("lib/libtorch_cuda.so").exists()) else {
-        eprintln!("passed over: no CUDA build of libtorch");
-        return None;
-    };
-    let folder = tempfile::tempdir().unwrap();
-    for (source, library) in [("runtime.c", "libruntime.so"), ("driver.c", "libcuda.so.1")] {
-        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../runtime/tests/no_gpu").join(source);
-        let mut command = Command::new(std::env::var("CC").unwrap_or_else(|_| "cc".into()));
-        command.args(["-O1", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared", "-pthread", "-o"]);
-        let status = command.arg(folder.path().join(library)).arg(source).arg("-ldl").status();
-        assert!(status.expect("a C compiler").success(), "{library} compiles");
-    }
+    let harness = Harness::new()?;
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args(["--exact", test, "--nocapture"]).env(WITHIN, "1");
-    command.env("LD_PRELOAD", folder.path().join("libruntime.so")).env("FAKE_DEVICES", RANKS.to_string());
     command.env("FAKE_STREAMS", "1");
-    command.env("LD_LIBRARY_PATH", std::env::join_paths([folder.path(), &torch.join("lib")]).unwrap());
+    harness.surround(&mut command, RANKS);
     let ended = command.output().unwrap();
     let said = format!("{}\n{}", String::from_utf8_lossy(&ended.stdout), String::from_utf8_lossy(&ended.stderr));
     assert!(ended.status.success() && said.contains("1 passed"), "{said}");

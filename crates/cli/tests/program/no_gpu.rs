@@ -2,21 +2,22 @@
 //! compute is not there to see; all that the host does for them is: initialisation, shapes, kinds, which side a tensor lies on,
 //! the caching allocator's figures and its words when a device is full.
 //!
-//! The tests pass over machines without that library. It is there where set-up was told `--cuda`; or MP_CUDA_TORCH names the folder
-//! of another libtorch of this release, or of a Python's package: `…/site-packages/torch`.
+//! The tests pass over machines without that library: see `harness.rs` beside it.
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
+#[path = "../../../runtime/tests/no_gpu/harness.rs"]
+mod harness;
+
+use std::path::Path;
 
 use mp_train::metrics;
 use mp_train::records::Record;
 
+use self::harness::Harness;
 use crate::common::{finish, launcher, program, start, with_sets, Ended, TINY};
 
 /// A machine whose GPUs do nothing.
 struct Machine {
-    folder: tempfile::TempDir,
-    torch: PathBuf,
+    harness: Harness,
     devices: usize,
     /// Bytes of each device.
     bytes: Option<u64>,
@@ -29,33 +30,18 @@ struct Machine {
 impl Machine {
     /// Makes one, where there is a library for it.
     fn new() -> Option<Self> {
-        let named = ["MP_CUDA_TORCH", "LIBTORCH"].into_iter().filter_map(std::env::var_os).map(PathBuf::from);
-        let Some(torch) = named.into_iter().find(|folder| folder.join("lib/libtorch_cuda.so").exists()) else {
-            eprintln!("passed over: no CUDA build of libtorch");
-            return None;
-        };
-        let folder = tempfile::tempdir().unwrap();
-        let compiler = std::env::var("CC").unwrap_or_else(|_| "cc".into());
-        for (source, library) in [("runtime.c", "libruntime.so"), ("driver.c", "libcuda.so.1")] {
-            let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../runtime/tests/no_gpu").join(source);
-            let mut command = Command::new(&compiler);
-            command.args(["-O1", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared", "-pthread", "-o"]);
-            let status = command.arg(folder.path().join(library)).arg(source).arg("-ldl").status();
-            assert!(status.expect("a C compiler").success(), "{library} compiles");
-        }
-        Some(Self { folder, torch, devices: 1, bytes: None, caches: false, aware: false })
+        let harness = Harness::new()?;
+        Some(Self { harness, devices: 1, bytes: None, caches: false, aware: false })
     }
 
     fn path(&self) -> &Path {
-        self.folder.path()
+        self.harness.path()
     }
 
     /// Runs the program with these words, on so many ranks.
     fn run(&self, ranks: usize, words: &[&str]) -> Ended {
         let mut command = if ranks == 1 { program(self.path()) } else { launcher(ranks, self.path()) };
-        let libraries = std::env::join_paths([self.path(), &self.torch.join("lib")]).unwrap();
-        command.env("LD_PRELOAD", self.path().join("libruntime.so")).env("LD_LIBRARY_PATH", libraries);
-        command.env("FAKE_DEVICES", self.devices.to_string());
+        self.harness.surround(&mut command, self.devices);
         if let Some(bytes) = self.bytes {
             command.env("FAKE_BYTES", bytes.to_string());
         }
@@ -142,7 +128,7 @@ fn an_nccl_that_does_not_start_is_done_without_or_refused_in_one_message() {
     let Some(machine) = Machine::new() else { return };
     let machine = Machine { devices: 2, ..machine };
     // NVIDIA's own opens, and finds that the driver is none of its.
-    let own = machine.torch.join("../nvidia/nccl/lib/libnccl.so.2").exists();
+    let own = machine.harness.torch.join("../nvidia/nccl/lib/libnccl.so.2").exists();
     let why = if own { "NCCL does not start in group world: rank 0: " } else { "NCCL cannot be used: " };
     let ended = machine.train(2, &["parallel.tp=2"]).success();
     let told = format!("a CUDA device for each of 2 ranks; MPI through host memory: {why}");
